@@ -1,0 +1,5 @@
+"""`python -m parlaunch` is `parlaunch`."""
+
+from parlaunch.cli import main
+
+main()

@@ -1,0 +1,76 @@
+"""The recipe catalog in this package: every Megatron Bridge recipe name and the architectures behind them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+from parlaunch.architecture import Architecture, architecture_from_json
+from parlaunch.errors import UsageError
+from parlaunch.layout import recompute_from_json
+from parlaunch.recipe import Defaults, Recipe, features_from_json
+
+
+@lru_cache(maxsize=None)
+def load(name: str) -> Any:
+    """One of the package's data files, parsed once."""
+    return json.loads(files("parlaunch").joinpath("data", name).read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=1)
+def _rows() -> Mapping[str, Mapping[str, Any]]:
+    return {row["name"]: row for row in load("recipes.json")["recipes"]}
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Every name that `recipe` knows, aliases included, sorted."""
+    return tuple(sorted({*_rows(), *load("recipes.json")["aliases"]}))
+
+
+def architecture(model_id: str) -> Architecture:
+    """The architecture of a Hugging Face model name. Raises `UsageError` with the nearest names."""
+    table = load("architectures.json")
+    if model_id not in table:
+        near = difflib.get_close_matches(model_id, table, n=5, cutoff=0.4)
+        raise UsageError(f"unknown model {model_id!r}", hint="nearest: " + ", ".join(near) if near else "")
+    return architecture_from_json(table[model_id])
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name or alias. Raises `UsageError` with the nearest names."""
+    row = _rows().get(load("recipes.json")["aliases"].get(name, name))
+    if row is None:
+        near = difflib.get_close_matches(name, recipe_names(), n=5, cutoff=0.5)
+        raise UsageError(
+            f"unknown recipe {name!r}",
+            hint="nearest: " + ", ".join(near) if near else "`parlaunch recipes` lists them all",
+        )
+    layout = row.get("layout") or {}
+    chunks = layout.get("layers_per_chunk")
+    return Recipe(
+        name=name,
+        source="catalog",
+        task=row["task"],
+        model=row["model"],
+        model_id=row["model_id"],
+        architecture=architecture(row["model_id"]),
+        seq_length=row.get("seq") or 4096,
+        global_batch_size=row.get("gbs") or 256,
+        precision=row["precision"],
+        gpus=row.get("gpus"),
+        hardware=row.get("hardware"),
+        defaults=Defaults(
+            tp=layout.get("tp"), pp=layout.get("pp"), vp=layout.get("vp"), cp=layout.get("cp"), ep=layout.get("ep"),
+            etp=layout.get("etp"), micro_batch_size=layout.get("mbs"), sequence_parallel=layout.get("sequence_parallel"),
+            recompute=recompute_from_json(layout.get("recompute")) if layout else None,
+            layers_per_chunk=None if chunks is None else tuple(chunks),
+        ),
+        features=features_from_json(row.get("features")),
+        benchmark=row["kind"] == "benchmark",
+        feasible=row.get("feasible", True),
+        env={k: str(v) for k, v in (row.get("env") or {}).items()},
+    )  # fmt: skip

@@ -1,0 +1,112 @@
+"""A recipe: what is trained, and what of it is not ours to change.
+
+Sequence length, global batch, precision, optimizer and data stay as the recipe or the user says; the layout, micro batch,
+recompute and environment are what the planner chooses. Three sources give one `Recipe` value: the installed Megatron Bridge,
+the catalog in this package (`parlaunch.catalog`), and a Hugging Face config.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from parlaunch.architecture import Architecture
+from parlaunch.layout import Recompute
+
+PRECISIONS = ("bf16", "fp16", "fp32", "fp8cs", "fp8ds", "fp8sc", "fp8mx", "nvfp4")
+"""bf16, fp16, fp32; FP8 with current, delayed or subchannel (block) scaling; MXFP8; NVFP4. Names as Megatron Bridge's recipes."""
+
+TASKS = ("pretrain", "sft", "peft")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What a recipe switches on that costs or saves time or memory."""
+
+    dispatcher: str | None = None  # MoE: allgather | alltoall | deepep | hybridep; None: the default of the machine
+    ep_overlap: bool = False  # expert all-to-all under the next micro batch's compute
+    tp_overlap: bool = False  # userbuffer GEMM overlap
+    cuda_graph: str | None = None  # None | "transformer_engine" | "local" | "full_iteration"
+    cuda_graph_scope: tuple[str, ...] = ()  # modules captured; empty with a graph: everything the implementation takes
+    fsdp: bool = False  # Megatron-FSDP
+    nccl_ub: bool = False  # NCCL user buffers
+    distributed_optimizer: bool = True
+    grad_reduce_fp32: bool = False
+    fp8_param_gather: bool = False
+    precision_aware_optimizer: bool = False
+    moments: str = "float32"  # dtype of Adam's moments
+    optimizer_offload: float = 0.0  # share of the optimizer kept in host memory
+    offload_modules: tuple[str, ...] = ()  # fine-grained activation offloading
+    cpu_offload_layers: int = 0  # layers whose activations go to host memory
+    force_balance: bool = False  # router made uniform: benchmarks only
+    paged_stash: bool = False
+
+
+def features_from_json(data: Mapping[str, Any] | None) -> Features:
+    """Features as `recipes.json` and tables of runs write them."""
+    given = dict(data or {})
+    impl, scope = None, ()
+    if (graph := given.get("cuda_graph")) and graph[0] not in (None, "none"):
+        impl = graph[0]
+        modules = graph[1] if len(graph) > 1 else ()
+        scope = tuple([modules] if isinstance(modules, str) else modules or ())
+        if "full_iteration" in scope or impl == "full_iteration":
+            impl, scope = "full_iteration", ()
+    return Features(
+        dispatcher=given.get("dispatcher"),
+        ep_overlap=bool(given.get("ep_overlap")),
+        tp_overlap=bool(given.get("tp_overlap")),
+        cuda_graph=impl,
+        cuda_graph_scope=scope,
+        fsdp=bool(given.get("fsdp")),
+        nccl_ub=bool(given.get("nccl_ub")),
+        distributed_optimizer=not given.get("no_distributed_optimizer"),
+        grad_reduce_fp32=bool(given.get("grad_reduce_fp32")),
+        fp8_param_gather=bool(given.get("fp8_param_gather")),
+        precision_aware_optimizer=bool(given.get("precision_aware_optimizer")),
+        moments=str(given.get("moments") or "float32"),
+        optimizer_offload=float(given.get("optimizer_offload") or 0.0),
+        offload_modules=tuple(given.get("offload_modules") or ()),
+        cpu_offload_layers=int(given.get("cpu_offload_layers") or 0),
+        force_balance=bool(given.get("force_balance")),
+        paged_stash=bool(given.get("paged_stash")),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """The layout a recipe comes with. None: the recipe does not say, or the catalog does not know."""
+
+    tp: int | None = None
+    pp: int | None = None
+    vp: int | None = None
+    cp: int | None = None
+    ep: int | None = None
+    etp: int | None = None
+    micro_batch_size: int | None = None
+    sequence_parallel: bool | None = None
+    recompute: Recompute | None = None
+    layers_per_chunk: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One training configuration."""
+
+    name: str
+    source: str  # bridge | catalog | hf-config
+    task: str  # pretrain | sft | peft
+    model: str  # short family name: "llama3_8b"
+    model_id: str | None  # Hugging Face name, an entry of architectures.json
+    architecture: Architecture
+    seq_length: int
+    global_batch_size: int
+    precision: str
+    gpus: int | None = None  # GPUs the recipe was written for
+    hardware: str | None = None  # and their model: h100, gb200, …
+    defaults: Defaults = field(default_factory=Defaults)
+    features: Features = field(default_factory=Features)
+    benchmark: bool = False  # a performance benchmark: router balanced, layout tuned for one machine
+    feasible: bool = True  # False: as published it breaks one of Megatron's own rules
+    env: Mapping[str, str] = field(default_factory=dict)  # variables the recipe sets by setdefault, where known
