@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -15,7 +15,7 @@ from parlaunch.layout import recompute_from_json
 from parlaunch.recipe import Defaults, Recipe, features_from_json
 
 
-@lru_cache(maxsize=None)
+@cache
 def load(name: str) -> Any:
     """One of the package's data files, parsed once."""
     return json.loads(files("parlaunch").joinpath("data", name).read_text(encoding="utf-8"))
