@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from parlaunch.cpu import CPU_RANK
 from parlaunch.datasheet import Product, product
 from parlaunch.errors import ProbeError
 from parlaunch.machine import Cluster
@@ -28,7 +29,7 @@ class Rates:
 def rates_of(cluster: Cluster) -> Rates:
     """Boil a cluster down. Raises `ProbeError` without a GPU or for a product without a data sheet."""
     gpu = cluster.gpu
-    sheet = product(gpu.name)
+    sheet = CPU_RANK if gpu.name == CPU_RANK.name else product(gpu.name)
     if sheet is None:
         raise ProbeError(
             f"no data sheet for {gpu.name!r}",
