@@ -13,10 +13,12 @@ from typing import Any
 
 from parlaunch.errors import ProbeError
 
+UNLIMITED = 2**64 - 1  # what the kernel calls RLIM_INFINITY
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One GPU as its node numbers it (by PCI address)."""
+    """One GPU as its node numbers it (by PCI address). Nothing beyond `name` need be known."""
 
     index: int
     name: str  # as NVML gives it: "NVIDIA H100 80GB HBM3"
@@ -31,6 +33,54 @@ class Gpu:
     nvlinks: int | None = None  # active links
     fabric_id: tuple[str, int] | None = None  # (cluster UUID, clique id): GPUs of several nodes in one NVLink domain
     cpus: tuple[int, ...] | None = None  # the CPUs of its NUMA node, as far as we may use them
+    error: str | None = None  # why it cannot be used ("GPU_IS_LOST"); such a GPU stands in `Node.gpus_unusable`
+    minor: int | None = None  # /dev/nvidiaN
+    serial: str | None = None
+    numa_memory: int | None = None  # the NUMA node of its own memory (Grace), not of the CPU beside it
+    memory_used_bytes: int | None = None  # by processes, without what the driver keeps
+    memory_reserved_bytes: int | None = None
+    processes: tuple[tuple[int, int | None], ...] | None = None  # (pid on the host, bytes)
+    clock_sm_hz: int | None = None
+    clock_sm_max_hz: int | None = None
+    clock_sm_app_hz: int | None = None  # the application clock, where the card has one
+    clock_memory_hz: int | None = None
+    clock_memory_max_hz: int | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None  # as enforced
+    power_default_w: float | None = None
+    power_max_w: float | None = None
+    temperature_c: int | None = None
+    throttle: int | None = None  # NVML's clocks event reasons, a mask
+    pstate: int | None = None
+    persistence: bool | None = None
+    compute_mode: str | None = None  # default | exclusive_thread | prohibited | exclusive_process
+    ecc: bool | None = None
+    ecc_pending: bool | None = None  # after the next reset
+    ecc_uncorrected: int | None = None  # since the driver was loaded
+    ecc_sram_uncorrected: int | None = None
+    remapped_rows: tuple[int, int, int, int] | None = None  # correctable, uncorrectable, pending, failed
+    retired_pending: bool | None = None
+    recovery_action: int | None = None  # 0 none, 1 reset, 2 reboot node, 3 drain P2P, 4 drain and reset
+    mig: bool | None = None  # MIG mode is on
+    mig_devices: tuple[tuple[str, str, int | None], ...] = ()  # (UUID, name, bytes)
+    pcie_gen: int | None = None  # drops at idle
+    pcie_gen_max: int | None = None
+    pcie_width: int | None = None
+    pcie_width_max: int | None = None
+    nvlinks_down: tuple[int, ...] | None = None  # links that it has and that are not active
+    nvlinks_switch: int | None = None  # active links that end in an NVSwitch
+    nvlinks_hidden: int | None = None  # active links whose far end we cannot see (another cgroup, a VM)
+    nvlink_version: str | None = None  # "4.0"
+    nvlink_bytes_per_s: float | None = None  # all active links, one direction
+    nvlink_errors: int | None = None  # replays, recoveries and CRC errors of all links
+    fabric_state: str | None = None  # not_supported | not_started | in_progress | completed
+    fabric_status: int | None = None  # an NVML return code; means something when completed
+    fabric_health: tuple[str, ...] = ()  # what the health mask says is wrong: degraded_bandwidth, ...
+    fabric_summary: str | None = None  # healthy | unhealthy | limited_capacity
+    fabric_cluster: str | None = None  # cluster UUID as read, an all-zero one too (one node only)
+    fabric_clique: int | None = None
+    gsp_firmware: str | None = None
+    vbios: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +98,21 @@ class Nic:
     rail: bool = False  # carries GPU traffic
     why_not: str | None = None  # why it is not a rail
     distances: tuple[tuple[int, str], ...] = ()  # (gpu index, PIX|PXB|PHB|NODE|SYS)
+    state: str | None = None  # ACTIVE, DOWN, INIT, ARMED; operstate of a plain interface
+    physical_state: str | None = None  # LinkUp, Polling, Disabled, ...
+    rate: str | None = None  # as the kernel prints it: "400 Gb/sec (4X NDR)"
+    driver: str | None = None
+    model: str | None = None  # MT4129, or vendor:device
+    board: str | None = None
+    firmware: str | None = None
+    guid: str | None = None
+    mtu: int | None = None
+    virtual_function: bool | None = None
+    bond: str | None = None  # the bond it belongs to, or is
+    uverbs: bool | None = None  # /dev/infiniband/uverbsN is here: usable from this container
+    errors: tuple[tuple[str, int], ...] = ()  # port counters above zero
+    addresses: tuple[str, ...] = ()  # IP addresses of the interface
+    card: str | None = None  # PCI address of function 0: ports and VFs of one card agree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +122,7 @@ class Node:
     hostname: str
     gpus: tuple[Gpu, ...] = ()
     nics: tuple[Nic, ...] = ()
-    # Number of NVLinks between two GPUs, by index, as far as known; switched GPUs have all their links to each peer.
+    # Number of NVLinks between two GPUs, by `Gpu.index`, as far as known; switched GPUs have all their links to each peer.
     nvlinks: tuple[tuple[int, int, int], ...] = ()
     link_type: str | None = None  # nvswitch | nvswitch_mnnvl | mesh | cube_mesh | pairs | none
     cpu_model: str | None = None
@@ -71,6 +136,41 @@ class Node:
     virtual: str | None = None  # kvm, container, …
     gpudirect: bool | None = None
     switch: str | None = None  # SLURM_TOPOLOGY_ADDR, when known
+    gpus_unusable: tuple[Gpu, ...] = ()  # seen, and not to be used: lost, unreadable; each with its `error`
+    gpus_invisible: tuple[Gpu, ...] = ()  # healthy, and taken away by CUDA_VISIBLE_DEVICES
+    gpus_pci: int | None = None  # NVIDIA GPUs on the PCI bus, whatever the driver says
+    nvswitches_pci: int | None = None
+    gpu_distances: tuple[tuple[int, int, str], ...] = ()  # (gpu index, gpu index, PIX|PXB|PHB|NODE|SYS)
+    p2p_broken: tuple[tuple[int, int, str], ...] = ()  # pairs that cannot reach each other's memory, and why
+    nvml_error: str | None = None  # why NVML could not be asked: "LIB_RM_VERSION_MISMATCH"
+    nvml_version: str | None = None
+    driver_kernel: str | None = None  # version of the loaded kernel module
+    driver_open: bool | None = None  # the open kernel modules
+    cuda_visible_devices: str | None = None  # the variable as it was set
+    cuda_visible_notes: tuple[str, ...] = ()  # what is odd about it
+    cuda_visible_exact: bool | None = None  # False: CUDA's order may differ from the one shown
+    gpudirect_by: str | None = None  # nvidia_peermem | nv_peer_mem | dma-buf
+    gdrcopy: bool | None = None
+    imex_channels: int | None = None
+    acs_redirects: tuple[str, ...] | None = (
+        None  # bridges above GPUs or rails that send peer traffic up; None: unreadable
+    )
+    iommu: str | None = None  # off | passthrough | translating
+    container: str | None = None  # docker | podman | kubernetes | apptainer | enroot | lxc
+    kernel: str | None = None
+    cpu_limit: float | None = None  # CPUs that the cgroup's quota allows
+    memory_limit_bytes: int | None = None  # cgroup
+    memory_available_bytes: int | None = None
+    shm_bytes: int | None = None  # size of /dev/shm
+    memlock_bytes: int | None = None  # ulimit -l, soft; UNLIMITED when unlimited
+    nofile: int | None = None  # ulimit -n, soft; UNLIMITED when unlimited
+    huge_pages: int | None = None
+    huge_page_bytes: int | None = None
+    transparent_huge_pages: str | None = None  # always | madvise | never
+    numa_cpus: tuple[tuple[int, tuple[int, ...]], ...] = ()  # (NUMA node, its CPUs); memory-only nodes are not here
+    default_netdev: str | None = None  # the interface of the default route
+    hostname_loopback: bool | None = None  # /etc/hosts sends our own name to 127.x
+    xids: tuple[tuple[int, str, int], ...] | None = None  # (Xid, PCI address, seconds ago); None: no kernel log to read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +246,7 @@ def cluster_to_json(cluster: Cluster) -> dict[str, Any]:
     """The `hardware` object: nodes with GPUs and NICs, domains, fabric, and what follows from them."""
     out: dict[str, Any] = _plain(cluster)
     for node in out["nodes"]:
-        for gpu in node["gpus"]:
+        for gpu in (*node["gpus"], *node["gpus_unusable"], *node["gpus_invisible"]):
             capability = gpu["compute_capability"]
             gpu["compute_capability"] = None if capability is None else f"{capability[0]}.{capability[1]}"
     return out | {"gpus_per_node": cluster.gpus_per_node, "world_size": cluster.world_size}
@@ -161,18 +261,22 @@ def _make(kind: type[Any], given: Mapping[str, Any], **known: Any) -> Any:
     return kind(**{k: _tuples(v) for k, v in given.items() if k in names} | known)
 
 
+def _gpu(given: Mapping[str, Any]) -> Any:
+    text = given.get("compute_capability")
+    capability = None if text is None else tuple(int(part) for part in str(text).split("."))
+    return _make(Gpu, given, compute_capability=capability)
+
+
 def cluster_from_json(data: Mapping[str, Any], *, where: str = "hardware") -> Cluster:
     """The cluster that `cluster_to_json` wrote. Unknown fields are skipped; raises `ProbeError` naming `where`."""
     try:
         nodes = []
         for node in data["nodes"]:
-            gpus = []
-            for gpu in node.get("gpus", ()):
-                text = gpu.get("compute_capability")
-                capability = None if text is None else tuple(int(part) for part in str(text).split("."))
-                gpus.append(_make(Gpu, gpu, compute_capability=capability))
+            gpus = {
+                kind: tuple(map(_gpu, node.get(kind) or ())) for kind in ("gpus", "gpus_unusable", "gpus_invisible")
+            }
             nics = tuple(_make(Nic, nic) for nic in node.get("nics", ()))
-            nodes.append(_make(Node, node, gpus=tuple(gpus), nics=nics))
+            nodes.append(_make(Node, node, nics=nics, **gpus))
         fabric = _make(Fabric, data.get("fabric") or {"kind": "none"})
         made = _make(Cluster, data, nodes=tuple(nodes), fabric=fabric)
         assert isinstance(made, Cluster)
