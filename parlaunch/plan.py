@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from parlaunch.layout import Layout, Recompute, layout_to_json
-from parlaunch.machine import Cluster, cluster_to_json
-from parlaunch.recipe import Recipe
+from parlaunch.architecture import architecture_from_json
+from parlaunch.errors import UsageError
+from parlaunch.layout import Layout, Recompute, layout_from_json, layout_to_json
+from parlaunch.machine import Cluster, cluster_from_json, cluster_to_json
+from parlaunch.recipe import Defaults, Features, Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +189,9 @@ def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
         "micro_batch_size": d.micro_batch_size,
         "precision": recipe.precision,
         "defaults": {name: getattr(d, name) for name in ("tp", "pp", "vp", "cp", "ep", "etp")},
+        "family": recipe.model,
+        "benchmark": recipe.benchmark,
+        "features": {f.name: getattr(recipe.features, f.name) for f in fields(Features)},
     }
 
 
@@ -218,3 +223,57 @@ def plan_to_json(plan: Plan, *, version: str) -> dict[str, Any]:
         "warnings": list(plan.warnings),
         "evidence": [dict(e) for e in plan.evidence],
     }
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _candidate(data: Mapping[str, Any]) -> Candidate:
+    memory, estimate = data["memory"], data["estimate"]
+    names = {f.name for f in fields(Memory)}
+    flat = {**memory["components"], **{k: v for k, v in memory.items() if k in names}}
+    e_names = {f.name for f in fields(Estimate)} - {"breakdown"}
+    return Candidate(
+        layout=layout_from_json(data["layout"]),
+        memory=Memory(**flat, capacity=memory["capacity_bytes"], limit=memory["limit_bytes"]),
+        estimate=Estimate(
+            **{k: v for k, v in estimate.items() if k in e_names}, breakdown=Breakdown(**estimate["breakdown"])
+        ),
+    )
+
+
+def plan_from_json(data: Mapping[str, Any], *, where: str) -> Plan:
+    """The plan that `plan_to_json` wrote. Raises `UsageError` naming `where` for anything else."""
+    try:
+        if data["schema"] != "parlaunch.plan/1":
+            raise UsageError(
+                f"{where}: schema {data['schema']!r} is not parlaunch.plan/1", hint="save one with --save-plan"
+            )
+        r = data["recipe"]
+        features = {k: _tuples(v) for k, v in r["features"].items()}
+        recipe = Recipe(
+            name=r["name"], source=r["source"], task=r["task"], model=r["family"], model_id=r["model"]["id"],
+            architecture=architecture_from_json(r["model"]), seq_length=r["seq_length"],
+            global_batch_size=r["global_batch_size"], precision=r["precision"],
+            defaults=Defaults(micro_batch_size=r["micro_batch_size"], **r["defaults"]),
+            features=Features(**features), benchmark=r["benchmark"],
+        )  # fmt: skip
+        return Plan(
+            recipe=recipe,
+            cluster=cluster_from_json(data["hardware"], where=where),
+            chosen=_candidate(data),
+            environment=tuple(Variable(**v) for v in data["environment"]),
+            overrides=tuple(data["overrides"]),
+            argv=tuple(data["argv"]),
+            rank_order=tuple(data["rank_order"]),
+            because=tuple(data["because"]),
+            alternatives=tuple(_candidate(c) for c in data["alternatives"]),
+            rejected=tuple(Refusal(layout=layout_from_json(x["layout"]), reason=x["reason"]) for x in data["rejected"]),
+            warnings=tuple(data["warnings"]),
+            evidence=tuple(data["evidence"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"{where} is not a plan as parlaunch writes it: {error}", hint="save one with --save-plan"
+        ) from error

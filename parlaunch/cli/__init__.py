@@ -21,7 +21,10 @@ def arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     if "--" in args:
         at = args.index("--")
         args, rest = args[:at], args[at + 1 :]
-    if not args or (args[0] not in COMMANDS and args[0] not in ("-h", "--help", "--version", "--install-completion", "--show-completion")):
+    if not args or (
+        args[0] not in COMMANDS
+        and args[0] not in ("-h", "--help", "--version", "--install-completion", "--show-completion")
+    ):
         args.insert(0, "launch" if args else "--help")
     return args, rest
 

@@ -34,7 +34,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None:
     """Probe the machine, plan the parallel layout, launch the job."""
 
@@ -58,53 +60,113 @@ def _names(kind: str) -> Any:
 
 def _plan_or_launch(
     ctx: typer.Context,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Megatron Bridge overrides, handed on in order", show_default=False)] = None,
-    recipe: Annotated[str | None, _option("--recipe", panel=WHAT, help="a Megatron Bridge recipe", autocompletion=_names("recipe"))] = None,
-    model_config: Annotated[Path | None, _option("--model-config", panel=WHAT, help="a Hugging Face config.json instead of a recipe")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Megatron Bridge overrides, handed on in order", show_default=False
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, _option("--recipe", panel=WHAT, help="a Megatron Bridge recipe", autocompletion=_names("recipe"))
+    ] = None,
+    model_config: Annotated[
+        Path | None, _option("--model-config", panel=WHAT, help="a Hugging Face config.json instead of a recipe")
+    ] = None,
     seq_length: Annotated[int | None, _option("--seq-length", panel=WHAT, help="tokens a sequence")] = None,
-    global_batch_size: Annotated[int | None, _option("--global-batch-size", panel=WHAT, help="sequences an iteration")] = None,
-    precision: Annotated[str | None, _option("--precision", panel=WHAT, help="bf16 fp16 fp8cs fp8ds fp8sc fp8mx nvfp4")] = None,
-    script: Annotated[Path | None, _option("--script", panel=WHAT, help="the runner: a training script that takes --recipe and overrides")] = None,
-    module: Annotated[str | None, _option("--module", panel=WHAT, help="the runner: a Python module instead of a script")] = None,
-    hardware: Annotated[str, _option("--hardware", panel=MACHINE, help="auto, a preset and a count (dgx-h100:4), or a file", autocompletion=_names("preset"))] = "auto",
-    device: Annotated[str, _option("--device", panel=MACHINE, help="cuda, or cpu: gloo ranks here, a tiny version of the model")] = "cuda",
-    machine_file: Annotated[Path | None, _option("--machine-file", panel=MACHINE, help="measured rates, from `parlaunch calibrate`")] = None,
-    spares: Annotated[int, _option("--spares", panel=MACHINE, help="nodes of the allocation that may be left out when sick", min=0)] = 0,
+    global_batch_size: Annotated[
+        int | None, _option("--global-batch-size", panel=WHAT, help="sequences an iteration")
+    ] = None,
+    precision: Annotated[
+        str | None, _option("--precision", panel=WHAT, help="bf16 fp16 fp8cs fp8ds fp8sc fp8mx nvfp4")
+    ] = None,
+    script: Annotated[
+        Path | None,
+        _option("--script", panel=WHAT, help="the runner: a training script that takes --recipe and overrides"),
+    ] = None,
+    module: Annotated[
+        str | None, _option("--module", panel=WHAT, help="the runner: a Python module instead of a script")
+    ] = None,
+    hardware: Annotated[
+        str,
+        _option(
+            "--hardware",
+            panel=MACHINE,
+            help="auto, a preset and a count (dgx-h100:4), or a file",
+            autocompletion=_names("preset"),
+        ),
+    ] = "auto",
+    device: Annotated[
+        str, _option("--device", panel=MACHINE, help="cuda, or cpu: gloo ranks here, a tiny version of the model")
+    ] = "cuda",
+    machine_file: Annotated[
+        Path | None, _option("--machine-file", panel=MACHINE, help="measured rates, from `parlaunch calibrate`")
+    ] = None,
+    spares: Annotated[
+        int, _option("--spares", panel=MACHINE, help="nodes of the allocation that may be left out when sick", min=0)
+    ] = 0,
     tp: Annotated[int | None, _option("--tp", panel=PINS, help="tensor parallel size", min=1)] = None,
     pp: Annotated[int | None, _option("--pp", panel=PINS, help="pipeline parallel size", min=1)] = None,
-    vp: Annotated[int | None, _option("--vp", panel=PINS, help="virtual pipeline chunks a stage; 1: no interleaving", min=1)] = None,
+    vp: Annotated[
+        int | None, _option("--vp", panel=PINS, help="virtual pipeline chunks a stage; 1: no interleaving", min=1)
+    ] = None,
     cp: Annotated[int | None, _option("--cp", panel=PINS, help="context parallel size", min=1)] = None,
     ep: Annotated[int | None, _option("--ep", panel=PINS, help="expert parallel size", min=1)] = None,
     etp: Annotated[int | None, _option("--etp", panel=PINS, help="expert tensor parallel size", min=1)] = None,
-    micro_batch_size: Annotated[int | None, _option("--micro-batch-size", panel=PINS, help="sequences a forward pass", min=1)] = None,
-    recompute: Annotated[str | None, _option("--recompute", panel=PINS, help="none, full, selective, or modules: moe_act,layernorm")] = None,
+    micro_batch_size: Annotated[
+        int | None, _option("--micro-batch-size", panel=PINS, help="sequences a forward pass", min=1)
+    ] = None,
+    recompute: Annotated[
+        str | None, _option("--recompute", panel=PINS, help="none, full, selective, or modules: moe_act,layernorm")
+    ] = None,
     fsdp: Annotated[bool | None, _option("--fsdp/--no-fsdp", panel=PINS, help="Megatron-FSDP, or never")] = None,
     objective: Annotated[str, _option("--objective", panel=CHOICE, help="time or memory")] = "time",
-    headroom: Annotated[float, _option("--headroom", panel=CHOICE, help="share of GPU memory left free", min=0.0, max=0.9)] = 0.08,
-    evidence: Annotated[bool, _option("--evidence/--no-evidence", panel=CHOICE, help="let measured layouts decide close calls")] = True,
+    headroom: Annotated[
+        float, _option("--headroom", panel=CHOICE, help="share of GPU memory left free", min=0.0, max=0.9)
+    ] = 0.08,
+    evidence: Annotated[
+        bool, _option("--evidence/--no-evidence", panel=CHOICE, help="let measured layouts decide close calls")
+    ] = True,
     env: Annotated[bool, _option("--env/--no-env", panel=CHOICE, help="set environment variables")] = True,
     numa: Annotated[bool, _option("--numa/--no-numa", panel=CHOICE, help="bind ranks to the CPUs of their GPU")] = True,
     strict: Annotated[bool, _option("--strict", panel=CHOICE, help="a warning stops the launch")] = False,
     force: Annotated[bool, _option("--force", panel=CHOICE, help="launch in spite of a preflight FAIL")] = False,
     plan_file: Annotated[Path | None, _option("--plan", panel=CHOICE, help="launch exactly this saved plan")] = None,
     nnodes: Annotated[str | None, _option("--nnodes", panel=RANKS, help="nodes of the job")] = None,
-    nproc_per_node: Annotated[int | None, _option("--nproc-per-node", panel=RANKS, help="ranks a node; default: its GPUs", min=1)] = None,
+    nproc_per_node: Annotated[
+        int | None, _option("--nproc-per-node", panel=RANKS, help="ranks a node; default: its GPUs", min=1)
+    ] = None,
     node_rank: Annotated[int | None, _option("--node-rank", panel=RANKS, help="number of this node")] = None,
     master_addr: Annotated[str | None, _option("--master-addr", panel=RANKS, help="address of the first node")] = None,
     master_port: Annotated[int | None, _option("--master-port", panel=RANKS, help="port on the first node")] = None,
     rdzv_backend: Annotated[str | None, _option("--rdzv-backend", panel=RANKS, help="c10d or static")] = None,
-    rdzv_endpoint: Annotated[str | None, _option("--rdzv-endpoint", panel=RANKS, help="HOST:PORT of the rendezvous")] = None,
+    rdzv_endpoint: Annotated[
+        str | None, _option("--rdzv-endpoint", panel=RANKS, help="HOST:PORT of the rendezvous")
+    ] = None,
     rdzv_id: Annotated[str | None, _option("--rdzv-id", panel=RANKS, help="name of the rendezvous")] = None,
-    max_restarts: Annotated[int | None, _option("--max-restarts", panel=RANKS, help="restarts that torchrun may try", min=0)] = None,
-    srun_arg: Annotated[list[str] | None, _option("--srun-arg", panel=RANKS, help="handed to srun when we call it; repeat")] = None,
-    agree_timeout: Annotated[float, _option("--agree-timeout", panel=RANKS, help="seconds to wait for every node", min=1.0)] = 120.0,
+    max_restarts: Annotated[
+        int | None, _option("--max-restarts", panel=RANKS, help="restarts that torchrun may try", min=0)
+    ] = None,
+    srun_arg: Annotated[
+        list[str] | None, _option("--srun-arg", panel=RANKS, help="handed to srun when we call it; repeat")
+    ] = None,
+    agree_timeout: Annotated[
+        float, _option("--agree-timeout", panel=RANKS, help="seconds to wait for every node", min=1.0)
+    ] = 120.0,
     dry_run: Annotated[bool, _option("--dry-run", panel=OUTPUT, help="print what would be done, do nothing")] = False,
     format: Annotated[str, _option("--format", panel=OUTPUT, help="text, json, shell or sbatch")] = "text",
-    why_not: Annotated[list[str] | None, _option("--why-not", panel=OUTPUT, help="ask about a layout: tp=8,pp=2; repeat")] = None,
-    explain: Annotated[bool, _option("--explain", panel=OUTPUT, help="also: where we are, who sits where, every reason")] = False,
+    why_not: Annotated[
+        list[str] | None, _option("--why-not", panel=OUTPUT, help="ask about a layout: tp=8,pp=2; repeat")
+    ] = None,
+    explain: Annotated[
+        bool, _option("--explain", panel=OUTPUT, help="also: where we are, who sits where, every reason")
+    ] = False,
     top: Annotated[int, _option("--top", panel=OUTPUT, help="runners-up to show", min=0, max=100)] = 5,
-    report: Annotated[Path | None, _option("--report", panel=OUTPUT, help="write one HTML file a person can look at")] = None,
-    save_plan: Annotated[Path | None, _option("--save-plan", panel=OUTPUT, help="write the plan for --plan and `parlaunch diff`")] = None,
+    report: Annotated[
+        Path | None, _option("--report", panel=OUTPUT, help="write one HTML file a person can look at")
+    ] = None,
+    save_plan: Annotated[
+        Path | None, _option("--save-plan", panel=OUTPUT, help="write the plan for --plan and `parlaunch diff`")
+    ] = None,
     quiet: Annotated[bool, _option("--quiet", "-q", panel=OUTPUT, help="only the layout, in one line")] = False,
     verbose: Annotated[bool, _option("--verbose", "-v", panel=OUTPUT, help="nothing left out")] = False,
 ) -> None:

@@ -1,0 +1,178 @@
+"""From what was typed to the three values that `plan` takes: Recipe, Cluster, Wishes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from parlaunch.cli.request import Request
+from parlaunch.errors import ParlaunchError, ProbeError, UsageError
+from parlaunch.layout import FULL_RECOMPUTE, NO_RECOMPUTE, Recompute
+from parlaunch.machine import Cluster
+from parlaunch.plan import Wishes
+from parlaunch.recipe import PRECISIONS, Recipe
+
+
+def note(sentence: str) -> None:
+    """Say something beside the data: on stderr."""
+    print(sentence, file=sys.stderr)
+
+
+def choice(option: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise `UsageError` unless the value is one of those known."""
+    if value not in known:
+        raise UsageError(f"{option} {value!r} is not known", hint=f"one of: {', '.join(known)}")
+
+
+def merged_pins(request: Request) -> dict[str, Any]:
+    """Sizes fixed by options and by KEY=VALUE overrides; both may speak, but not against each other."""
+    from parlaunch.overrides import pins_from
+
+    pins: dict[str, Any] = dict(pins_from(request.overrides))
+    names = ("tp", "pp", "vp", "cp", "ep", "etp", "micro_batch_size", "global_batch_size", "seq_length")
+    for name in names:
+        value = getattr(request, name)
+        if value is None:
+            continue
+        if name in pins and pins[name] is not None and pins[name] != value:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{option} {value} contradicts an override that sets it to {pins[name]}", hint="keep one of the two"
+            )
+        pins[name] = value
+    if request.recompute is not None:
+        wanted = recompute_of(request.recompute)
+        if pins.get("recompute") not in (None, wanted):
+            raise UsageError("--recompute contradicts the model.recompute_* overrides", hint="keep one of the two")
+        pins["recompute"] = wanted
+    return pins
+
+
+def recompute_of(text: str) -> Recompute:
+    """`none`, `full`, `full:block:4`, `selective`, or a comma list of modules."""
+    kind, _, rest = text.partition(":")
+    if kind == "none":
+        return NO_RECOMPUTE
+    if kind == "full":
+        method, _, layers = rest.partition(":")
+        if rest and (method not in ("uniform", "block") or not (layers or "1").isdigit()):
+            raise UsageError(f"--recompute {text!r} is not readable", hint="full, full:uniform:1 or full:block:4")
+        return Recompute(granularity="full", method=method, num_layers=int(layers or 1)) if rest else FULL_RECOMPUTE
+    if kind == "selective":
+        return Recompute(granularity="selective", modules=tuple(m for m in rest.split(",") if m) or ("core_attn",))
+    known = ("core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe", "shared_experts", "mhc")
+    modules = tuple(text.split(","))
+    for module in modules:
+        choice("--recompute", module, ("none", "full", "selective", *known))
+    return Recompute(granularity="selective", modules=modules)
+
+
+def wishes_of(request: Request, pins: Mapping[str, Any]) -> Wishes:
+    choice("--objective", request.objective, ("time", "memory"))
+    sizes = {k: pins.get(k) for k in ("tp", "pp", "vp", "cp", "ep", "etp", "micro_batch_size", "recompute")}
+    return Wishes(
+        **sizes,
+        fsdp=request.fsdp,
+        objective=request.objective,
+        headroom=request.headroom,
+        top=request.top,
+        evidence=request.evidence,
+    )
+
+
+def recipe_of(request: Request, pins: Mapping[str, Any]) -> Recipe:
+    """The recipe that was named, with the user's sequence length, batch and precision."""
+    if (request.recipe is None) == (request.model_config is None):
+        given = "both --recipe and --model-config" if request.recipe else "neither --recipe nor --model-config"
+        raise UsageError(f"{given} given", hint="for example: parlaunch --recipe llama32_1b_pretrain_config --dry-run")
+    found = _from_config(request.model_config) if request.model_config else _by_name(str(request.recipe))
+    changes: dict[str, Any] = {}
+    if seq := pins.get("seq_length"):
+        changes["seq_length"] = seq
+    if batch := pins.get("global_batch_size"):
+        changes["global_batch_size"] = batch
+    if request.precision:
+        choice("--precision", request.precision, PRECISIONS)
+        changes["precision"] = request.precision
+    return replace(found, **changes)
+
+
+def _by_name(name: str) -> Recipe:
+    from parlaunch.catalog import recipe
+
+    try:
+        known, unknown = recipe(name), None
+    except UsageError as error:
+        known, unknown = None, error
+    from parlaunch_probes import bridge
+
+    if bridge.version() is not None:
+        try:
+            return bridge.recipe(name, known)
+        except ProbeError as error:
+            if known is not None:
+                note(f"note: {error.problem}; planning from the catalog's entry")
+    if known is None:
+        assert unknown is not None
+        raise unknown
+    return known
+
+
+def _from_config(path: Path) -> Recipe:
+    from parlaunch.hf_config import architecture_from_hf
+
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--model-config {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(
+            f"--model-config {path} is not JSON: {error}", hint="give a Hugging Face config.json"
+        ) from error
+    if not isinstance(config, dict):
+        raise UsageError(f"--model-config {path} is no object", hint="give a Hugging Face config.json")
+    name = str(config.get("_name_or_path") or config.get("model_type") or path.stem)
+    return Recipe(
+        name=path.name, source="hf-config", task="pretrain", model=name, model_id=None,
+        architecture=architecture_from_hf(config), seq_length=4096, global_batch_size=256, precision="bf16",
+    )  # fmt: skip
+
+
+def hardware_of(spec: str, *, environ: Mapping[str, str] | None = None) -> Cluster:
+    """`auto`, a preset and a count, or a file and a count. Raises ParlaunchError naming what was given."""
+    if spec == "auto":
+        from parlaunch_probes import probe
+
+        return probe(environ=dict(os.environ if environ is None else environ))
+    name, nodes = spec, 1
+    if (counted := re.fullmatch(r"(.+):(\d+)", spec)) and not Path(spec).exists():
+        name, nodes = counted[1], int(counted[2])
+    if Path(name).exists():
+        from parlaunch_probes.files import read_hardware, replicate
+
+        found = read_hardware(name)
+        return replicate(found, nodes) if nodes != len(found.nodes) and counted else found
+    if "/" in name or re.search(r"\.(json|xml|txt|tar|bz2|gz)$", name):
+        raise ProbeError(f"--hardware {name}: there is no such file", hint="check the path")
+    from parlaunch.datasheet import preset
+
+    return preset(name, nodes)
+
+
+def only(cluster: Cluster, gpus: int) -> Cluster:
+    """The cluster with the first `gpus` GPUs of each node."""
+    from parlaunch.machine import domains_of
+
+    if gpus > cluster.gpus_per_node:
+        raise ParlaunchError(
+            f"--nproc-per-node {gpus}, but a node has {cluster.gpus_per_node} GPUs",
+            hint=f"leave it out, or give at most {cluster.gpus_per_node}",
+        )
+    nodes = tuple(replace(node, gpus=node.gpus[:gpus]) for node in cluster.nodes)
+    return replace(cluster, nodes=nodes, nvlink_domains=domains_of(nodes))

@@ -1,0 +1,168 @@
+"""One job between command line and plan: what is trained, on what, by which runner; and the plan made of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from parlaunch.cli import inputs
+from parlaunch.cli.request import Request
+from parlaunch.errors import ParlaunchError, UsageError
+from parlaunch.machine import Cluster
+from parlaunch.plan import Plan, Wishes
+from parlaunch.recipe import Recipe
+
+if TYPE_CHECKING:
+    from parlaunch.where import Situation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """The inputs of a plan and of the launch after it."""
+
+    request: Request
+    situation: Situation
+    recipe: Recipe
+    cluster: Cluster  # this node, or the whole machine when it is known already
+    wishes: Wishes
+    pins: Mapping[str, Any]
+    device: str
+
+    def runner(self) -> tuple[tuple[str, ...], str | None]:
+        """The runner's argv prefix, and what is wrong with it here, if anything."""
+        from parlaunch_launch import runners
+
+        try:
+            found = runners.find(
+                device=self.device, script=self.request.script, module=self.request.module,
+                environ=os.environ, python=sys.executable,
+            )  # fmt: skip
+            return tuple(found.argv), None
+        except ParlaunchError as error:
+            return ("-m", "parlaunch_launch.bridge_runner"), str(error)
+
+    def runner_or_error(self) -> None:
+        """Raise the error that `runner` only reports."""
+        _, problem = self.runner()
+        if problem:
+            head, _, hint = problem.partition("\n  hint: ")
+            raise ParlaunchError(head, hint=hint)
+
+
+def job_of(request: Request, situation: Situation) -> Job:
+    """Read recipe, machine and wishes. Raises ParlaunchError for anything that cannot be."""
+    pins = inputs.merged_pins(request)
+    recipe = inputs.recipe_of(request, pins)
+    cluster = _cluster(request, situation)
+    if request.device == "cpu":
+        from parlaunch.tiny import shrink
+
+        recipe = shrink(recipe, cluster.world_size, keep=pins)
+    if cluster.world_size == 0:
+        note = next(iter(cluster.notes), "")
+        raise ParlaunchError(
+            "no GPU on this machine" + (f" ({note})" if note else ""),
+            hint="plan for another with --hardware dgx-h100:2, or train a tiny model here with --device cpu --nproc-per-node 4",
+        )
+    return Job(
+        request=request, situation=situation, recipe=recipe, cluster=cluster,
+        wishes=inputs.wishes_of(request, pins), pins=pins, device=request.device,
+    )  # fmt: skip
+
+
+def _cluster(request: Request, situation: Situation) -> Cluster:
+    cluster = inputs.hardware_of(request.hardware)
+    if request.device == "cpu":
+        from parlaunch.cpu import with_cpu_ranks
+
+        cluster = with_cpu_ranks(cluster, request.nproc_per_node or 1)
+    elif request.nproc_per_node is not None and cluster.world_size:
+        cluster = inputs.only(cluster, request.nproc_per_node)
+    nodes = situation.nnodes or 1
+    if (
+        request.hardware == "auto"
+        and nodes > 1
+        and (request.command == "plan" or request.dry_run)
+        and cluster.world_size
+    ):
+        from parlaunch_probes.files import replicate
+
+        cluster = replicate(cluster, nodes)
+        return replace(
+            cluster, notes=(*cluster.notes, f"only this node was probed; the other {nodes - 1} are taken to be like it")
+        )
+    if (
+        request.nnodes is not None
+        and request.hardware != "auto"
+        and int(request.nnodes.split(":")[0]) != len(cluster.nodes)
+    ):
+        raise UsageError(
+            f"--nnodes {request.nnodes} contradicts --hardware {request.hardware}, which has {len(cluster.nodes)}",
+            hint="write the count behind the machine: dgx-h100:4",
+        )
+    return cluster
+
+
+def finish(job: Job, cluster: Cluster, environ: Mapping[str, str]) -> Plan:
+    """The plan for the whole cluster with environment, overrides and command. Pure but for finding the runner."""
+    from parlaunch.environment import settings
+    from parlaunch.overrides import overrides
+    from parlaunch.placement import order_nodes
+    from parlaunch.planner import plan
+
+    cluster = order_nodes(cluster)
+    made = plan(cluster, job.recipe, job.wishes)
+    layout = made.layout
+    variables = settings(cluster, job.recipe, layout, environ, device=job.device) if job.request.env else ()
+    ours = overrides(job.recipe, layout, device=job.device)
+    said = _said(job)
+    lines = tuple(dict.fromkeys((*ours, *said, *job.request.overrides)))
+    if job.device == "cpu":
+        from parlaunch.tiny import tiny_overrides
+
+        lines = (*tiny_overrides(job.recipe), *lines)
+    made = replace(
+        made, environment=variables, overrides=lines, rank_order=tuple(n.hostname for n in cluster.nodes),
+        warnings=(*made.warnings, *_notes(job, cluster)),
+    )  # fmt: skip
+    return replace(made, argv=command(job, made, node_rank=0 if len(cluster.nodes) == 1 else None))
+
+
+def _notes(job: Job, cluster: Cluster) -> tuple[str, ...]:
+    _, problem = job.runner()
+    wrong = (problem.splitlines()[0],) if problem and job.request.command == "launch" else ()
+    return (*cluster.notes, *wrong)
+
+
+def _said(job: Job) -> tuple[str, ...]:
+    """What the user said by option and Bridge must hear as an override."""
+    from parlaunch.overrides import spoken
+
+    return spoken(job.recipe, seq_length=job.request.seq_length, precision=job.request.precision)
+
+
+def command(job: Job, plan: Plan, *, node_rank: int | None, master: tuple[str, int] | None = None) -> tuple[str, ...]:
+    """torchrun's argv for one node. On several nodes whose master is not known yet, shell variables stand for it."""
+    from parlaunch_launch import torchrun
+
+    prefix, _ = job.runner()
+    r, nodes = job.request, len(plan.cluster.nodes)
+    runner = [*prefix, "--recipe", r.recipe or job.recipe.name, *plan.overrides, *r.runner_args]
+    return tuple(
+        torchrun.command(
+            runner,
+            python=sys.executable,
+            nnodes=nodes,
+            nproc_per_node=plan.layout.world // nodes if plan.layout.world >= nodes else 1,
+            node_rank=node_rank,
+            master_addr=master[0] if master else r.master_addr,
+            master_port=master[1] if master else r.master_port,
+            rdzv_backend=r.rdzv_backend,
+            rdzv_endpoint=r.rdzv_endpoint,
+            rdzv_id=r.rdzv_id,
+            max_restarts=r.max_restarts,
+        )
+    )

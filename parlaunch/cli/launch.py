@@ -1,0 +1,125 @@
+"""`parlaunch` and `parlaunch plan`: plan, print what was planned, and, when launching, become it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from parlaunch.cli import inputs, output
+from parlaunch.cli.inputs import note
+from parlaunch.cli.job import Job, finish, job_of
+from parlaunch.cli.request import Request
+from parlaunch.errors import NoLayoutError, ParlaunchError
+from parlaunch.plan import Plan
+
+if TYPE_CHECKING:
+    from parlaunch.where import Situation
+
+FORMATS = ("text", "json", "shell", "sbatch")
+
+
+def run(request: Request) -> None:
+    """The whole of one launch or plan. Ends in `exec` when launching."""
+    inputs.choice("--format", request.format, FORMATS)
+    inputs.choice("--device", request.device, ("cuda", "cpu"))
+    launching = request.command == "launch" and not request.dry_run
+    situation = _situation(request)
+    if request.explain:
+        from parlaunch.where import explain
+
+        note(explain(situation))
+    if launching and request.hardware == "auto":
+        _step_aside(situation)
+        if situation.kind in ("slurm-batch", "slurm-salloc"):
+            _become_srun(request, situation)
+    job = job_of(request, situation)
+    if launching and (situation.nnodes or 1) > 1:
+        from parlaunch.cli.together import launch_together
+
+        launch_together(request, job, situation)
+    plan = finish(job, job.cluster, dict(os.environ))
+    output.emit(plan, job, request)
+    if not plan.chosen.memory.fits:
+        raise _too_large(plan)
+    if launching:
+        preflight(job, request)
+        become(plan, job, request)
+
+
+def _situation(request: Request) -> Situation:
+    from parlaunch.where import where
+    from parlaunch_launch.surroundings import ancestors, hostname
+
+    flags = {
+        "nnodes": request.nnodes, "node_rank": request.node_rank, "master_addr": request.master_addr,
+        "master_port": request.master_port, "nproc_per_node": request.nproc_per_node,
+        "rdzv_endpoint": request.rdzv_endpoint, "rdzv_backend": request.rdzv_backend, "rdzv_id": request.rdzv_id,
+    }  # fmt: skip
+    return where(os.environ, hostname=hostname(), ancestors=ancestors(), flags=flags)
+
+
+def _step_aside(situation: Situation) -> None:
+    """One launcher a node: the others of `--ntasks-per-node=8` say so and leave."""
+    if (situation.local_id or 0) > 0:
+        note(
+            f"parlaunch: task {situation.local_id} of this node leaves the launch to task 0; "
+            "torchrun starts one rank a GPU itself, so use --ntasks-per-node=1"
+        )
+        raise SystemExit(0)
+
+
+def _become_srun(request: Request, situation: Situation) -> None:
+    from parlaunch_launch import srun
+    from parlaunch_launch.become import become as execute
+
+    argv = srun.command(
+        situation, own_argv=[sys.executable, "-m", "parlaunch", *sys.argv[1:]], srun_args=request.srun_arg
+    )
+    note(f"parlaunch: {situation.why}; starting one task a node with srun")
+    execute(argv, dict(os.environ))
+
+
+def _too_large(plan: Plan) -> NoLayoutError:
+    from parlaunch.units import gib
+
+    m = plan.chosen.memory
+    return NoLayoutError(
+        f"the layout that you fixed needs {gib(m.peak)} a GPU, {gib(m.peak - m.limit)} more than the {gib(m.limit)} usable",
+        hint="leave a size out and the planner looks for one that fits",
+    )
+
+
+def preflight(job: Job, request: Request) -> None:
+    """Refuse to launch on a machine that doctor calls broken, unless forced."""
+    from parlaunch.doctor import examine
+
+    found = examine(job.cluster)
+    failed = [f for f in found if f.severity == "FAIL"] if job.device == "cuda" else []
+    warned = [f for f in found if f.severity == "WARN"] if job.device == "cuda" else []
+    for finding in (*failed, *warned):
+        note(f"{finding.severity}: {finding.seen}; {finding.todo}")
+    if failed and not request.force:
+        raise ParlaunchError(
+            f"preflight: {len(failed)} FAIL on this machine",
+            hint="`parlaunch doctor` shows all; --force launches anyway",
+        )
+    if warned and request.strict:
+        raise ParlaunchError("preflight: a warning, and --strict is given", hint="`parlaunch doctor` shows all")
+
+
+def become(plan: Plan, job: Job, request: Request) -> None:
+    """Set the plan's environment and replace this process by torchrun."""
+    from parlaunch.environment import problems
+    from parlaunch_launch.become import become as execute
+
+    if request.strict and (bad := problems(plan.environment)):
+        raise ParlaunchError(bad[0], hint="unset the variable, or launch without --strict")
+    job.runner_or_error()
+    environment = dict(os.environ) | {v.name: v.value for v in plan.environment if not v.kept}
+    execute(list(plan.argv), environment)
+
+
+def with_argv(plan: Plan, argv: tuple[str, ...]) -> Plan:
+    return replace(plan, argv=argv)

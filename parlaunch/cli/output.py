@@ -1,0 +1,67 @@
+"""A plan, printed in the format that was asked for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from parlaunch import __version__
+from parlaunch.cli.inputs import note
+from parlaunch.cli.job import Job
+from parlaunch.cli.request import Request
+from parlaunch.errors import ParlaunchError
+from parlaunch.plan import Plan, plan_to_json
+
+
+def emit(plan: Plan, job: Job, request: Request) -> None:
+    """Print the plan to stdout and write the files that were asked for."""
+    if request.format == "json":
+        print(json.dumps(plan_to_json(plan, version=__version__), indent=2))
+    elif request.format in ("shell", "sbatch"):
+        from parlaunch.scripts import sbatch, shell
+
+        print(shell(plan) if request.format == "shell" else sbatch(plan, job.request), end="")
+    elif request.quiet:
+        print(plan.layout)
+    else:
+        _text(plan, request)
+    for asked in request.why_not:
+        _why_not(asked, plan, job)
+    if request.save_plan:
+        _write(request.save_plan, json.dumps(plan_to_json(plan, version=__version__), indent=2) + "\n", "--save-plan")
+    if request.report:
+        from parlaunch.report_html import report
+
+        _write(request.report, report(plan), "--report")
+
+
+def _text(plan: Plan, request: Request) -> None:
+    from rich.console import Console
+
+    from parlaunch.cli.screen import show
+
+    # Without a terminal the text is as wide as our own page, whatever COLUMNS says: logs and goldens stay stable.
+    console = (
+        Console(soft_wrap=False) if sys.stdout.isatty() else Console(width=100, color_system=None, soft_wrap=False)
+    )
+    show(plan, console, verbose=request.verbose)
+
+
+def _why_not(asked: str, plan: Plan, job: Job) -> None:
+    from parlaunch.overrides import sizes_from
+    from parlaunch.planner import why_not
+
+    answer = why_not(plan.cluster, plan.recipe, sizes_from(asked), job.wishes, plan)
+    out = note if job.request.format != "text" else print
+    out(f"\nwhy not {asked}: {answer}")
+
+
+def _write(path: Path, text: str, option: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ParlaunchError(
+            f"{option} {path}: {error.strerror}", hint="choose a folder that exists and is yours"
+        ) from error
+    note(f"wrote {path}")

@@ -1,0 +1,243 @@
+"""A plan as one screen of text: the decision first, then why, what else was close, and what follows from it.
+
+Colour where there is a terminal, plain and stable where there is none; NO_COLOR and narrow terminals are rich's to handle.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from parlaunch import __version__
+from parlaunch.plan import Candidate, Plan
+from parlaunch.units import count, gib, percent, rate, seconds
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+MEMORY_PARTS = (
+    ("weights", "█", "blue"), ("gradients", "▓", "cyan"), ("optimizer", "▒", "magenta"), ("activations", "█", "green"),
+    ("logits", "▓", "yellow"), ("buffers", "▒", "red"), ("runtime", "░", "bright_black"),
+)  # fmt: skip
+TIME_PARTS = (
+    ("compute_s", "compute", "█", "green"), ("tp_s", "tensor parallel", "▓", "cyan"),
+    ("cp_s", "context parallel", "▒", "blue"), ("ep_s", "expert all-to-all", "▓", "magenta"),
+    ("pp_bubble_s", "pipeline bubble", "░", "bright_black"), ("pp_p2p_s", "pipeline transfer", "▒", "yellow"),
+    ("dp_exposed_s", "data parallel", "▓", "red"), ("optimizer_s", "optimizer", "█", "magenta"),
+    ("host_s", "host", "▒", "bright_black"),
+)  # fmt: skip
+
+
+def show(plan: Plan, console: Console, *, verbose: bool = False) -> None:
+    """Print the whole plan. `verbose` leaves nothing out and wraps nothing away."""
+    for part in _parts(plan, console.width, verbose):
+        console.print(part, highlight=False, soft_wrap=False)
+
+
+def _parts(plan: Plan, width: int, verbose: bool) -> Iterable[RenderableType]:
+    from rich.text import Text
+
+    yield _title(plan)
+    yield Text()
+    yield _facts(plan)
+    yield from _bars(plan, width)
+    if plan.because:
+        yield _heading("Why")
+        yield from (_item(sentence) for sentence in plan.because)
+    if plan.evidence:
+        yield _heading("Measured elsewhere")
+        yield from (_item(str(row.get("sentence", row))) for row in plan.evidence[: None if verbose else 3])
+    if plan.alternatives:
+        yield _heading("Also close")
+        yield _close(plan)
+    if plan.rejected:
+        yield _heading("Refused")
+        shown = plan.rejected if verbose else plan.rejected[:4]
+        yield from (_item(f"{r.layout}: {r.reason}") for r in shown)
+        if len(shown) < len(plan.rejected):
+            yield _item(f"and {len(plan.rejected) - len(shown)} more (-v shows them)")
+    if plan.warnings:
+        yield _heading("Mind", "yellow")
+        yield from (_item(sentence) for sentence in plan.warnings)
+    if plan.environment:
+        yield _heading("Environment")
+        yield _environment(plan)
+    if plan.overrides:
+        yield _heading("Overrides")
+        yield Text("  " + " ".join(plan.overrides), overflow="fold")
+    if plan.argv:
+        yield _heading("Command")
+        yield Text("  " + shlex.join(plan.argv), overflow="fold")
+
+
+def _heading(word: str, style: str = "bold") -> Text:
+    from rich.text import Text
+
+    return Text(f"\n{word}", style=f"bold {style}")
+
+
+def _item(sentence: str) -> RenderableType:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    return Padding(Text(sentence), (0, 0, 0, 2))
+
+
+def _title(plan: Plan) -> Text:
+    from rich.text import Text
+
+    r = plan.recipe
+    text = Text()
+    text.append(r.name, style="bold")
+    text.append(f"  {r.task} · {count(r.architecture.total_params)} parameters")
+    if r.architecture.active_params < r.architecture.total_params:
+        text.append(f", {count(r.architecture.active_params)} active")
+    text.append(f" · {r.precision} · {r.seq_length:,} tokens · global batch {r.global_batch_size:,}")
+    text.append(f"  (parlaunch {__version__}, recipe from {r.source})", style="bright_black")
+    return text
+
+
+def layout_words(plan: Plan) -> str:
+    """The layout in one line: every size above one, always TP, PP and DP."""
+    x = plan.layout
+    words = [f"TP {x.tp}", f"PP {x.pp}"]
+    words += [f"VP {x.vp}"] if x.vp else []
+    words += [f"CP {x.cp}"] if x.cp > 1 else []
+    words += [f"EP {x.ep}"] if x.ep > 1 else []
+    words += [f"ETP {x.etp}"] if x.etp > 1 else []
+    words += [f"DP {x.dp}"]
+    words += [f"expert DP {x.edp}"] if x.ep > 1 else []
+    words += ["sequence parallel"] if x.sequence_parallel else []
+    words += ["FSDP"] if x.fsdp else []
+    return " · ".join(words)
+
+
+def _facts(plan: Plan) -> RenderableType:
+    from rich.table import Table
+
+    c, x = plan.cluster, plan.layout
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    nodes = len(c.nodes)
+    gpus = f"{nodes} node{'s' if nodes > 1 else ''} × {c.gpus_per_node} {c.gpu.name} = {c.world_size:,}"
+    sizes = sorted({len(d) for d in c.nvlink_domains})
+    nvlink = "NVLink domains of " + ", ".join(map(str, sizes)) if sizes else "no NVLink"
+    fabric = c.fabric.kind if c.fabric.kind != "none" else "no fabric"
+    if c.fabric.bytes_per_s_per_gpu and nodes > 1:
+        fabric += f" {rate(c.fabric.bytes_per_s_per_gpu)} a GPU"
+    table.add_row(
+        "machine", f"{gpus} · {nvlink}" + (f" · {fabric}" if nodes > 1 else "") + f"  [{c.source}]".replace("[", "\\[")
+    )
+    table.add_row("layout", layout_words(plan))
+    batch = f"micro batch {x.micro_batch_size} × {x.num_microbatches} accumulated × DP {x.dp} = {x.global_batch_size:,}"
+    table.add_row("batch", batch)
+    table.add_row("recompute", str(x.recompute))
+    if x.world < c.world_size:
+        table.add_row("idle", f"{c.world_size - x.world} GPUs")
+    return table
+
+
+def _bar(parts: Sequence[tuple[float, str, str]], total: float, width: int) -> Text:
+    """Shares of `total` as characters; rounding never hides a part or runs past the end."""
+    from rich.text import Text
+
+    text, shown, used = Text(), 0, 0.0
+    for size, glyph, style in parts:
+        used += size
+        end = min(width, round(width * used / total)) if total else 0
+        text.append(glyph * (end - shown), style=style)
+        shown = end
+    text.append("·" * (width - shown), style="bright_black")
+    return text
+
+
+def _bars(plan: Plan, width: int) -> Iterable[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    m, e = plan.chosen.memory, plan.chosen.estimate
+    room = max(10, min(50, width - 50))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    table.add_row("", "", "")
+    verdict = "" if m.fits else f"  does not fit: {gib(m.peak - m.limit)} too much"
+    table.add_row(
+        "memory",
+        _bar([(getattr(m, name), glyph, style) for name, glyph, style in MEMORY_PARTS], m.capacity, room),
+        Text(f"{gib(m.peak)} ± {percent(m.error_band)} of {gib(m.capacity)}", style="" if m.fits else "red")
+        + Text(verdict, style="bold red"),
+    )
+    b = e.breakdown
+    table.add_row(
+        "time",
+        _bar([(getattr(b, name), glyph, style) for name, _, glyph, style in TIME_PARTS], b.total, room),
+        f"{seconds(e.iteration_time_s)} ± {percent(e.error_band)} an iteration",
+    )
+    table.add_row(
+        "",
+        "",
+        f"{e.tokens_per_s_per_gpu:,.0f} tokens/s/GPU · {e.model_tflops_per_gpu:,.0f} TFLOP/s/GPU · MFU {percent(e.mfu)}",
+    )
+    yield table
+    yield _legend("memory", [(n, gib(getattr(m, n)), g, s) for n, g, s in MEMORY_PARTS if getattr(m, n)])
+    yield _legend(
+        "time", [(w, seconds(getattr(b, n)), g, s) for n, w, g, s in TIME_PARTS if getattr(b, n) > 0.0005 * b.total]
+    )
+
+
+def _legend(word: str, parts: Sequence[tuple[str, str, str, str]]) -> RenderableType:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    text = Text(f"{word}: ", style="bright_black")
+    for at, (name, value, glyph, style) in enumerate(parts):
+        text.append(" · " if at else "", style="bright_black")
+        text.append(glyph, style=style)
+        text.append(f" {name} {value}")
+    return Padding(text, (0, 0, 0, 2))
+
+
+def _close(plan: Plan) -> RenderableType:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=True, show_edge=False)
+    for name, justify in (
+        ("layout", "left"),
+        ("recompute", "left"),
+        ("memory", "right"),
+        ("time", "right"),
+        ("slower", "right"),
+    ):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]  # rich spells the literals
+    best = plan.chosen.estimate.iteration_time_s
+    for c in (plan.chosen, *plan.alternatives):
+        more = c.estimate.iteration_time_s / best - 1
+        label = layout_label(c)
+        table.add_row(
+            label, str(c.layout.recompute), gib(c.memory.peak), seconds(c.estimate.iteration_time_s),
+            "chosen" if c is plan.chosen else f"{more:+.1%}",
+        )  # fmt: skip
+    return table
+
+
+def layout_label(c: Candidate) -> str:
+    text = str(c.layout)
+    return text.split(" recompute=")[0]
+
+
+def _environment(plan: Plan) -> RenderableType:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold", style="bright_black")
+    for v in plan.environment:
+        reason = f"yours, kept: {v.warning or v.reason}" if v.kept else v.reason
+        table.add_row(f"  {v.name}={v.value}", reason)
+    return table

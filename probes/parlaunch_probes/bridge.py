@@ -1,0 +1,107 @@
+"""The recipe as the installed Megatron Bridge builds it, asked in a child process: importing Bridge loads torch.
+
+The answer is kept in the user's cache folder, under Bridge's version, since asking takes many seconds.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from parlaunch.architecture import architecture_from_json
+from parlaunch.errors import ProbeError
+from parlaunch.layout import recompute_from_json
+from parlaunch.recipe import Defaults, Recipe, features_from_json
+
+TIMEOUT_S = 180.0
+
+
+def version() -> str | None:
+    """The installed megatron-bridge's version; None when there is none. Costs no import of it."""
+    try:
+        return importlib.metadata.version("megatron-bridge")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def recipe(name: str, known: Recipe | None = None, *, environ: Mapping[str, str] | None = None) -> Recipe:
+    """The recipe that the installed Bridge builds under `name`.
+
+    `known` is the catalog's entry: it fills what a configuration object does not say (task, model name, what it was written
+    for). Raises `ProbeError` when Bridge does not know the name, fails, or takes longer than `TIMEOUT_S`.
+    """
+    env = dict(os.environ if environ is None else environ)
+    cached = _cache(env) / f"{version()}" / f"{name}.json"
+    try:
+        answer = json.loads(cached.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        answer = _ask(name, env)
+        _keep(cached, answer)
+    return _recipe(name, answer, known)
+
+
+def _cache(env: Mapping[str, str]) -> Path:
+    home = env.get("XDG_CACHE_HOME") or str(Path(env.get("HOME", "/tmp")) / ".cache")
+    return Path(home) / "parlaunch" / "bridge"
+
+
+def _keep(path: Path, answer: Mapping[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(f".{os.getpid()}").write_text(json.dumps(answer), encoding="utf-8")
+        path.with_suffix(f".{os.getpid()}").replace(path)
+    except OSError:
+        pass  # a read-only home costs time at the next start, nothing else
+
+
+def _ask(name: str, env: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "parlaunch_probes.bridge_child", name],
+            capture_output=True, text=True, timeout=TIMEOUT_S, env={**env, "CUDA_VISIBLE_DEVICES": ""}, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise ProbeError(f"megatron.bridge did not build {name} in {TIMEOUT_S:.0f} s") from error
+    line = next((x for x in reversed(done.stdout.splitlines()) if x.startswith("{")), None)
+    if done.returncode or line is None:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ProbeError(f"the installed megatron.bridge could not build {name}: {last}")
+    answer = json.loads(line)
+    if "error" in answer:
+        raise ProbeError(f"the installed megatron.bridge could not build {name}: {answer['error']}")
+    assert isinstance(answer, dict)
+    return answer
+
+
+def _recipe(name: str, answer: Mapping[str, Any], known: Recipe | None) -> Recipe:
+    model, layout = answer["model"], answer["layout"]
+    if known is not None:  # the catalog's architecture has every field; Bridge's word stands where both speak
+        model = {k: v for k, v in known.architecture.shape().items() if v is not None} | model
+    return Recipe(
+        name=name,
+        source="bridge",
+        task=known.task if known else ("sft" if "_sft_" in name else "peft" if "_peft_" in name else "pretrain"),
+        model=known.model if known else name.split("_pretrain_")[0].split("_sft_")[0].split("_peft_")[0],
+        model_id=known.model_id if known else None,
+        architecture=architecture_from_json(model),
+        seq_length=answer["seq_length"],
+        global_batch_size=answer["global_batch_size"],
+        precision=answer["precision"] or (known.precision if known else "bf16"),
+        gpus=known.gpus if known else None,
+        hardware=known.hardware if known else None,
+        defaults=Defaults(
+            **{k: layout[k] for k in ("tp", "pp", "vp", "cp", "ep", "etp", "micro_batch_size", "sequence_parallel")},
+            recompute=recompute_from_json(layout["recompute"]),
+            layers_per_chunk=known.defaults.layers_per_chunk if known else None,
+        ),
+        features=known.features if known else features_from_json(answer["features"]),
+        benchmark=known.benchmark if known else False,
+        env=answer["env"],
+    )
