@@ -31,6 +31,11 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(sorted({*_rows(), *load("recipes.json")["aliases"]}))
 
 
+def all_recipes() -> tuple[Recipe, ...]:
+    """Every recipe once, under its full name, sorted."""
+    return tuple(recipe(name) for name in sorted(_rows()))
+
+
 def architecture(model_id: str) -> Architecture:
     """The architecture of a Hugging Face model name. Raises `UsageError` with the nearest names."""
     table = load("architectures.json")

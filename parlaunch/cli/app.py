@@ -45,7 +45,7 @@ def _option(*names: str, panel: str, help: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, **more)
 
 
-def _names(kind: str) -> Any:
+def names_of(kind: str) -> Any:
     """A completer that loads the catalog only when a shell asks."""
 
     def complete(incomplete: str) -> list[str]:
@@ -67,7 +67,7 @@ def _plan_or_launch(
         ),
     ] = None,
     recipe: Annotated[
-        str | None, _option("--recipe", panel=WHAT, help="a Megatron Bridge recipe", autocompletion=_names("recipe"))
+        str | None, _option("--recipe", panel=WHAT, help="a Megatron Bridge recipe", autocompletion=names_of("recipe"))
     ] = None,
     model_config: Annotated[
         Path | None, _option("--model-config", panel=WHAT, help="a Hugging Face config.json instead of a recipe")
@@ -92,7 +92,7 @@ def _plan_or_launch(
             "--hardware",
             panel=MACHINE,
             help="auto, a preset and a count (dgx-h100:4), or a file",
-            autocompletion=_names("preset"),
+            autocompletion=names_of("preset"),
         ),
     ] = "auto",
     device: Annotated[

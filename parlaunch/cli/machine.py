@@ -1,0 +1,67 @@
+"""`parlaunch probe` and `parlaunch doctor`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from parlaunch.cli.inputs import choice, hardware_of, note
+from parlaunch.errors import ParlaunchError
+from parlaunch.machine import cluster_to_json
+
+
+def coloured() -> bool:
+    """Colour only on a terminal, and never against NO_COLOR."""
+    import os
+
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def columns() -> int:
+    import shutil
+
+    return shutil.get_terminal_size((100, 40)).columns if sys.stdout.isatty() else 100
+
+
+def probe(hardware: str, *, format: str, save: Path | None, redact: bool) -> None:
+    choice("--format", format, ("text", "json"))
+    cluster = hardware_of(hardware)
+    if save is not None or redact:
+        from parlaunch_probes import capture
+
+        if redact:
+            cluster = capture.redacted(cluster)
+        if save is not None:
+            try:
+                capture.save(save, cluster, redact=redact)
+            except OSError as error:
+                raise ParlaunchError(
+                    f"--save {save}: {error.strerror}", hint="choose a folder that exists and is yours"
+                ) from error
+            note(f"wrote {save}")
+    if format == "json":
+        print(
+            json.dumps(
+                {"schema": "parlaunch.probe/1", "hardware": cluster_to_json(cluster), "notes": list(cluster.notes)},
+                indent=2,
+            )
+        )
+        return
+    from parlaunch.probe_view import probe_to_text
+
+    print(probe_to_text(cluster, colour=coloured(), width=columns()))
+
+
+def doctor(hardware: str, *, format: str) -> None:
+    from parlaunch.doctor import examine, findings_to_json, findings_to_text
+
+    choice("--format", format, ("text", "json"))
+    cluster = hardware_of(hardware)
+    findings = examine(cluster)
+    if format == "json":
+        print(json.dumps(findings_to_json(findings), indent=2))
+    else:
+        print(findings_to_text(findings, colour=coloured(), width=columns()))
+    if any(f.severity == "FAIL" for f in findings):
+        sys.exit(1)
