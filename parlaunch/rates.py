@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from parlaunch.cpu import CPU_RANK
 from parlaunch.datasheet import Product, product
@@ -24,10 +25,16 @@ class Rates:
     fabric_bytes_per_s: float  # between nodes
     fabric_kind: str
     assumed: tuple[str, ...] = ()
+    # What `parlaunch calibrate` measured, by name: shares of the data sheet (`gemm_bf16`, `hbm`, …) and rates
+    # (`nvlink_bus_bytes_per_s`, `fabric_bus_bytes_per_s`). It stands in for the constants of the GPU's generation.
+    measured: Mapping[str, float] = field(default_factory=dict)
 
 
-def rates_of(cluster: Cluster) -> Rates:
-    """Boil a cluster down. Raises `ProbeError` without a GPU or for a product without a data sheet."""
+def rates_of(cluster: Cluster, *, machine_file: Mapping[str, object] | None = None) -> Rates:
+    """Boil a cluster down; `machine_file` is what `parlaunch.calibrate` wrote for this machine.
+
+    Raises `ProbeError` without a GPU or for a product without a data sheet.
+    """
     gpu = cluster.gpu
     sheet = CPU_RANK if gpu.name == CPU_RANK.name else product(gpu.name)
     if sheet is None:
@@ -59,4 +66,22 @@ def rates_of(cluster: Cluster) -> Rates:
         fabric_bytes_per_s=fabric,
         fabric_kind=cluster.fabric.kind,
         assumed=tuple(assumed),
+        measured=_measured(machine_file, sheet.name),
     )
+
+
+def _measured(machine_file: Mapping[str, object] | None, gpu: str) -> dict[str, float]:
+    if machine_file is None:
+        return {}
+    values = machine_file.get("measured")
+    if machine_file.get("schema") != "parlaunch.machine/1" or not isinstance(values, Mapping):
+        raise ProbeError(
+            "this is not a machine file: it has no schema parlaunch.machine/1",
+            hint="write one with `parlaunch calibrate`",
+        )
+    if machine_file.get("gpu") != gpu:
+        raise ProbeError(
+            f"the machine file was measured on {machine_file.get('gpu')!r}, this machine has {gpu!r}",
+            hint="run `parlaunch calibrate` here",
+        )
+    return {str(k): float(v) for k, v in values.items()}

@@ -41,6 +41,7 @@ class Features:
     cpu_offload_layers: int = 0  # layers whose activations go to host memory
     force_balance: bool = False  # router made uniform: benchmarks only
     paged_stash: bool = False
+    framework: str | None = None  # software generation of a published run; None: Megatron Bridge as it is today
 
 
 def features_from_json(data: Mapping[str, Any] | None) -> Features:
@@ -71,6 +72,7 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
         cpu_offload_layers=int(given.get("cpu_offload_layers") or 0),
         force_balance=bool(given.get("force_balance")),
         paged_stash=bool(given.get("paged_stash")),
+        framework=given.get("framework"),
     )
 
 

@@ -1,0 +1,7 @@
+"""How long one training iteration takes, from the shapes, the layout and the machine; no profile needed."""
+
+from __future__ import annotations
+
+from parlaunch.timing.iteration import estimate_time
+
+__all__ = ["estimate_time"]

@@ -1,0 +1,250 @@
+"""Time of one training iteration: stages, pipeline, data parallelism, optimizer, host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from parlaunch.architecture import LayerKind
+from parlaunch.flops import model_flops_per_token
+from parlaunch.layout import Layout
+from parlaunch.parameters import chunk_sizes, stage_weights
+from parlaunch.plan import Breakdown, Estimate
+from parlaunch.rates import Rates
+from parlaunch.recipe import Recipe
+from parlaunch.timing.bands import error_band
+from parlaunch.timing.collectives import Links
+from parlaunch.timing.kernels import Kernels
+from parlaunch.timing.layers import ZERO, Cost, Layers, LayerTime, Split, add, split_of, times
+from parlaunch.timing.schedule import pipeline_time
+from parlaunch.timing.software import software_of
+
+DP_SHARE_HIDDEN = 0.9
+"""Share of data-parallel traffic that hides where there is compute to hide it under: the last bucket never does."""
+DP_SLOWDOWN = 0.12
+"""Compute beside a collective loses SMs, memory and clock: share of the collective's time that shows up in it."""
+HOST_PER_MICROBATCH = 400e-6
+"""CPU seconds a micro batch and chunk beside issuing kernels: schedule bookkeeping, autograd, synchronisation."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """One pipeline stage, one micro batch: the sum over its chunks."""
+
+    forward: Cost
+    backward: Cost  # with recompute
+    seconds: float
+    host_exposed: float
+
+
+class _Model:
+    """Everything about one recipe on one machine that layouts share."""
+
+    def __init__(self, recipe: Recipe, rates: Rates) -> None:
+        self.recipe, self.rates = recipe, rates
+        self.software = software_of(recipe.features.framework)
+        self.kernels, self.links = Kernels(rates), Links(rates)
+        self.layers = Layers(recipe, self.software, self.kernels, self.links)
+        self.kinds = recipe.architecture.layers()
+        self.mtp = recipe.architecture.mtp_layers()
+        self.stages: dict[tuple[object, ...], tuple[_Stage, ...]] = {}
+        self.weights: dict[tuple[object, ...], tuple[float, float]] = {}
+
+    def stage_times(self, layout: Layout, split: Split) -> tuple[_Stage, ...]:
+        key = (split, layout.pp, layout.vp, layout.layers_per_chunk, layout.recompute, layout.fsdp)
+        known = self.stages.get(key)
+        if known is None:
+            known = self.stages[key] = self._stages(layout, split)
+        return known
+
+    def _stages(self, layout: Layout, split: Split) -> tuple[_Stage, ...]:
+        pp = layout.pp
+        forward, backward = [ZERO] * pp, [ZERO] * pp
+        graphs = _graphed(self.recipe)
+        embedding, head = self.layers.ends(split)
+        at = 0
+        sizes = chunk_sizes(self.recipe.architecture, layout)
+        last = len(sizes) - 1
+        block = layout.recompute.num_layers if layout.recompute.method == "block" else None
+        for chunk, count in enumerate(sizes):
+            stage = chunk % pp
+            parts: list[tuple[LayerTime, int]] = []
+            seen: dict[LayerKind, int] = {}
+            for kind in self.kinds[at : at + count]:
+                seen[kind] = seen.get(kind, 0) + 1
+            parts += [(self.layers.layer(kind, split), n) for kind, n in seen.items()]
+            at += count
+            again = 1.0 if block is None or not count else min(1.0, block / count)
+            if chunk == 0:
+                parts.append((embedding, 1))
+            if chunk == last:
+                parts.append((head, 1 + (self.recipe.architecture.mtp_num_layers or 0)))
+                parts += [(self.layers.layer(kind, split), 1) for kind in self.mtp]
+            for time, n in parts:
+                forward[stage] = add(forward[stage], times(time.forward, n))
+                back = time.backward if time.recompute is ZERO else add(time.backward, times(time.recompute, again))
+                backward[stage] = add(backward[stage], times(back, n))
+        made = []
+        for f, b in zip(forward, backward, strict=True):
+            seconds = sum(f[:4]) + sum(b[:4])
+            host = 0.0
+            if graphs < 1.0:
+                issue = (1.0 - graphs) * (f[4] + b[4]) + HOST_PER_MICROBATCH * (layout.vp or 1)
+                host = max(0.0, issue - seconds)
+            made.append(_Stage(f, b, seconds + host, host))
+        return tuple(made)
+
+    def parameters(self, layout: Layout) -> tuple[float, float]:
+        """Dense and routed parameters of the fullest stage, a rank."""
+        key = (layout.tp, layout.pp, layout.vp, layout.ep, layout.etp, layout.layers_per_chunk)
+        known = self.weights.get(key)
+        if known is None:
+            stages = stage_weights(self.recipe.architecture, layout)
+            fullest = max(stages, key=lambda s: s.total)
+            known = self.weights[key] = (float(fullest.dense), float(fullest.routed))
+        return known
+
+
+def _graphed(recipe: Recipe) -> float:
+    """Share of the launches that CUDA graphs take off the host."""
+    features = recipe.features
+    if features.cuda_graph is None:
+        return 0.0
+    if features.cuda_graph == "full_iteration":
+        return 1.0
+    scope = features.cuda_graph_scope
+    if not scope:
+        return 0.95
+    return min(0.95, 0.30 * len(scope)) if "attn" in scope else 0.15 * len(scope)
+
+
+_models: dict[tuple[int, int], _Model] = {}
+
+
+def _model(recipe: Recipe, rates: Rates) -> _Model:
+    """The shared part, remembered by identity: it holds on to both, so an id is not used twice."""
+    key = (id(recipe), id(rates))
+    known = _models.get(key)
+    if known is None:
+        if len(_models) >= 16:
+            _models.pop(next(iter(_models)))
+        known = _models[key] = _Model(recipe, rates)
+    return known
+
+
+def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
+    """Predicted seconds of one iteration of a legal layout, apart by what they are spent on.
+
+    The breakdown follows the slowest pipeline stage and adds up to the iteration.
+    """
+    model = _model(recipe, rates)
+    links, software = model.links, model.software
+    split = split_of(layout)
+    stages = model.stage_times(layout, split)
+    m, pp, vp = max(1, layout.num_microbatches), layout.pp, layout.vp or 1
+    slow = max(stages, key=lambda s: s.seconds)
+
+    # Pipeline
+    send = 0.0
+    if pp > 1:
+        moved = 2.0 * split.mbs * (recipe.seq_length // layout.cp) * recipe.architecture.hidden_size / layout.tp
+        near = pp * (layout.world // pp) <= links.reach
+        send = links.send(moved, near=near)
+    ideal = m * slow.seconds
+    bubble = pipeline_time([s.seconds for s in stages], vp=vp, microbatches=m) - ideal
+    # Steady state: an interleaved pipeline sends while it computes, plain 1F1B waits for both directions.
+    hidden = 0.9 if software.p2p_overlap and vp > 1 else 0.3 if software.p2p_overlap else 0.0
+    p2p = 2.0 * send * (m * vp * (1.0 - hidden) + (pp - 1)) if pp > 1 else 0.0
+
+    dense, routed = model.parameters(layout)
+    data, _ = _data_parallel(model, layout, slow, m)
+    optimizer = _optimizer(model, layout, dense, routed)
+    host = m * slow.host_exposed + software.iteration_s
+    f, b = slow.forward, slow.backward
+    parts = Breakdown(
+        compute_s=m * (f[0] + b[0]),
+        tp_s=m * (f[1] + b[1]),
+        cp_s=m * (f[2] + b[2]),
+        ep_s=m * (f[3] + b[3]),
+        pp_bubble_s=bubble,
+        pp_p2p_s=p2p,
+        dp_exposed_s=data,
+        optimizer_s=optimizer,
+        host_s=host,
+    )
+    total = parts.total
+    tokens = layout.global_batch_size * recipe.seq_length / layout.world
+    flops = model_flops_per_token(recipe.architecture, recipe.seq_length, layout.tp)
+    if recipe.task == "peft":
+        flops *= 2.0 / 3.0  # frozen weights get no gradients
+    per_gpu = tokens / total
+    return Estimate(
+        iteration_time_s=total,
+        error_band=error_band(recipe, layout, rates),
+        tokens_per_s_per_gpu=per_gpu,
+        model_tflops_per_gpu=per_gpu * flops / 1e12,
+        mfu=per_gpu * flops / rates.product.peak_flops(recipe.precision),
+        breakdown=parts,
+    )
+
+
+def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> tuple[float, float]:
+    """Exposed seconds of gradient and weight traffic over data-parallel ranks, and the window it had to hide in."""
+    recipe, links, software = model.recipe, model.links, model.software
+    dense, routed = model.parameters(layout)
+    features = recipe.features
+    replicas = layout.dp * layout.cp  # gradients are summed over context parallelism too
+    if recipe.task == "peft":
+        dense, routed = 0.02 * dense, 0.0
+    wide = links.group(replicas, layout.tp)
+    experts = links.group(max(1, layout.edp), layout.ep * layout.etp)
+    gradient = 4.0 if features.grad_reduce_fp32 else 2.0
+    weight = 1.0 if features.fp8_param_gather and recipe.precision.startswith("fp8") else 2.0
+    # Buckets: every one pays the latency once.
+    buckets = max(1.0, min(64.0, dense / 40e6))
+    if layout.fsdp or features.fsdp:
+        return _sharded(model, layout, stage, m)
+    if not features.distributed_optimizer or not software.distributed_optimizer:
+        traffic = links.reduce(gradient * dense, wide) + links.reduce(gradient * routed, experts)
+        return traffic, 0.0
+    scatter = links.gather(gradient * dense, wide) + links.gather(gradient * routed, experts)
+    gather = links.gather(weight * dense, wide) + links.gather(weight * routed, experts)
+    if not software.dp_overlap:
+        return scatter + gather, 0.0
+    small = buckets * 30e-6
+    f, b = sum(stage.forward[:4]), sum(stage.backward[:4])
+    # Gradients are complete only in the last micro batch's backward pass; weights are needed in the first forward.
+    # Other stages' fill and drain do not help the slowest stage.
+    exposed = max(scatter * (1 - DP_SHARE_HIDDEN), scatter - b) + max(gather * (1 - DP_SHARE_HIDDEN), gather - f)
+    return exposed + small + DP_SLOWDOWN * min(scatter + gather, f + b), f + b
+
+
+def _sharded(model: _Model, layout: Layout, stage: _Stage, m: int) -> tuple[float, float]:
+    """Fully sharded: weights are gathered for forward and backward of every micro batch, gradients scattered in each."""
+    links = model.links
+    dense, routed = model.parameters(layout)
+    group = links.group(layout.dp * layout.cp, layout.tp)
+    inner = links.group(max(1, layout.edp), layout.ep * layout.etp)
+    gather = links.gather(2.0 * dense, group) + links.gather(2.0 * routed, inner)
+    scatter = links.gather(2.0 * dense, group) + links.gather(2.0 * routed, inner)
+    f, b = sum(stage.forward[:4]), sum(stage.backward[:4])
+    exposed = max(0.08 * gather, gather - f) + max(0.08 * (gather + scatter), gather + scatter - b)
+    slowed = DP_SLOWDOWN * min(2 * gather + scatter, f + b)
+    return m * (exposed + slowed), f + b
+
+
+def _optimizer(model: _Model, layout: Layout, dense: float, routed: float) -> float:
+    """Adam over this rank's shard: gradients, master weights and two moments read, three of them and weights written."""
+    recipe, features = model.recipe, model.recipe.features
+    shards = layout.dp * layout.cp
+    sharded = (features.distributed_optimizer and model.software.distributed_optimizer) or layout.fsdp
+    if recipe.task == "peft":
+        dense, routed = 0.02 * dense, 0.0
+    mine = dense / (shards if sharded else 1) + routed / (max(1, layout.edp) if sharded else 1)
+    moments = 2.0 if features.moments in ("bfloat16", "float16") else 1.0 if "8" in features.moments else 4.0
+    moved = mine * (4.0 + 4.0 + 4.0 * moments + 2.0 + 4.0 + 4.0)  # with a pass for the gradient norm and clipping
+    local = model.kernels.stream(moved, kernels=40)
+    if features.optimizer_offload:
+        # Gradients go to the host and weights come back over PCIe (or C2C); Adam runs on the CPU at its memory's pace.
+        away = mine * features.optimizer_offload
+        local = local * (1 - features.optimizer_offload) + away * 6.0 / model.links.pcie + away * 24.0 / 150e9
+    return local + 1e-3  # the norm's all-reduce, and the host's wait for it

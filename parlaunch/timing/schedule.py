@@ -1,0 +1,83 @@
+"""Pipeline schedules: how long one iteration's micro batches take on uneven stages.
+
+`simulate` plays Megatron's 1F1B and interleaved 1F1B schedules operation by operation. `pipeline_time` is the closed form
+that planning uses; the tests hold it against the simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Operation = tuple[bool, int, int]
+"""(is it forward, micro batch, chunk of this stage)."""
+
+
+def operations(rank: int, pp: int, vp: int, microbatches: int) -> list[Operation]:
+    """What one pipeline rank does, in Megatron's order: warm-up forwards, one forward one backward, the rest."""
+    if pp == 1:
+        return [op for i in range(microbatches) for op in ((True, i, 0), (False, i, 0))]
+    if vp == 1:
+        warm = min(pp - 1 - rank, microbatches)
+        forward = [(True, i, 0) for i in range(microbatches)]
+        backward = [(False, i, 0) for i in range(microbatches)]
+    else:
+        # Micro batches go round in groups of pp; within a group, chunk after chunk.
+        forward, backward = [], []
+        for start in range(0, microbatches, pp):
+            group = range(start, min(start + pp, microbatches))
+            forward += [(True, i, c) for c in range(vp) for i in group]
+            backward += [(False, i, vp - 1 - c) for c in range(vp) for i in group]
+        warm = len(forward) if microbatches == pp else min((pp - rank - 1) * 2 + (vp - 1) * pp, len(forward))
+    order = forward[:warm]
+    for one, other in zip(forward[warm:], backward, strict=False):
+        order += [one, other]
+    return order + backward[len(forward) - warm :]
+
+
+def simulate(
+    forward: Sequence[float], backward: Sequence[float], *, pp: int, vp: int, microbatches: int, send: float = 0.0
+) -> float:
+    """Seconds from the first forward to the last backward.
+
+    `forward` and `backward` hold a time for each virtual stage in order of execution (chunk-major); `send` is the delay
+    between a stage and its neighbour.
+    """
+    last = pp * vp - 1
+    done: dict[tuple[bool, int, int], float] = {}
+    queues = [operations(rank, pp, vp, microbatches) for rank in range(pp)]
+    at, clock = [0] * pp, [0.0] * pp
+    moved = True
+    while moved:
+        moved = False
+        for rank in range(pp):
+            queue = queues[rank]
+            while at[rank] < len(queue):
+                is_forward, i, c = queue[at[rank]]
+                stage = c * pp + rank
+                if is_forward:
+                    ready = 0.0 if stage == 0 else done.get((True, i, stage - 1), -1.0)
+                    delay = send if stage else 0.0
+                elif stage == last:
+                    ready, delay = done.get((True, i, stage), -1.0), 0.0
+                else:
+                    ready, delay = done.get((False, i, stage + 1), -1.0), send
+                if ready < 0:
+                    break
+                start = max(clock[rank], ready + delay)
+                clock[rank] = start + (forward[stage] if is_forward else backward[stage])
+                done[(is_forward, i, stage)] = clock[rank]
+                at[rank] += 1
+                moved = True
+    if any(at[rank] < len(queues[rank]) for rank in range(pp)):
+        raise AssertionError("the schedule deadlocks")
+    return max(clock)
+
+
+def pipeline_time(work: Sequence[float], *, vp: int, microbatches: int) -> float:
+    """Seconds of one iteration from the work of each stage for one micro batch (all its chunks, both directions).
+
+    The slowest stage works without a pause once it is fed; before and after, one chunk travels through the others.
+    Exact for even stages, with and without interleaving.
+    """
+    slowest = max(work)
+    return microbatches * slowest + (sum(work) - slowest) / vp

@@ -1,0 +1,61 @@
+"""What a generation of training software does and does not do: fused attention, overlap, sharding, host speed.
+
+Planning always means Megatron Bridge as it is today; the older generations are here because most published tables of
+runs come from them, and a model that cannot tell them apart would learn their slowness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Software:
+    """One generation. Booleans say what it does."""
+
+    fused_attention: bool = True  # flash attention; else scores go through memory
+    sequence_parallel: bool = True  # norms and residuals are split by TP
+    backward_overlap: bool = True  # TP's backward collectives run under the weight-gradient product
+    dp_overlap: bool = True  # gradients are reduced under the backward pass, weights gathered under the forward pass
+    p2p_overlap: bool = True  # interleaved pipelines send while they compute
+    distributed_optimizer: bool = True
+    fused_elementwise: float = 1.0  # bytes moved by norms, activations, dropout over those of fused kernels
+    dropout: bool = False  # GPT-2-era recipes drop out after attention and MLP, and inside attention
+    logits_bytes: float = 6.0  # bytes read and written a logit in the loss, forward and backward
+    host: float = 1.0  # CPU time a kernel over today's
+    iteration_s: float = 0.010  # data loader, logging, timers: once an iteration
+
+
+SOFTWARE: Mapping[str, Software] = {
+    # Megatron Bridge over Megatron-Core and Transformer Engine.
+    "megatron-bridge": Software(),
+    "megatron-core": Software(),
+    # Megatron-LM with sequence parallelism and selective recompute (Korthikanti et al. 2022).
+    "megatron-lm-2022": Software(
+        fused_attention=False, dp_overlap=False, distributed_optimizer=False, fused_elementwise=1.1, dropout=True,
+        logits_bytes=18.0, iteration_s=0.015,
+    ),
+    # Megatron-LM of the SC21 paper and its forks under DeepSpeed: tensor parallelism by all-reduce, nothing overlapped.
+    "megatron-lm-2021": Software(
+        fused_attention=False, sequence_parallel=False, backward_overlap=False, dp_overlap=False, p2p_overlap=False,
+        distributed_optimizer=False, fused_elementwise=1.2, dropout=True, logits_bytes=18.0, iteration_s=0.030,
+    ),
+    "internevo": Software(logits_bytes=14.0, fused_elementwise=1.1, iteration_s=0.020),
+}  # fmt: skip
+
+_NAMES = (
+    ("megatron-bridge", "megatron-bridge"),
+    ("megatron-core", "megatron-core"),
+    ("megatron-lm (sc21)", "megatron-lm-2021"),
+    ("megatron-lm", "megatron-lm-2022"),
+    ("megatron-deepspeed", "megatron-lm-2021"),
+    ("gpt-neox", "megatron-lm-2021"),
+    ("internevo", "internevo"),
+)
+
+
+def software_of(framework: str | None) -> Software:
+    """The generation behind a framework's name as tables of runs write it; today's for None and unknown names."""
+    name = (framework or "").lower()
+    return SOFTWARE[next((key for prefix, key in _NAMES if name.startswith(prefix)), "megatron-bridge")]
