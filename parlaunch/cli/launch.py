@@ -50,7 +50,7 @@ def run(request: Request) -> None:
 
 def _situation(request: Request) -> Situation:
     from parlaunch.where import where
-    from parlaunch_launch.surroundings import ancestors, hostname
+    from parlaunch_probes.surroundings import ancestors, hostname
 
     flags = {
         "nnodes": request.nnodes, "node_rank": request.node_rank, "master_addr": request.master_addr,
