@@ -34,16 +34,29 @@ def operations(rank: int, pp: int, vp: int, microbatches: int) -> list[Operation
     return order + backward[len(forward) - warm :]
 
 
+Slot = tuple[int, float, float, Operation]
+"""(pipeline rank, start, end, what it does), in seconds from the first forward."""
+
+
 def simulate(
     forward: Sequence[float], backward: Sequence[float], *, pp: int, vp: int, microbatches: int, send: float = 0.0
 ) -> float:
-    """Seconds from the first forward to the last backward.
+    """Seconds from the first forward to the last backward; arguments as for `timeline`."""
+    slots = timeline(forward, backward, pp=pp, vp=vp, microbatches=microbatches, send=send)
+    return max(end for _, _, end, _ in slots)
+
+
+def timeline(
+    forward: Sequence[float], backward: Sequence[float], *, pp: int, vp: int, microbatches: int, send: float = 0.0
+) -> list[Slot]:
+    """Every operation of every rank with its start and end.
 
     `forward` and `backward` hold a time for each virtual stage in order of execution (chunk-major); `send` is the delay
     between a stage and its neighbour.
     """
     last = pp * vp - 1
     done: dict[tuple[bool, int, int], float] = {}
+    slots: list[Slot] = []
     queues = [operations(rank, pp, vp, microbatches) for rank in range(pp)]
     at, clock = [0] * pp, [0.0] * pp
     moved = True
@@ -66,11 +79,12 @@ def simulate(
                 start = max(clock[rank], ready + delay)
                 clock[rank] = start + (forward[stage] if is_forward else backward[stage])
                 done[(is_forward, i, stage)] = clock[rank]
+                slots.append((rank, start, clock[rank], queue[at[rank]]))
                 at[rank] += 1
                 moved = True
     if any(at[rank] < len(queues[rank]) for rank in range(pp)):
         raise AssertionError("the schedule deadlocks")
-    return max(clock)
+    return slots
 
 
 def pipeline_time(work: Sequence[float], *, vp: int, microbatches: int) -> float:
