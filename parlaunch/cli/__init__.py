@@ -31,8 +31,8 @@ def arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit. Our own refusals end in one message and the exit code of their kind."""
-    from parlaunch.cli.app import app
     from parlaunch.cli import tools  # noqa: F401  registers its commands
+    from parlaunch.cli.app import app
 
     args, rest = arguments(sys.argv[1:] if argv is None else argv)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ app = typer.Typer(
     help="Probe the machine, plan the parallel layout, launch the job.\n\n"
     "`parlaunch --recipe NAME` launches; add --dry-run to see what it would do.",
     no_args_is_help=True,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -170,14 +171,57 @@ def _plan_or_launch(
     quiet: Annotated[bool, _option("--quiet", "-q", panel=OUTPUT, help="only the layout, in one line")] = False,
     verbose: Annotated[bool, _option("--verbose", "-v", panel=OUTPUT, help="nothing left out")] = False,
 ) -> None:
-    given = {k: v for k, v in locals().items() if k != "ctx"}
-    for name in ("overrides", "srun_arg", "why_not"):
-        given[name] = tuple(given[name] or ())
-    request = Request(command=ctx.info_name or "launch", runner_args=tuple(ctx.obj or ()), **given)
     from parlaunch.cli.launch import run
 
-    run(request)
+    run(_request(ctx, {k: v for k, v in locals().items() if k not in ("ctx", "run")}))
+
+
+def _request(ctx: typer.Context, given: dict[str, Any]) -> Request:
+    for name in ("overrides", "srun_arg", "why_not"):
+        given[name] = tuple(given[name] or ())
+    return Request(command=ctx.info_name or "launch", runner_args=tuple(ctx.obj or ()), **given)
+
+
+VERIFY = "Verify"
+
+
+def _verify_options(
+    iterations: Annotated[
+        int, _option("--iterations", panel=VERIFY, help="iterations to run; the first two are warm-up", min=3)
+    ] = 8,
+    retries: Annotated[
+        int, _option("--retries", panel=VERIFY, help="next plans to try when one runs out of memory", min=0)
+    ] = 0,
+    timeout: Annotated[
+        float,
+        _option("--timeout", panel=VERIFY, help="seconds without a line of log before it counts as a hang", min=1),
+    ] = 600.0,
+    measure: Annotated[
+        int,
+        _option("--top", panel=VERIFY, help="measure the N best plans one after the other, keep the fastest", min=1),
+    ] = 1,
+) -> None:
+    """The options that verify has on top of those of launch."""
+
+
+def _verify(ctx: typer.Context, **given: Any) -> None:
+    extra = {name: given.pop(name) for name in signature(_verify_options).parameters}
+    request = _request(ctx, given | {"top": max(extra["measure"] - 1, extra["retries"])})
+    from parlaunch.cli.verify import run
+
+    run(request, **extra)
+
+
+def _combined(function: Any, *others: Any, without: tuple[str, ...] = ()) -> Any:
+    """`function` with the options of the others in front of its own."""
+    parameters = [p for f in others for p in signature(f, eval_str=True).parameters.values() if p.name not in without]
+    function.__signature__ = signature(function).replace(parameters=parameters)
+    function.__annotations__ = {p.name: p.annotation for p in parameters}
+    return function
 
 
 app.command("launch", help="Plan, then launch. The default: no command word needed.")(_plan_or_launch)
 app.command("plan", help="Plan only: never launches, needs no GPU.")(_plan_or_launch)
+app.command("verify", help="Run the plan for a few iterations and hold it against the prediction.")(
+    _combined(_verify, _plan_or_launch, _verify_options, without=("top",))
+)

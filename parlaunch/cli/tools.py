@@ -42,7 +42,7 @@ def doctor(hardware: Hardware = "auto", format: Format = "text") -> None:
 
 
 recipes_app = typer.Typer(
-    help="List, search and show recipes.", no_args_is_help=False, invoke_without_command=True, rich_markup_mode=None,
+    help="List, search and show recipes.", no_args_is_help=False, invoke_without_command=True, rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 app.add_typer(recipes_app, name="recipes")
