@@ -64,7 +64,7 @@ def _plan_or_launch(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...", help="Megatron Bridge overrides, handed on in order", show_default=False
+            metavar="KEY=VALUE", help="Megatron Bridge overrides, handed on in order", show_default=False
         ),
     ] = None,
     recipe: Annotated[
