@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from math import gcd
 from typing import Any
 
 from parlaunch.errors import ProbeError
@@ -212,11 +213,13 @@ class Cluster:
 
     @property
     def nvlink_domain_size(self) -> int:
-        """GPUs that any block of consecutive ranks can count on reaching over NVLink; 1 when there is no NVLink."""
-        if not self.nvlink_domains:
-            return 1
-        covered = sum(len(d) for d in self.nvlink_domains)
-        return min(len(d) for d in self.nvlink_domains) if covered >= self.world_size else 1
+        """GPUs that any aligned block of consecutive ranks can count on reaching over NVLink; 1 when there is no NVLink.
+
+        Domains of unequal size (a rack that is filled in part) share only blocks that end where each domain ends: 72
+        and 8 GPUs give 8, 72 and 40 give 8 too."""
+        if sum(len(d) for d in self.nvlink_domains) < self.world_size:
+            return 1  # some GPU is in no domain
+        return gcd(*(len(d) for d in self.nvlink_domains)) or 1
 
 
 def domains_of(nodes: tuple[Node, ...]) -> tuple[tuple[int, ...], ...]:
