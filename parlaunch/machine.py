@@ -64,11 +64,13 @@ class Gpu:
     recovery_action: int | None = None  # 0 none, 1 reset, 2 reboot node, 3 drain P2P, 4 drain and reset
     mig: bool | None = None  # MIG mode is on
     mig_devices: tuple[tuple[str, str, int | None], ...] = ()  # (UUID, name, bytes)
+    mig_instances: tuple[tuple[int, int], ...] = ()  # (GPU instance, compute instance) of each of them
     pcie_gen: int | None = None  # drops at idle
     pcie_gen_max: int | None = None
     pcie_width: int | None = None
     pcie_width_max: int | None = None
     nvlinks_down: tuple[int, ...] | None = None  # links that it has and that are not active
+    nvlinks_assumed: int | None = None  # of those to a switch, links whose far end is hidden and taken for one
     nvlinks_switch: int | None = None  # active links that end in an NVSwitch
     nvlinks_hidden: int | None = None  # active links whose far end we cannot see (another cgroup, a VM)
     nvlink_version: str | None = None  # "4.0"
@@ -80,7 +82,6 @@ class Gpu:
     fabric_summary: str | None = None  # healthy | unhealthy | limited_capacity
     fabric_cluster: str | None = None  # cluster UUID as read, an all-zero one too (one node only)
     fabric_clique: int | None = None
-    gsp_firmware: str | None = None
     vbios: str | None = None
 
 

@@ -1,0 +1,243 @@
+"""Ports to other nodes, from sysfs: InfiniBand, RoCE, EFA and plain Ethernet, each with its state and its place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from parlaunch.machine import Gpu, Nic
+from parlaunch_probes import pci
+from parlaunch_probes.host import Host
+from parlaunch_probes.text import after_colon, gigabits
+
+VERBS = "/sys/class/infiniband"
+NET = "/sys/class/net"
+COUNTERS = (
+    "link_downed",
+    "link_error_recovery",
+    "symbol_error",
+    "port_rcv_errors",
+    "local_link_integrity_errors",
+    "excessive_buffer_overrun_errors",
+)
+AMAZON = 0x1D0F
+# Interfaces that containers, hypervisors and VPNs make: they carry no job.
+MADE_UP = re.compile(
+    r"^(lo|docker|br-|veth|virbr|cni|flannel|cali|tunl|podman|vxlan|tun|tap|wg|kube|nodelocaldns|dummy|ifb|sit|gre|idrac|usb)"
+)
+ETHERNET, IPOIB, LOOPBACK = 1, 32, 772
+
+
+def _link_name(host: Host, path: str) -> str | None:
+    real = host.real(path)
+    return None if real is None else real.rpartition("/")[2]
+
+
+def _numbered(names: Iterable[str]) -> list[int]:
+    return sorted(int(n) for n in names if n.isascii() and n.isdigit() and len(n) < 6)
+
+
+def read(host: Host, gpus: Iterable[Gpu], *, vm: bool) -> tuple[Nic, ...]:
+    """Every port, with `why_not` set on those that cannot be rails whatever the others are."""
+    places = {g.index: (pci.place_of(host, g.pci), g.numa) for g in gpus}
+    addresses = host.addresses()
+    ports = [nic for device in host.names(VERBS) for nic in _verbs(host, device)]
+    taken = {n.netdev for n in ports if n.netdev}
+    plain = [nic for name in host.names(NET) if (nic := _plain(host, name, taken)) is not None]
+    out = []
+    for nic in (*ports, *plain):
+        mine = pci.place_of(host, nic.pci)
+        far = tuple(
+            (index, level)
+            for index, (place, numa) in places.items()
+            if (level := pci.distance(place, mine, numa, nic.numa, vm=vm)) is not None
+        )
+        found = tuple(addresses.get(nic.netdev or nic.name, ()))
+        out.append(replace(nic, distances=far, addresses=found))
+    return _only_shown(host, tuple(out))
+
+
+def _verbs(host: Host, device: str) -> list[Nic]:
+    at = f"{VERBS}/{device}"
+    numbers = _numbered(host.names(f"{at}/ports"))
+    place = pci.place(host, f"{at}/device")
+    # Without a `device` link the tree is a partial copy; a link that leads to no PCI device is a software one.
+    software = place is None and host.exists(f"{at}/device")
+    driver = _link_name(host, f"{at}/device/driver")
+    vendor, product = host.number(f"{at}/device/vendor"), host.number(f"{at}/device/device")
+    efa = driver == "efa" or (vendor == AMAZON and product is not None and product >> 4 == 0xEFA)
+    virtual = place is not None and host.exists(f"{at}/device/physfn")
+    nics = []
+    for number in numbers:
+        port = f"{at}/ports/{number}"
+        layer = host.read(f"{port}/link_layer")
+        kind = "efa" if efa else {"InfiniBand": "infiniband", "Ethernet": "roce"}.get(layer or "")
+        state, physical = after_colon(host.read(f"{port}/state")), after_colon(host.read(f"{port}/phys_state"))
+        rate = host.read(f"{port}/rate")
+        up = None if state is None else state == "ACTIVE"
+        gbps = gigabits(rate)
+        netdev = _netdev(host, at, port, number, len(numbers))
+        bond = _link_name(host, f"{NET}/{netdev}/master") if netdev else None
+        bond = bond if bond and host.exists(f"{NET}/{bond}/bonding") else device if "bond" in device else None
+        why = None
+        if software or device.startswith(("scif", "rxe", "siw")):
+            why = "a software device: no PCI device behind it"
+        elif kind is None:
+            why = f"its link layer is {layer or 'not known'}"
+        nics.append(
+            Nic(
+                name=device,
+                kind=kind or "infiniband",
+                port=number,
+                pci=place.address if place else None,
+                numa=pci.numa_of(host, place.address) if place else None,
+                netdev=netdev,
+                bytes_per_s=gbps * 1e9 / 8 if gbps and up is not False else None,
+                up=up,
+                why_not=why,
+                state=state,
+                physical_state=physical,
+                rate=rate,
+                driver=driver,
+                model=host.read(f"{at}/hca_type") or (f"{vendor:04x}:{product:04x}" if vendor and product else None),
+                board=host.read(f"{at}/board_id"),
+                firmware=host.read(f"{at}/fw_ver"),
+                guid=host.read(f"{at}/node_guid"),
+                mtu=host.number(f"{NET}/{netdev}/mtu") if netdev else None,
+                virtual_function=virtual if place else None,
+                bond=bond,
+                uverbs=_uverbs(host, device),
+                errors=_errors(host, port),
+                card=_card(host, at, place),
+            )
+        )
+    return nics
+
+
+def _card(host: Host, at: str, place: pci.Place | None) -> str | None:
+    """Ports are functions of one device, VFs hang on a PF: one card, named by its function 0."""
+    physical = pci.place(host, f"{at}/device/physfn") or place
+    return None if physical is None else physical.address[:-1] + "0"
+
+
+def _netdev(host: Host, at: str, port: str, number: int, ports: int) -> str | None:
+    """The interface of a port. The GID table says it, but its unused entries refuse the read."""
+    for entry in _numbered(host.names(f"{port}/gid_attrs/ndevs"))[:4]:
+        name = host.read(f"{port}/gid_attrs/ndevs/{entry}")
+        if name:
+            return name
+    names = host.names(f"{at}/device/net")
+    if ports > 1:  # one device, several ports: the interface says which port is its own, counting from 0
+        mine = [n for n in names if host.number(f"{at}/device/net/{n}/dev_port") == number - 1]
+        return mine[0] if len(mine) == 1 else None
+    return names[0] if names else None
+
+
+def _errors(host: Host, port: str) -> tuple[tuple[str, int], ...]:
+    counts = ((name, host.number(f"{port}/counters/{name}")) for name in COUNTERS)
+    return tuple((name, count) for name, count in counts if count)
+
+
+def _uverbs(host: Host, device: str) -> bool | None:
+    """Whether the device node that libibverbs opens is here. A tree whose /dev was not copied cannot say."""
+    if not host.exists("/dev/null"):
+        return None
+    for node in host.names("/sys/class/infiniband_verbs"):
+        if host.read(f"/sys/class/infiniband_verbs/{node}/ibdev") == device:
+            return host.exists(f"/dev/infiniband/{node}")
+    return None if host.names("/dev/infiniband") else False
+
+
+def _only_shown(host: Host, nics: tuple[Nic, ...]) -> tuple[Nic, ...]:
+    """Leave out what cannot be used from here: ports without their device node, and VFs that the host keeps for guests."""
+    whole = {n.card for n in nics if n.virtual_function is False}
+    out = []
+    for nic in nics:
+        why = nic.why_not
+        if why is None and nic.uverbs is False:
+            why = "the host has it, but its /dev/infiniband node is not here: this container cannot use it"
+        if why is None and nic.virtual_function and nic.card in whole:
+            why = f"a virtual function of the card {nic.card}, which is here itself"
+        out.append(replace(nic, why_not=why))
+    return tuple(out)
+
+
+def _plain(host: Host, name: str, taken: set[str]) -> Nic | None:
+    """An interface of /sys/class/net as a port of its own; None for the interface of an RDMA port, and for `lo`."""
+    at = f"{NET}/{name}"
+    kind = host.number(f"{at}/type")
+    if name in taken or kind == LOOPBACK or kind is None:
+        return None
+    real = host.real(at) or ""
+    place = pci.place(host, f"{at}/device")
+    state = host.read(f"{at}/operstate")
+    speed = host.number(f"{at}/speed")  # EINVAL on a link that is down, -1 or 2**32-1 where a driver has no idea
+    bond = _link_name(host, f"{at}/master")
+    bond = bond if bond and host.exists(f"{NET}/{bond}/bonding") else None
+    return Nic(
+        name=name,
+        kind="ethernet",
+        pci=place.address if place else None,
+        numa=pci.numa_of(host, place.address) if place else None,
+        netdev=name,
+        bytes_per_s=speed * 1e6 / 8 if speed and 0 < speed < 2**32 - 1 and state != "down" else None,
+        up={"up": True, "down": False, "lowerlayerdown": False, "notpresent": False}.get(state or ""),
+        why_not=_why_not_plain(host, name, at, kind, real, bond),
+        state=state,
+        driver=_link_name(host, f"{at}/device/driver"),
+        mtu=host.number(f"{at}/mtu"),
+        bond=name if host.exists(f"{at}/bonding") else bond,
+        virtual_function=host.exists(f"{at}/device/physfn") if place else None,
+        card=place.address[:-1] + "0" if place else None,
+    )
+
+
+def _why_not_plain(host: Host, name: str, at: str, kind: int, real: str, bond: str | None) -> str | None:
+    if kind == IPOIB:
+        return "IP over InfiniBand: the port itself is used"
+    if kind != ETHERNET:
+        return "a tunnel, not an Ethernet interface"
+    if host.exists(f"{at}/bonding"):
+        return None  # a bond is what carries the traffic of its members
+    if bond is not None:
+        return f"part of the bond {bond}"
+    if host.exists(f"{at}/bridge") or MADE_UP.match(name):
+        return "made by software (bridge, container or tunnel)"
+    if "/devices/virtual/" in real:
+        return "virtual: no device behind it"
+    return None
+
+
+def default_interface(host: Host) -> str | None:
+    """The interface of the IPv4 default route with the lowest metric."""
+    found: list[tuple[int, str]] = []
+    for line in (host.read("/proc/net/route") or "").splitlines()[1:]:
+        cells = line.split()
+        if len(cells) > 7 and cells[1] == "00000000" and cells[7] == "00000000" and cells[6].isdigit():
+            found.append((int(cells[6]), cells[0]))
+    return min(found)[1] if found else None
+
+
+def only_way_out(nics: tuple[Nic, ...], default: str | None) -> tuple[Nic, ...]:
+    """In a pod the one interface is virtual; when nothing else can carry traffic, the default route does."""
+    if default is None or any(n.why_not is None and n.up is not False for n in nics):
+        return nics
+    return tuple(replace(n, why_not=None) if n.name == default and n.kind == "ethernet" else n for n in nics)
+
+
+def gpudirect(host: Host, driver_open: bool | None) -> tuple[bool | None, str | None]:
+    """Whether NICs can reach GPU memory, and by what: NVIDIA's peer module, or dma-buf (open kernel modules and Linux
+    5.12). False only when the loaded modules could be listed and none is there."""
+    modules = {line.split()[0] for line in (host.read("/proc/modules") or "").splitlines() if line.strip()}
+    if host.exists("/sys/module/nvidia_peermem") or "nvidia_peermem" in modules:
+        return True, "nvidia_peermem"
+    if (
+        any(host.read(f"/sys/kernel/mm/memory_peers/{m}/version") for m in ("nv_mem", "nv_mem_nc"))
+        or "nv_peer_mem" in modules
+    ):
+        return True, "nv_peer_mem"
+    release = re.match(r"(\d{1,4})\.(\d{1,4})", host.read("/proc/sys/kernel/osrelease") or "")
+    if driver_open and release and (int(release[1]), int(release[2])) >= (5, 12):
+        return True, "dma-buf"
+    return (False if modules and driver_open is not None else None), None

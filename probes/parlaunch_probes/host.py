@@ -1,0 +1,206 @@
+"""The one door to the machine's files. Every read of this package goes through a `Host`.
+
+A `Host` has a root ("/" is this machine; a captured tree is another). It can keep what it answered, and
+`RecordedHost` gives those answers again, so that a probe of a saved machine runs the same code as a live one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+LIMIT = 1 << 20  # bytes of one file that anyone looks at
+_XID = re.compile(r"NVRM: Xid")
+
+
+class Host:
+    """A file system to probe. Paths start with "/" and stay under `root`, also through links.
+
+    Every method answers None (or nothing) where the machine does not: a file that is missing, forbidden, gone
+    between listing and reading, or refuses the read, as `net/*/speed` of a link that is down does.
+    """
+
+    def __init__(self, root: str | Path = "/", *, record: bool = False) -> None:
+        self.root = Path(root)
+        self._base = os.path.realpath(self.root)
+        self._kept: dict[str, dict[str, Any]] | None = {} if record else None
+
+    @property
+    def live(self) -> bool:
+        """This machine itself: what no file says (addresses, the kernel log) may be asked too."""
+        return self._base == "/"
+
+    def read(self, path: str) -> str | None:
+        """The text of one file, stripped."""
+        text: str | None = self._answer("text", path, self._read)
+        return text
+
+    def digest(self, kind: str, path: str, make: Callable[[bytes], Any]) -> Any:
+        """What `make` sees in the content of a file; a recording keeps that alone, not the content."""
+
+        def ask(path: str) -> Any:
+            content = self._content(path)
+            return None if content is None else make(content)
+
+        return self._answer(kind, path, ask)
+
+    def number(self, path: str) -> int | None:
+        """The file as a whole number, decimal or 0x."""
+        text = self.read(path)
+        try:
+            return None if text is None else int(text, 0)
+        except ValueError:
+            return None
+
+    def names(self, path: str) -> tuple[str, ...]:
+        """What a folder holds, sorted; nothing when it is not there."""
+        return tuple(self._answer("names", path, self._names) or ())
+
+    def real(self, path: str) -> str | None:
+        """Where a path leads after all links, as a path under the root; None when missing or outside of it."""
+        real: str | None = self._answer("real", path, self._real)
+        return real
+
+    def exists(self, path: str) -> bool:
+        return self.real(path) is not None
+
+    def addresses(self) -> dict[str, list[str]]:
+        """IP addresses of every interface; only this machine itself can be asked."""
+        return self._answer("live", "addresses", lambda _: self._addresses()) or {}
+
+    def kernel_log(self) -> list[str] | None:
+        """The kernel's NVIDIA Xid lines ("SECONDS_AGO text"); None when there is no log that we may read."""
+        lines: list[str] | None = self._answer("live", "kernel_log", lambda _: self._kernel_log())
+        return lines
+
+    def kept(self) -> dict[str, dict[str, Any]]:
+        """Everything answered so far, when made with `record=True`."""
+        return self._kept or {}
+
+    # ------------------------------------------------------------------ how it is done
+
+    def _answer(self, kind: str, path: str, ask: Any) -> Any:
+        answer = ask(path)
+        if self._kept is not None:
+            self._kept.setdefault(kind, {})[path] = answer
+        return answer
+
+    def _at(self, path: str) -> str | None:
+        # Path("/captured") / "/sys" is Path("/sys"): a leading slash would leave the captured tree.
+        at = os.path.join(self._base, path.lstrip("/"))
+        if self._base == "/":
+            return at
+        try:
+            at = os.path.realpath(at)
+        except (OSError, ValueError):
+            return None
+        return at if at == self._base or at.startswith(self._base + "/") else None
+
+    def _content(self, path: str) -> bytes | None:
+        at = self._at(path)
+        if at is None:
+            return None
+        try:
+            # Not to wait for a pipe that lies in a captured tree; without a meaning for the kernel's own files.
+            number = os.open(at, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (OSError, ValueError):
+            return None
+        try:
+            if not stat.S_ISREG(os.fstat(number).st_mode):
+                return None
+            parts = []
+            left = LIMIT
+            while left > 0 and (part := os.read(number, min(left, 1 << 16))):
+                parts.append(part)
+                left -= len(part)
+            return b"".join(parts)
+        except OSError:
+            return None
+        finally:
+            os.close(number)
+
+    def _read(self, path: str) -> str | None:
+        content = self._content(path)
+        return None if content is None else content.decode("utf-8", "replace").strip()
+
+    def _names(self, path: str) -> list[str] | None:
+        at = self._at(path)
+        try:
+            return None if at is None else sorted(os.listdir(at))
+        except (OSError, ValueError):
+            return None
+
+    def _real(self, path: str) -> str | None:
+        at = self._at(path)
+        if at is None:
+            return None
+        try:
+            at = os.path.realpath(at, strict=True)
+        except (OSError, ValueError):
+            return None
+        return at if self._base == "/" else at[len(self._base) :] or "/"
+
+    def _addresses(self) -> dict[str, list[str]] | None:
+        if not self.live:
+            return None
+        import socket
+
+        try:
+            import psutil
+
+            known = psutil.net_if_addrs()
+        except (ImportError, OSError, RuntimeError):
+            return None
+        families = (socket.AF_INET, socket.AF_INET6)
+        return {
+            name: [a.address.partition("%")[0] for a in found if a.family in families] for name, found in known.items()
+        }
+
+    def _kernel_log(self) -> list[str] | None:
+        if not self.live:
+            return None
+        uptime = (self._read("/proc/uptime") or "").split()
+        try:
+            now = float(uptime[0])
+            number = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (OSError, ValueError, IndexError):
+            return None
+        lines = []
+        try:
+            for _ in range(100_000):  # more lines than the ring holds
+                try:
+                    record = os.read(number, 8192).decode("utf-8", "replace")
+                except BrokenPipeError:  # overwritten while we read: go on with the next
+                    continue
+                except OSError:  # BlockingIOError: the end; EPERM: not for us
+                    break
+                if not record:
+                    break
+                head, _, text = record.partition(";")
+                if _XID.search(text):
+                    at = int(head.split(",")[2]) / 1e6
+                    lines.append(f"{max(0, round(now - at))} {text.splitlines()[0]}")
+        except (ValueError, IndexError):
+            return None
+        finally:
+            os.close(number)
+        return lines
+
+
+class RecordedHost(Host):
+    """The answers of another machine, as `Host.kept` gave them."""
+
+    def __init__(self, kept: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__("/nowhere")
+        self._answers = kept
+
+    @property
+    def live(self) -> bool:
+        return False
+
+    def _answer(self, kind: str, path: str, ask: Any) -> Any:
+        return self._answers.get(kind, {}).get(path)
