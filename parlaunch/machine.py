@@ -14,6 +14,8 @@ from typing import Any
 
 from parlaunch.errors import ProbeError
 
+UNKNOWN = "unknown"  # a name or a kind that was not to be learnt: `null` in JSON
+
 UNLIMITED = 2**64 - 1  # what the kernel calls RLIM_INFINITY
 
 
@@ -22,7 +24,7 @@ class Gpu:
     """One GPU as its node numbers it (by PCI address). Nothing beyond `name` need be known."""
 
     index: int
-    name: str  # as NVML gives it: "NVIDIA H100 80GB HBM3"
+    name: str  # as NVML gives it: "NVIDIA H100 80GB HBM3"; UNKNOWN where a file does not say
     uuid: str | None = None
     pci: str | None = None  # "0000:1b:00.0": lower case, four-digit domain (longer ones stay)
     memory_bytes: int | None = None
@@ -90,7 +92,7 @@ class Nic:
     """One port that could carry traffic to other nodes."""
 
     name: str  # "mlx5_0", "rdmap113s0", "eth0"
-    kind: str  # infiniband | roce | efa | ethernet
+    kind: str  # infiniband | roce | efa | ethernet | UNKNOWN
     port: int | None = None
     pci: str | None = None
     numa: int | None = None
@@ -179,7 +181,7 @@ class Node:
 class Fabric:
     """What joins the nodes."""
 
-    kind: str  # infiniband | roce | efa | ethernet | none
+    kind: str  # infiniband | roce | efa | ethernet | none | UNKNOWN
     rails: int | None = None  # ports a node
     bytes_per_s_per_gpu: float | None = None  # one direction
 
@@ -238,9 +240,13 @@ def domains_of(nodes: tuple[Node, ...]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(g) for g in groups.values() if len(g) > 1)
 
 
+_WORDS = ("name", "kind")  # never None in a value, `null` in JSON when not known
+
+
 def _plain(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__"):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        out = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return out | {word: None for word in _WORDS if out.get(word) == UNKNOWN}
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
     return value
@@ -262,7 +268,8 @@ def _tuples(value: Any) -> Any:
 
 def _make(kind: type[Any], given: Mapping[str, Any], **known: Any) -> Any:
     names = {f.name for f in fields(kind)}
-    return kind(**{k: _tuples(v) for k, v in given.items() if k in names} | known)
+    made = {k: _tuples(v) for k, v in given.items() if k in names} | known
+    return kind(**made | {word: UNKNOWN for word in _WORDS if word in made and made[word] is None})
 
 
 def _gpu(given: Mapping[str, Any]) -> Any:
