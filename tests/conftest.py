@@ -10,6 +10,8 @@ import pytest
 
 HERE = Path(__file__).parent
 
+pytest_plugins = ("tests.fake_nvml",)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden; read the diff")

@@ -207,15 +207,16 @@ def _visible(
     shown = []
     for uuid in seen.devices:
         whole = named.get(uuid) or next(g for g in listed if any(m[0] == uuid for m in g.mig_devices))
-        shown.append(whole if uuid in named else slice_with_no_links(whole, uuid))
+        shown.append(whole if uuid in named else _slice_alone(whole, uuid))
     ours = {g.index for g in shown}
     hidden = tuple(g for g in listed if g.index not in ours)
-    if hidden and value is not None:
-        notes.append(f"GPU {', '.join(str(g.index) for g in hidden)} left out: not in CUDA_VISIBLE_DEVICES={value}")
+    if hidden:
+        why = "CUDA does not show it" if value is None else f"not in CUDA_VISIBLE_DEVICES={value}"
+        notes.append(f"GPU {', '.join(str(g.index) for g in hidden)} left out: {why}")
     return tuple(shown), hidden, seen
 
 
-def slice_with_no_links(gpu: Gpu, uuid: str) -> Gpu:
+def _slice_alone(gpu: Gpu, uuid: str) -> Gpu:
     """A MIG device has neither peers nor NVLink."""
     return replace(gpus.slice_of(gpu, uuid), nvlink_domain=None, fabric_id=None)
 
