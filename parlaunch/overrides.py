@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from parlaunch import catalog
+from parlaunch.datasheet import product
 from parlaunch.errors import UsageError
 from parlaunch.layout import NO_RECOMPUTE, Layout, Recompute
 from parlaunch.machine import Cluster
-from parlaunch.recipe import Recipe
+from parlaunch.recipe import Features, Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,12 +108,6 @@ def _batch(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
     )
 
 
-def _sequence(r: Recipe, _x: Layout, _c: Cluster | None) -> dict[str, object]:
-    if _own(r, "seq_length") == r.seq_length:
-        return {}
-    return {"model.seq_length": r.seq_length, "dataset.seq_length": r.seq_length}
-
-
 def _own(r: Recipe, field: str) -> object:
     """The value a recipe comes with, before the user's options changed it; None when only the recipe itself knows."""
     try:
@@ -166,7 +161,6 @@ TABLE: tuple[_Row, ...] = (
     _Row(_context, "how context parallel ranks exchange keys and values"),
     _Row(_pipeline_dtype, "Megatron needs to know what pipeline stages send each other", bridge_only=True),
     _Row(_batch, "the user asked for another global batch than the recipe's"),
-    _Row(_sequence, "the user asked for another sequence length than the recipe's", bridge_only=True),
 )
 
 
@@ -194,6 +188,75 @@ def override_reasons(
 ) -> dict[str, str]:
     """Key to reason, for `--explain` and the comments of a job script."""
     return {o.key: o.reason for o in explained(recipe, layout, device=device, cluster=cluster)}
+
+
+# --- What a layout or machine makes illegal ---------------------------------------------------------------------------
+
+
+def overlap_problem(recipe: Recipe, layout: Layout) -> str | None:
+    """Why the expert all-to-all cannot run under the next micro batch's compute, or None when it can."""
+    if not recipe.architecture.num_moe_experts:
+        return "the model has no experts"
+    if layout.ep == 1:
+        return "it needs ep above 1"
+    if layout.pp > 1 and not layout.vp:
+        return f"pp={layout.pp} needs virtual stages for it"
+    if layout.recompute.granularity == "full":
+        return "it excludes full recomputation"
+    if "moe" in layout.recompute.modules or "shared_experts" in layout.recompute.modules:
+        return "it excludes recomputing the experts"
+    if (recipe.architecture.mtp_num_layers or 0) > 1:
+        return "it takes at most one multi-token prediction layer"
+    return None
+
+
+def graph_problem(recipe: Recipe, layout: Layout) -> str | None:
+    """Why the recipe's CUDA graphs cannot be captured in this layout, or None when they can."""
+    f, r = recipe.features, layout.recompute
+    if r.granularity == "full" and f.cuda_graph != "full_iteration":
+        return "full recomputation excludes graphs of single modules"
+    if "moe" in r.modules and "moe_router" in f.cuda_graph_scope:
+        return "recomputing the experts excludes a captured router"
+    return None
+
+
+def dispatcher_problem(recipe: Recipe, layout: Layout, cluster: Cluster | None) -> str | None:
+    """Why the recipe's token dispatcher cannot run here, or None when it can."""
+    kind = recipe.features.dispatcher
+    if kind not in ("deepep", "hybridep"):
+        return None
+    if kind == "deepep" and layout.ep * layout.etp == 1:
+        return "DeepEP needs ep or etp above 1"
+    if cluster is None or not any(n.gpus for n in cluster.nodes):
+        return None
+    sheet = product(cluster.gpu.name)
+    capability = cluster.gpu.compute_capability or (sheet.compute_capability if sheet else None)
+    if capability is None:
+        return None
+    if (
+        kind == "deepep"
+        and capability[0] not in (8, 9)
+        and not cluster.gpu.name.startswith(("NVIDIA B200", "NVIDIA B300"))
+    ):
+        return f"DeepEP runs on Ampere, Hopper, B200 and B300, not on {cluster.gpu.name}"
+    if kind == "hybridep" and capability[0] not in (8, 9, 10):
+        return f"HybridEP runs on compute capability 8, 9 and 10, not on {cluster.gpu.name}"
+    return None
+
+
+def legal_features(recipe: Recipe, layout: Layout, cluster: Cluster | None = None) -> Features:
+    """The recipe's features less what this layout or machine makes illegal: what will really be on."""
+    f = recipe.features
+    changes: dict[str, Any] = {"fsdp": layout.fsdp}
+    if f.ep_overlap and overlap_problem(recipe, layout):
+        changes["ep_overlap"] = False
+    if f.tp_overlap and layout.tp == 1:
+        changes["tp_overlap"] = False
+    if f.cuda_graph and graph_problem(recipe, layout):
+        changes |= {"cuda_graph": None, "cuda_graph_scope": ()}
+    if dispatcher_problem(recipe, layout, cluster):
+        changes["dispatcher"] = "alltoall"
+    return replace(f, **changes)
 
 
 # --- The user's -------------------------------------------------------------------------------------------------------
@@ -331,6 +394,31 @@ def _recompute_pin(given: Mapping[str, Any]) -> Recompute:
     return Recompute(
         granularity="full", method=given.get("method") or "uniform", num_layers=given.get("num_layers") or 1
     )
+
+
+MIXED_PRECISION = {
+    "bf16": "bf16_mixed",
+    "fp16": "fp16_mixed",
+    "fp8cs": "bf16_with_fp8_current_scaling_mixed",
+    "fp8ds": "bf16_with_fp8_delayed_scaling_mixed",
+    "fp8sc": "bf16_with_fp8_subchannel_scaling_mixed",
+    "fp8mx": "bf16_with_mxfp8_mixed",
+    "nvfp4": "bf16_with_nvfp4_mixed",
+}
+"""Our short names to those of Megatron Bridge's `MIXED_PRECISION_RECIPES`."""
+
+
+def spoken(recipe: Recipe, *, seq_length: int | None = None, precision: str | None = None) -> tuple[str, ...]:
+    """What the user said by option and Megatron Bridge must hear: it belongs to convergence, so only they may say it.
+
+    `recipe` already has the user's values. The global batch is part of the layout (`overrides`).
+    """
+    said = []
+    if seq_length is not None:
+        said += [f"model.seq_length={seq_length}", f"dataset.seq_length={seq_length}"]
+    if precision is not None:
+        said.append(f"mixed_precision={MIXED_PRECISION.get(precision, 'null')}")
+    return tuple(said)
 
 
 def pins_from(pairs: Sequence[str]) -> dict[str, Any]:
