@@ -7,6 +7,7 @@ down projections), split over tensor parallelism, and routed experts, split over
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 from parlaunch.architecture import Architecture, LayerKind
@@ -242,12 +243,39 @@ def total_params(a: Architecture, experts: int | None = None) -> int:
     return total
 
 
-def chunk_sizes(a: Architecture, layout: Layout) -> tuple[int, ...]:
-    """Decoder layers of each virtual stage, in order of execution: as the layout says, else as equal as can be."""
-    if layout.layers_per_chunk is not None:
-        return layout.layers_per_chunk
-    count, rest = divmod(len(a.layers()), layout.chunks)
-    return tuple(count + (1 if i < rest else 0) for i in range(layout.chunks))
+@lru_cache(maxsize=4096)
+def split_layers(
+    a: Architecture, pp: int, vp: int | None = None, layers_per_chunk: tuple[int, ...] | None = None
+) -> tuple[tuple[LayerKind, ...], ...]:
+    """The decoder layers of each virtual stage, in order of execution: as the layout says, else as equal as can be."""
+    layers, chunks = a.layers(), pp * (vp or 1)
+    count, rest = divmod(len(layers), chunks)
+    sizes = layers_per_chunk or tuple(count + (1 if i < rest else 0) for i in range(chunks))
+    ends = list(accumulate(sizes))
+    return tuple(layers[end - size : end] for size, end in zip(sizes, ends, strict=True))
+
+
+ADAPTER_RANK = 32
+"""Rank of a LoRA adapter in Megatron Bridge's recipes (`peft/lora.py`: dim 32 on qkv, proj, fc1 and fc2)."""
+
+
+@lru_cache(maxsize=4096)
+def adapter_weights(a: Architecture, k: LayerKind) -> int:
+    """Parameters of the LoRA adapters of one layer: rank times input and output width of each adapted matrix.
+
+    Routed experts share one adapter; multi-latent attention is adapted at its output only.
+    """
+    h = a.hidden_size
+    widths = 0
+    if k.mixer == "attention":
+        q, kv = k.heads * k.head_dim, k.groups * k.head_dim
+        widths += h + q + 2 * kv + q + h
+    elif k.mixer in ("mla", "csa"):
+        widths += a.num_attention_heads * (a.v_head_dim or 0) + h
+    if k.mlp:
+        ffn = (a.moe_ffn_hidden_size or a.ffn_hidden_size) if k.mlp == "moe" else a.ffn_hidden_size
+        widths += 2 * h + (3 if a.gated_linear_unit else 2) * ffn
+    return ADAPTER_RANK * widths
 
 
 class StageWeights(NamedTuple):
@@ -268,13 +296,10 @@ def stage_weights(a: Architecture, layout: Layout) -> tuple[StageWeights, ...]:
     multi-token prediction, which needs the embedding once more.
     """
     tp, pp = layout.tp, layout.pp
-    layers = a.layers()
     sums = [NOTHING] * pp
-    at = 0
-    for chunk, count in enumerate(chunk_sizes(a, layout)):
-        for kind in layers[at : at + count]:
+    for chunk, kinds in enumerate(split_layers(a, pp, layout.vp, layout.layers_per_chunk)):
+        for kind in kinds:
             sums[chunk % pp] = sums[chunk % pp].plus(layer_weights(a, kind))
-        at += count
     embedding, head = embedding_weights(a, tp), head_weights(a, tp)
     sums[0] = sums[0].plus(embedding)
     sums[-1] = sums[-1].plus(head).plus(mtp_weights(a))

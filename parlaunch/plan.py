@@ -47,6 +47,7 @@ class Memory:
     limit: int  # capacity less headroom
     stage: int = 0  # the pipeline stage it is about
     error_band: float = 0.10  # ± share
+    slack: int = 0  # of `runtime`: what the caching allocator holds beyond the tensors
 
     @property
     def allocated(self) -> int:
@@ -54,9 +55,19 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.buffers
 
     @property
+    def reserved(self) -> int:
+        """What torch.cuda.max_memory_reserved would say."""
+        return self.allocated + self.slack
+
+    @property
     def peak(self) -> int:
         """What nvidia-smi would show."""
         return self.allocated + self.runtime
+
+    @property
+    def runs(self) -> bool:
+        """It would not run out of memory: no headroom asked, and the allocator gives back what it caches when it must."""
+        return self.peak - self.slack <= self.capacity
 
     @property
     def fits(self) -> bool:

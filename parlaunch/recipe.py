@@ -41,6 +41,11 @@ class Features:
     cpu_offload_layers: int = 0  # layers whose activations go to host memory
     force_balance: bool = False  # router made uniform: benchmarks only
     paged_stash: bool = False
+    cross_entropy: str | None = None  # te | native; None: as the recipe's kind has it
+    # What runs of other years and frameworks differ in.
+    sequence_parallel: bool = True  # with TP
+    dropout: bool = False  # hidden and attention dropout
+    unfused_attention: bool = False  # the score matrix is a tensor
     framework: str | None = None  # software generation of a published run; None: Megatron Bridge as it is today
 
 
@@ -72,6 +77,10 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
         cpu_offload_layers=int(given.get("cpu_offload_layers") or 0),
         force_balance=bool(given.get("force_balance")),
         paged_stash=bool(given.get("paged_stash")),
+        cross_entropy=given.get("cross_entropy"),
+        sequence_parallel=bool(given.get("sequence_parallel", True)),
+        dropout=bool(given.get("dropout")),
+        unfused_attention=bool(given.get("unfused_attention")),
         framework=given.get("framework"),
     )
 
@@ -111,4 +120,5 @@ class Recipe:
     features: Features = field(default_factory=Features)
     benchmark: bool = False  # a performance benchmark: router balanced, layout tuned for one machine
     feasible: bool = True  # False: as published it breaks one of Megatron's own rules
+    violations: tuple[str, ...] = ()  # ids of the rules that it breaks by itself, whatever the layout
     env: Mapping[str, str] = field(default_factory=dict)  # variables the recipe sets by setdefault, where known
