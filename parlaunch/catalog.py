@@ -77,5 +77,6 @@ def recipe(name: str) -> Recipe:
         features=features_from_json(row.get("features")),
         benchmark=row["kind"] == "benchmark",
         feasible=row.get("feasible", True),
+        violations=tuple(row.get("violations", ())),
         env={k: str(v) for k, v in (row.get("env") or {}).items()},
     )  # fmt: skip
