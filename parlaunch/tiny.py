@@ -160,6 +160,9 @@ def _pairs(recipe: Recipe) -> dict[str, object]:
         "validation.eval_iters": 0,
         "validation.eval_interval": 0,
         "checkpoint.save_interval": 0,
+        "checkpoint.save": None,
+        "checkpoint.load": None,
+        "logger.tensorboard_dir": None,
         "logger.log_interval": 1,
     }
 

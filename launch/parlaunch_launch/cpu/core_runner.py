@@ -36,7 +36,7 @@ PROVIDER = (
 
 TRAIN = {"train_iters": 10, "global_batch_size": 8, "micro_batch_size": 1, "precision": "bf16"}
 SCHEDULER = {"lr_warmup_iters": 0, "lr_decay_style": "cosine", "lr_decay_iters": None}
-OPTIMIZER = {"optimizer": "adam", "lr": 1e-2, "min_lr": 0.0, "clip_grad": 1.0, "use_distributed_optimizer": True}
+OPTIMIZER = {"optimizer": "adam", "lr": 4e-3, "min_lr": 0.0, "clip_grad": 1.0, "use_distributed_optimizer": True}
 DATASET = {"seq_length": 64, "sequence_length": None, "random_seed": 1234}
 
 

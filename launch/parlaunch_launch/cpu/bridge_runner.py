@@ -1,0 +1,175 @@
+"""Run a Megatron Bridge recipe's own pretrain() on CPU, with a tiny model. Every rank of torchrun runs this.
+
+    python -m torch.distributed.run --standalone --nproc-per-node=4 -m parlaunch_launch.cpu.bridge_runner \\
+        --recipe llama32_1b_pretrain_config model.tensor_model_parallel_size=2 model.pipeline_model_parallel_size=2
+
+Recipe, overrides, validation, data set, training loop and log are Bridge's. `before_bridge` replaces what asks for CUDA,
+`cpu_config` the settings that name CUDA kernels. Tried with Bridge 0.6.2 on Megatron Core 0.19.2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import functools
+import importlib.util
+import os
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from parlaunch.errors import ParlaunchError
+from parlaunch.recipe import Recipe
+from parlaunch_launch.cpu import hub_cache
+
+
+def before_bridge() -> None:
+    """Put in place what Bridge's modules ask for while they are imported."""
+    import torch
+
+    if not hasattr(typing, "override"):  # Python 3.11; the one thing of 3.12 that Megatron needs
+        import typing_extensions
+
+        typing.override = typing_extensions.override
+
+    if importlib.util.find_spec("triton") is None:
+        _defined_not_called("triton", "triton.language")
+    if importlib.util.find_spec("transformer_engine") is None:
+        _lora_without_transformer_engine(torch)
+    if importlib.util.find_spec("nvidia_resiliency_ext") is not None:
+        import nvidia_resiliency_ext
+
+        if not hasattr(nvidia_resiliency_ext, "__version__"):  # 0.4.1, the newest for 3.11, does not say
+            nvidia_resiliency_ext.__version__ = "0.6.0"
+
+    from parlaunch_launch.cpu.stand_ins import train_on_cpu
+
+    train_on_cpu()
+
+    import megatron.core.datasets.utils as dataset_utils
+
+    dataset_utils.compile_helpers = lambda: None  # built with the package; its Makefile is not installed
+
+    import megatron.bridge.training.setup as setup
+
+    setup.initialize_megatron = functools.partial(setup.initialize_megatron, allow_no_cuda=True)
+
+
+def _defined_not_called(*names: str) -> None:
+    """Modules full of mocks: kernels are decorated with triton where they are defined, and never called on a CPU."""
+    from unittest.mock import MagicMock
+
+    import torch._inductor.compile_fx  # torch looks for triton too, and should find that there is none
+
+    for name in names:
+        module: Any = types.ModuleType(name)
+        module.__getattr__ = lambda _: MagicMock()
+        module.__spec__ = importlib.util.spec_from_loader(name, loader=None)
+        sys.modules[name] = module
+
+
+def _lora_without_transformer_engine(torch: Any) -> None:
+    """Bridge's LoRA layers inherit from Transformer Engine's Linear: they alone are given a class to inherit from."""
+    absent = type("TransformerEngineIsAbsent", (torch.nn.Module,), {})
+    layers = types.SimpleNamespace(Linear=absent, LayerNormLinear=absent, ops=types.SimpleNamespace(Sequential=absent))
+    load = builtins.__import__
+
+    def load_with_stand_in(
+        name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0
+    ) -> Any:
+        importer = (globals or {}).get("__name__", "")
+        if name == "transformer_engine.pytorch" and importer.startswith("megatron.bridge.peft."):
+            return types.SimpleNamespace(pytorch=layers)
+        return load(name, globals, locals, fromlist, level)
+
+    builtins.__import__ = load_with_stand_in
+
+
+def cpu_config(config: Any) -> None:
+    """Switch off what only a GPU has, after the overrides: they carry sizes, not kernels."""
+    from parlaunch_launch.cpu.stand_ins import cpu_layers
+
+    config.dist.distributed_backend = "gloo"
+    model = config.model
+    model.transformer_layer_spec = cpu_layers
+    model.use_cpu_initialization = True
+    model.apply_rope_fusion = model.masked_softmax_fusion = model.cross_entropy_loss_fusion = False
+    model.bias_activation_fusion = model.bias_dropout_fusion = False  # these would work, compiled
+    model.moe_token_dispatcher_type, model.cuda_graph_impl = "allgather", "none"
+    model.moe_grouped_gemm = model.moe_permute_fusion = model.moe_router_fusion = False
+    model.gradient_accumulation_fusion = False
+    model.mtp_num_layers = None
+    config.optimizer.use_precision_aware_optimizer = False
+    config.comm_overlap = None
+    if (
+        not isinstance(config.mixed_precision, str)
+        or "fp8" in config.mixed_precision
+        or "fp4" in config.mixed_precision
+    ):
+        config.mixed_precision = "bf16_mixed"
+    config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model = "NullTokenizer", None
+    config.tokenizer.vocab_size = model.vocab_size
+    config.dataset.num_workers, config.dataset.persistent_workers = 0, False  # the ranks have no cores to spare
+
+
+def known_recipe(name: str) -> Recipe:
+    from parlaunch.catalog import recipe
+
+    return recipe(name)
+
+
+def offline_hub(recipe: Recipe, environ: Any) -> Path | None:
+    """Point the hub's client at a cache of our own, unless the user's has the model or the family is unknown to us."""
+    if recipe.model_id is None or hub_cache.cached(recipe.model_id, environ):
+        return None
+    if hub_cache.hf_config(recipe.model_id, recipe.architecture) is None:
+        return None
+    home = Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME", "/tmp"), ".cache"))
+    hub = home / "parlaunch" / "hub"
+    environ["HF_HUB_CACHE"], environ["HF_HUB_OFFLINE"] = str(hub), "1"
+    return hub
+
+
+def revisions(build: Any) -> list[str]:
+    """Commits that a recipe's module pins for its models."""
+    names = vars(sys.modules[build.__module__])
+    return [v for k, v in names.items() if k.endswith("_REVISION") and isinstance(v, str) and len(v) == 40]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    args = parser.parse_args(argv)
+    try:
+        train(args.recipe, args.overrides)
+    except ParlaunchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+def train(name: str, overrides: Sequence[str]) -> None:
+    """One rank: build the recipe, make it tiny and fit for CPU, hand it to Bridge's pretrain()."""
+    recipe = known_recipe(name)
+    hub = offline_hub(recipe, os.environ)
+    before_bridge()
+    from parlaunch_launch.bridge_runner import configured, find_recipe
+
+    build = find_recipe(name)
+    if hub is not None:
+        config = hub_cache.hf_config(str(recipe.model_id), recipe.architecture)
+        assert config is not None
+        hub_cache.write(hub, str(recipe.model_id), config, revisions(build))
+    from megatron.bridge.training.gpt_step import forward_step
+    from megatron.bridge.training.pretrain import pretrain
+
+    config = configured(build(), overrides)
+    cpu_config(config)
+    pretrain(config, forward_step)
+
+
+if __name__ == "__main__":
+    main()
