@@ -6,6 +6,8 @@ Sizes in bytes, rates in bytes/s. JSON goes in and out through `cluster_to_json`
 
 from __future__ import annotations
 
+import functools
+import typing
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -266,10 +268,35 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
+@functools.cache
+def _types(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _is(value: Any, wanted: Any) -> bool:
+    """Whether a value is of an annotated type; a whole number will do where any number is wanted."""
+    origin, inside = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if inside[-1] is Ellipsis:
+            return all(_is(v, inside[0]) for v in value)
+        return len(value) == len(inside) and all(map(_is, value, inside))
+    if inside:
+        return any(_is(value, one) for one in inside)
+    if wanted in (int, float):
+        return isinstance(value, (int, wanted)) and not isinstance(value, bool)
+    return isinstance(value, wanted)
+
+
 def _make(kind: type[Any], given: Mapping[str, Any], **known: Any) -> Any:
-    names = {f.name for f in fields(kind)}
-    made = {k: _tuples(v) for k, v in given.items() if k in names} | known
-    return kind(**made | {word: UNKNOWN for word in _WORDS if word in made and made[word] is None})
+    types: dict[str, Any] = _types(typing.cast(typing.Hashable, kind))
+    made = {k: _tuples(v) for k, v in given.items() if k in types} | known
+    made |= {word: UNKNOWN for word in _WORDS if word in made and made[word] is None}
+    for name, value in made.items():
+        if not _is(value, types[name]):
+            raise TypeError(f"{name} of a {kind.__name__} cannot be {value!r:.60}")
+    return kind(**made)
 
 
 def _gpu(given: Mapping[str, Any]) -> Any:

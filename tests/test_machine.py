@@ -65,6 +65,16 @@ def test_json_of_something_else_is_refused_with_its_name() -> None:
         cluster_from_json({"nodes": [{"gpus": [{"compute_capability": "nine"}]}]}, where="box.json")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("memory_bytes", "lots"), ("numa", [1]), ("name", 7), ("nvlinks_down", [[1]]), ("mig", 1)]
+)
+def test_a_value_of_the_wrong_type_is_refused_by_name(field: str, value: object) -> None:
+    data = cluster_to_json(Cluster(source="probe", nodes=(Node(hostname="a", gpus=(Gpu(index=0, name="X"),)),)))
+    data["nodes"][0]["gpus"][0][field] = value
+    with pytest.raises(ProbeError, match=f"{field} of a Gpu cannot be"):
+        cluster_from_json(data)
+
+
 def test_fields_that_a_newer_parlaunch_wrote_are_skipped() -> None:
     data = cluster_to_json(Cluster(source="probe", nodes=(Node(hostname="a", gpus=(Gpu(index=0, name="X"),)),)))
     data["nodes"][0]["gpus"][0]["quantum"] = 1

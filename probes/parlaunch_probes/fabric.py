@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from parlaunch.machine import Gpu, Nic
+from parlaunch.machine import UNKNOWN, Gpu, Nic
 from parlaunch_probes import pci
 from parlaunch_probes.host import Host
 from parlaunch_probes.text import after_colon, gigabits
@@ -88,7 +88,7 @@ def _verbs(host: Host, device: str) -> list[Nic]:
         nics.append(
             Nic(
                 name=device,
-                kind=kind or "infiniband",
+                kind=kind or UNKNOWN,
                 port=number,
                 pci=place.address if place else None,
                 numa=pci.numa_of(host, place.address) if place else None,
@@ -211,11 +211,8 @@ def _why_not_plain(host: Host, name: str, at: str, kind: int, real: str, bond: s
 
 def default_interface(host: Host) -> str | None:
     """The interface of the IPv4 default route with the lowest metric."""
-    found: list[tuple[int, str]] = []
-    for line in (host.read("/proc/net/route") or "").splitlines()[1:]:
-        cells = line.split()
-        if len(cells) > 7 and cells[1] == "00000000" and cells[7] == "00000000" and cells[6].isdigit():
-            found.append((int(cells[6]), cells[0]))
+    default = r"^(\S+)\t00000000\t\S+\t\S+\t\S+\t\S+\t([0-9]{1,10})\t00000000\t"
+    found = [(int(metric), name) for name, metric in host.find("/proc/net/route", "default", default) or ()]
     return min(found)[1] if found else None
 
 
@@ -229,7 +226,8 @@ def only_way_out(nics: tuple[Nic, ...], default: str | None) -> tuple[Nic, ...]:
 def gpudirect(host: Host, driver_open: bool | None) -> tuple[bool | None, str | None]:
     """Whether NICs can reach GPU memory, and by what: NVIDIA's peer module, or dma-buf (open kernel modules and Linux
     5.12). False only when the loaded modules could be listed and none is there."""
-    modules = {line.split()[0] for line in (host.read("/proc/modules") or "").splitlines() if line.strip()}
+    listed = host.find("/proc/modules", "peer memory", r"^(nvidia_peermem|nv_peer_mem) ")
+    modules = {name for (name,) in listed or ()}
     if host.exists("/sys/module/nvidia_peermem") or "nvidia_peermem" in modules:
         return True, "nvidia_peermem"
     if (
@@ -240,4 +238,4 @@ def gpudirect(host: Host, driver_open: bool | None) -> tuple[bool | None, str | 
     release = re.match(r"(\d{1,4})\.(\d{1,4})", host.read("/proc/sys/kernel/osrelease") or "")
     if driver_open and release and (int(release[1]), int(release[2])) >= (5, 12):
         return True, "dma-buf"
-    return (False if modules and driver_open is not None else None), None
+    return (False if listed is not None and driver_open is not None else None), None

@@ -159,9 +159,8 @@ def _cpus(host: Host, address: str | None, said: Mapping[str, Any]) -> tuple[int
 
 def allowed_cpus(host: Host) -> tuple[int, ...] | None:
     """The CPUs that this process may run on."""
-    status = host.read("/proc/self/status") or ""
-    match = re.search(r"^Cpus_allowed_list:\s*(\S*)$", status, re.MULTILINE)
-    return cpu_list(match[1]) if match else None
+    found = host.find("/proc/self/status", "cpus allowed", r"^Cpus_allowed_list:\s*(\S*)$")
+    return cpu_list(found[0][0]) if found else None
 
 
 def slice_of(gpu: Gpu, uuid: str) -> Gpu:

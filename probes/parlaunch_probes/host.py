@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 LIMIT = 1 << 20  # bytes of one file that anyone looks at
-_XID = re.compile(r"NVRM: Xid")
+# "NVRM: Xid (PCI:0000:1b:00): 79, pid=...": the address and the number; processes' names are nobody's business.
+_XID = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): ([0-9]{1,6})")
 
 
 class Host:
@@ -39,14 +40,26 @@ class Host:
         text: str | None = self._answer("text", path, self._read)
         return text
 
-    def digest(self, kind: str, path: str, make: Callable[[bytes], Any]) -> Any:
-        """What `make` sees in the content of a file; a recording keeps that alone, not the content."""
+    def find(self, path: str, what: str, pattern: str) -> tuple[tuple[str, ...], ...] | None:
+        """The groups of every match of a regular expression in a file, line by line; None when there is no such file.
+
+        For files that say more than we ask: a recording keeps the matches alone, under the name `what`."""
+
+        def ask(path: str) -> Any:
+            text = self._read(path)
+            return None if text is None else [list(m.groups()) for m in re.finditer(pattern, text, re.MULTILINE)]
+
+        found = self._answer("find", f"{path} {what}", lambda _: ask(path))
+        return None if found is None else tuple(tuple(str(cell) for cell in row) for row in found)
+
+    def digest(self, path: str, what: str, make: Callable[[bytes], Any]) -> Any:
+        """What `make` sees in the content of a file, as JSON; a recording keeps that alone, under the name `what`."""
 
         def ask(path: str) -> Any:
             content = self._content(path)
             return None if content is None else make(content)
 
-        return self._answer(kind, path, ask)
+        return self._answer("digest", f"{path} {what}", lambda _: ask(path))
 
     def number(self, path: str) -> int | None:
         """The file as a whole number, decimal or 0x."""
@@ -72,10 +85,10 @@ class Host:
         """IP addresses of every interface; only this machine itself can be asked."""
         return self._answer("live", "addresses", lambda _: self._addresses()) or {}
 
-    def kernel_log(self) -> list[str] | None:
-        """The kernel's NVIDIA Xid lines ("SECONDS_AGO text"); None when there is no log that we may read."""
-        lines: list[str] | None = self._answer("live", "kernel_log", lambda _: self._kernel_log())
-        return lines
+    def xids(self) -> list[list[Any]] | None:
+        """NVIDIA's errors in the kernel log, as [number, PCI address, seconds ago]; None when we may not read it."""
+        found: list[list[Any]] | None = self._answer("live", "xids", lambda _: self._xids())
+        return found
 
     def kept(self) -> dict[str, dict[str, Any]]:
         """Everything answered so far, when made with `record=True`."""
@@ -160,7 +173,7 @@ class Host:
             name: [a.address.partition("%")[0] for a in found if a.family in families] for name, found in known.items()
         }
 
-    def _kernel_log(self) -> list[str] | None:
+    def _xids(self) -> list[list[Any]] | None:
         if not self.live:
             return None
         uptime = (self._read("/proc/uptime") or "").split()
@@ -169,7 +182,7 @@ class Host:
             number = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except (OSError, ValueError, IndexError):
             return None
-        lines = []
+        found: list[list[Any]] = []
         try:
             for _ in range(100_000):  # more lines than the ring holds
                 try:
@@ -181,14 +194,14 @@ class Host:
                 if not record:
                     break
                 head, _, text = record.partition(";")
-                if _XID.search(text):
-                    at = int(head.split(",")[2]) / 1e6
-                    lines.append(f"{max(0, round(now - at))} {text.splitlines()[0]}")
+                if match := _XID.search(text):
+                    ago = max(0, round(now - int(head.split(",")[2]) / 1e6))
+                    found.append([int(match[2]), match[1].lower(), ago])
         except (ValueError, IndexError):
             return None
         finally:
             os.close(number)
-        return lines
+        return found
 
 
 class RecordedHost(Host):

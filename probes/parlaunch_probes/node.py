@@ -45,7 +45,7 @@ def cluster_of(host: Host, reading: NvmlReading, environ: Mapping[str, str]) -> 
     """The cluster that files, NVML's answers and the environment amount to. Asks nothing else."""
     notes: list[str] = [*reading.late]
     cpus = system.cpus(host)
-    hypervisor = system.virtual(host, cpus.hypervisor)
+    hypervisor = system.virtual(host, cpus)
     on_bus = pci.nvidia_devices(host)
     listed, unusable, wired = _gpus(host, reading, on_bus, notes)
     shown, hidden, seen = _visible(listed, environ, bool(unusable), notes)

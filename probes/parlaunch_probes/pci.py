@@ -135,7 +135,7 @@ def acs_redirects(host: Host, devices: Iterable[Place], peers: Sequence[Place]) 
             between |= {*a.chain[common:-1], *b.chain[common:-1]}
     found, unread = [], False
     for bridge in sorted(between):
-        control = host.digest("acs", f"{DEVICES}/{bridge}/config", _acs_control)
+        control = host.digest(f"{DEVICES}/{bridge}/config", "acs control", _acs_control)
         if not isinstance(control, int):
             unread = True
         elif control & REDIRECTS:

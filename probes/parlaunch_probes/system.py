@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from parlaunch.machine import UNLIMITED
 from parlaunch_probes.host import Host
@@ -63,27 +64,35 @@ class Cpus:
     cores: int | None
     numa: tuple[tuple[int, tuple[int, ...]], ...]
     hypervisor: bool  # the CPU says that it is a guest's
+    arm: bool
+
+
+def _cpuinfo(content: bytes) -> dict[str, Any]:
+    text = content.decode("utf-8", "replace")
+
+    def every(key: str) -> list[str]:
+        return [value.strip() for value in re.findall(rf"^{key}[ \t]*:(.*)$", text, re.MULTILINE)]
+
+    packages, cores = every("physical id"), every("core id")
+    told = bool(packages) and len(packages) == len(cores)
+    return {
+        "model": next(iter(every("model name") or every("cpu")), None),
+        "part": [next(iter(every("CPU implementer")), ""), next(iter(every("CPU part")), "")],
+        "sockets": len(set(packages)) if told else None,
+        "cores": len(set(zip(packages, cores, strict=True))) if told else None,
+        "guest": re.search(r"\bhypervisor\b", text) is not None,
+    }
 
 
 def cpus(host: Host) -> Cpus:
-    info = host.read("/proc/cpuinfo") or ""
-    fields: dict[str, list[str]] = {}
-    for line in info.splitlines():
-        key, colon, value = line.partition(":")
-        if colon:
-            fields.setdefault(key.strip(), []).append(value.strip())
-    model = next(iter(fields.get("model name") or fields.get("cpu") or ()), None)
-    if model is None and fields.get("CPU part"):
-        part = ((fields.get("CPU implementer") or [""])[0], fields["CPU part"][0])
+    info = host.digest("/proc/cpuinfo", "cpus", _cpuinfo) or {}
+    model, part = info.get("model"), tuple(info.get("part") or ("", ""))
+    if model is None and part[1]:
         model = ARM_PARTS.get(part, f"Arm CPU {part[0]}/{part[1]}")
-    packages, cores = fields.get("physical id", []), fields.get("core id", [])
-    if packages and len(packages) == len(cores):
-        sockets: int | None = len(set(packages))
-        count: int | None = len(set(zip(packages, cores, strict=True)))
-    else:
-        sockets, count = _topology(host)
-    flags = (fields.get("flags") or [""])[0].split()
-    return Cpus(model, sockets, count, _numa(host), "hypervisor" in flags)
+    sockets, cores = info.get("sockets"), info.get("cores")
+    if sockets is None:
+        sockets, cores = _topology(host)
+    return Cpus(model, sockets, cores, _numa(host), bool(info.get("guest")), bool(part[1]))
 
 
 def _topology(host: Host) -> tuple[int | None, int | None]:
@@ -110,16 +119,15 @@ def _numa(host: Host) -> tuple[tuple[int, tuple[int, ...]], ...]:
     return tuple(sorted(found))
 
 
-def virtual(host: Host, hypervisor: bool) -> str | None:
+def virtual(host: Host, cpu: Cpus) -> str | None:
     """The hypervisor, when this is a virtual machine."""
     kind = host.read("/sys/hypervisor/type")
     words = " ".join(host.read(f"/sys/class/dmi/id/{name}") or "" for name in ("sys_vendor", "product_name")).lower()
     named = next((name for word, name in HYPERVISORS if word in words), None)
-    if named == "kvm" and ("amazon" in words or "google" in words) and not hypervisor and host.exists("/proc/cpuinfo"):
-        # Arm has no such flag: there an instance of these vendors counts as virtual unless it is called metal.
-        arm = "CPU implementer" in (host.read("/proc/cpuinfo") or "")
-        named = named if arm and "metal" not in words else None
-    return named or (kind if kind and kind != "none" else None) or ("unknown hypervisor" if hypervisor else None)
+    if named is not None and cpu.model is not None and not cpu.hypervisor and ("amazon" in words or "google" in words):
+        # Arm has no such flag: there an instance counts as virtual unless it is called metal.
+        named = named if cpu.arm and "metal" not in words else None
+    return named or (kind if kind and kind != "none" else None) or ("unknown hypervisor" if cpu.hypervisor else None)
 
 
 def container(host: Host, environ: Mapping[str, str]) -> str | None:
@@ -185,21 +193,18 @@ def _quota(quota: str = "", period: str = "") -> list[float]:
 def limits(host: Host) -> tuple[int | None, int | None]:
     """Soft limits of locked memory (bytes) and open files, as this process has them."""
     found: dict[str, int] = {}
-    for line in (host.read("/proc/self/limits") or "").splitlines():
-        match = re.match(r"^Max (locked memory|open files)\s+(unlimited|[0-9]{1,20})\s", line)
-        if match:
-            found[match[1]] = UNLIMITED if match[2] == "unlimited" else int(match[2])
+    pattern = r"^Max (locked memory|open files)\s+(unlimited|[0-9]{1,20})\s"
+    for name, value in host.find("/proc/self/limits", "limits", pattern) or ():
+        found[name] = UNLIMITED if value == "unlimited" else int(value)
     return found.get("locked memory"), found.get("open files")
 
 
 def shared_memory(host: Host) -> int | None:
     """Size of /dev/shm where its mount says one: containers get 64 MiB unless told otherwise."""
-    for line in (host.read("/proc/mounts") or "").splitlines():
-        cells = line.split()
-        if len(cells) > 3 and cells[1] == "/dev/shm":
-            match = re.search(r"(?:^|,)size=([0-9]{1,15})([kmg]?)", cells[3])
-            if match:
-                return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
+    for (options,) in host.find("/proc/mounts", "shm", r"^\S+ /dev/shm \S+ (\S+)") or ():
+        match = re.search(r"(?:^|,)size=([0-9]{1,15})([kmg]?)", options)
+        if match:
+            return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
     return None
 
 
@@ -210,25 +215,21 @@ def transparent_huge_pages(host: Host) -> str | None:
 
 def own_name_is_loopback(host: Host, hostname: str) -> bool | None:
     """Whether /etc/hosts sends our own name to 127.x: Gloo then binds to the loopback and no other node finds it."""
-    text = host.read("/etc/hosts")
-    if text is None:
-        return None
-    for line in text.splitlines():
-        cells = line.partition("#")[0].split()
-        if len(cells) > 1 and hostname in cells[1:] and ":" not in cells[0]:
-            return cells[0].startswith("127.")
-    return False
+
+    def look(content: bytes) -> bool:
+        for line in content.decode("utf-8", "replace").splitlines():
+            cells = line.partition("#")[0].split()
+            if len(cells) > 1 and hostname in cells[1:] and ":" not in cells[0]:
+                return cells[0].startswith("127.")
+        return False
+
+    answer: bool | None = host.digest("/etc/hosts", "own name is loopback", look)
+    return answer
 
 
 def xids(host: Host) -> tuple[tuple[int, str, int], ...] | None:
     """Xid errors of the kernel log: (number, PCI address, seconds ago)."""
-    lines = host.kernel_log()
-    if lines is None:
+    found = host.xids()
+    if found is None:
         return None
-    found = []
-    for line in lines:
-        match = re.match(r"^([0-9]{1,12}) .*NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): ([0-9]{1,6})", line)
-        if match:
-            address = match[2].lower()
-            found.append((int(match[3]), address if "." in address else address + ".0", int(match[1])))
-    return tuple(found)
+    return tuple((int(n), a if "." in a else a + ".0", int(ago)) for n, a, ago in found)
