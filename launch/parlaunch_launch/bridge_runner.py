@@ -95,7 +95,7 @@ def forward_step(config: Any, named: str | None = None, mode: str = "pretrain") 
         raise UsageError(f"--step_func {named}: there is no such step", hint=f"one of: {known}")
     _, module, attribute = rows[0]
     try:
-        step = getattr(importlib.import_module(module), attribute)
+        step: Any = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise ParlaunchError(
             f"the installed megatron.bridge has no {module}: {error}", hint="name another with `-- --step_func NAME`"

@@ -33,7 +33,7 @@ def before_bridge() -> None:
     if not hasattr(typing, "override"):  # Python 3.11; the one thing of 3.12 that Megatron needs
         import typing_extensions
 
-        typing.override = typing_extensions.override
+        setattr(typing, "override", typing_extensions.override)  # noqa: B010  # type checkers know that 3.11 has none
 
     if importlib.util.find_spec("triton") is None:
         _defined_not_called("triton", "triton.language")
@@ -62,7 +62,9 @@ def _defined_not_called(*names: str) -> None:
     """Modules full of mocks: kernels are decorated with triton where they are defined, and never called on a CPU."""
     from unittest.mock import MagicMock
 
-    import torch._inductor.compile_fx  # torch looks for triton too, and should find that there is none
+    importlib.import_module(
+        "torch._inductor.compile_fx"
+    )  # torch looks for triton too, and should find that there is none
 
     for name in names:
         module: Any = types.ModuleType(name)
