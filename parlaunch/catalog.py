@@ -31,6 +31,24 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(sorted({*_rows(), *load("recipes.json")["aliases"]}))
 
 
+@lru_cache(maxsize=1)
+def _aliases() -> Mapping[str, tuple[str, ...]]:
+    found: dict[str, list[str]] = {}
+    for alias, name in load("recipes.json")["aliases"].items():
+        found.setdefault(name, []).append(alias)
+    return {name: tuple(sorted(aliases, key=lambda a: (len(a), a))) for name, aliases in found.items()}
+
+
+def aliases(name: str) -> tuple[str, ...]:
+    """The other names of a recipe, the shortest first."""
+    return _aliases().get(name, ())
+
+
+def full_name(name: str) -> str:
+    """The name behind an alias; any other name as it is."""
+    return str(load("recipes.json")["aliases"].get(name, name))
+
+
 def all_recipes() -> tuple[Recipe, ...]:
     """Every recipe once, under its full name, sorted."""
     return tuple(recipe(name) for name in sorted(_rows()))
@@ -47,7 +65,7 @@ def architecture(model_id: str) -> Architecture:
 
 def recipe(name: str) -> Recipe:
     """The recipe of that name or alias. Raises `UsageError` with the nearest names."""
-    row = _rows().get(load("recipes.json")["aliases"].get(name, name))
+    row = _rows().get(full_name(name))
     if row is None:
         near = difflib.get_close_matches(name, recipe_names(), n=5, cutoff=0.5)
         raise UsageError(

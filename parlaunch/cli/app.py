@@ -63,9 +63,7 @@ def _plan_or_launch(
     ctx: typer.Context,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE", help="Megatron Bridge overrides, handed on in order", show_default=False
-        ),
+        typer.Argument(metavar="KEY=VALUE", help="Megatron Bridge overrides, handed on in order", show_default=False),
     ] = None,
     recipe: Annotated[
         str | None, _option("--recipe", panel=WHAT, help="a Megatron Bridge recipe", autocompletion=names_of("recipe"))

@@ -176,3 +176,16 @@ def only(cluster: Cluster, gpus: int) -> Cluster:
         )
     nodes = tuple(replace(node, gpus=node.gpus[:gpus]) for node in cluster.nodes)
     return replace(cluster, nodes=nodes, nvlink_domains=domains_of(nodes))
+
+
+def sizes_from(text: str) -> dict[str, int]:
+    """`tp=8,pp=2,mbs=1` as sizes. Raises `UsageError` naming the part that cannot be read."""
+    names = {"tp", "pp", "vp", "cp", "ep", "etp", "micro_batch_size"}
+    sizes = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        name = {"mbs": "micro_batch_size"}.get(name.lower(), name.lower())
+        if name not in names or not value.isdigit() or int(value) < 1:
+            raise UsageError(f"--why-not {text!r}: {part.strip()!r} is no size", hint="for example tp=8,pp=2,mbs=1")
+        sizes[name] = int(value)
+    return sizes

@@ -116,16 +116,15 @@ def finish(job: Job, cluster: Cluster, environ: Mapping[str, str]) -> Plan:
     cluster = order_nodes(cluster)
     made = plan(cluster, job.recipe, job.wishes)
     layout = made.layout
-    variables = settings(cluster, job.recipe, layout, environ, device=job.device) if job.request.env else ()
-    ours = overrides(job.recipe, layout, device=job.device)
-    said = _said(job)
-    lines = tuple(dict.fromkeys((*ours, *said, *job.request.overrides)))
+    torch = _torch_version()
+    variables = settings(cluster, job.recipe, layout, environ, torch_version=torch, device=job.device)
+    lines = (*overrides(job.recipe, layout, device=job.device, cluster=cluster), *job.request.overrides)
     if job.device == "cpu":
         from parlaunch.tiny import tiny_overrides
 
         lines = (*tiny_overrides(job.recipe), *lines)
     made = replace(
-        made, environment=variables, overrides=lines, rank_order=tuple(n.hostname for n in cluster.nodes),
+        made, environment=variables if job.request.env else (), overrides=lines, rank_order=tuple(n.hostname for n in cluster.nodes),
         warnings=(*made.warnings, *_notes(job, cluster)),
     )  # fmt: skip
     return replace(made, argv=command(job, made, node_rank=0 if len(cluster.nodes) == 1 else None))
@@ -137,11 +136,14 @@ def _notes(job: Job, cluster: Cluster) -> tuple[str, ...]:
     return (*cluster.notes, *wrong)
 
 
-def _said(job: Job) -> tuple[str, ...]:
-    """What the user said by option and Bridge must hear as an override."""
-    from parlaunch.overrides import spoken
+def _torch_version() -> str | None:
+    """Of the torch that will run, without importing it; None when there is none here."""
+    import importlib.metadata
 
-    return spoken(job.recipe, seq_length=job.request.seq_length, precision=job.request.precision)
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def command(job: Job, plan: Plan, *, node_rank: int | None, master: tuple[str, int] | None = None) -> tuple[str, ...]:

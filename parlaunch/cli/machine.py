@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from parlaunch.cli.inputs import choice, hardware_of, note
-from parlaunch.errors import ParlaunchError
 from parlaunch.machine import cluster_to_json
 
 
@@ -26,20 +25,15 @@ def columns() -> int:
 
 def probe(hardware: str, *, format: str, save: Path | None, redact: bool) -> None:
     choice("--format", format, ("text", "json"))
-    cluster = hardware_of(hardware)
-    if save is not None or redact:
+    if save is None and not redact:
+        cluster = hardware_of(hardware)
+    else:
         from parlaunch_probes import capture
 
-        if redact:
-            cluster = capture.redacted(cluster)
+        taken = capture.take() if hardware == "auto" else capture.Capture(hardware_of(hardware))
         if save is not None:
-            try:
-                capture.save(save, cluster, redact=redact)
-            except OSError as error:
-                raise ParlaunchError(
-                    f"--save {save}: {error.strerror}", hint="choose a folder that exists and is yours"
-                ) from error
-            note(f"wrote {save}")
+            note(f"wrote {capture.save(save, taken, redact=redact)}")
+        cluster = capture.redacted(taken).cluster if redact else taken.cluster
     if format == "json":
         print(
             json.dumps(

@@ -49,7 +49,7 @@ def _text(plan: Plan, request: Request) -> None:
 
 
 def _why_not(asked: str, plan: Plan, job: Job) -> None:
-    from parlaunch.overrides import sizes_from
+    from parlaunch.cli.inputs import sizes_from
     from parlaunch.planner import why_not
 
     answer = why_not(plan.cluster, plan.recipe, sizes_from(asked), job.wishes, plan)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
-from parlaunch.catalog import all_recipes, recipe
+from parlaunch.catalog import aliases, all_recipes, full_name, recipe
 from parlaunch.cli.inputs import choice
 from parlaunch.errors import NoLayoutError, ParlaunchError
 from parlaunch.recipe import TASKS, Recipe
@@ -38,7 +39,7 @@ def listing(
         choice("--kind", kind, ("library", "benchmark"))
     found = [
         r for r in all_recipes()
-        if (search is None or search.lower() in f"{r.name} {r.model_id}".lower())
+        if (search is None or search.lower() in " ".join((r.name, str(r.model_id), *aliases(r.name))).lower())
         and (family is None or family.lower() in r.model.lower())
         and (task is None or r.task == task)
         and (kind is None or r.benchmark == (kind == "benchmark"))
@@ -51,7 +52,8 @@ def listing(
     if not found:
         print("no recipe matches", file=sys.stderr)
         return
-    width = max(len(r.name) for r in found)
+    names = {r.name: (*aliases(r.name), r.name)[0] for r in found}
+    width = max(map(len, names.values()))
     for r in found:
         size = count(r.architecture.total_params)
         print(
@@ -62,7 +64,7 @@ def listing(
 
 def summary(r: Recipe) -> dict[str, Any]:
     return {
-        "name": r.name, "task": r.task, "model": r.model, "model_id": r.model_id, "benchmark": r.benchmark,
+        "name": r.name, "aliases": list(aliases(r.name)), "task": r.task, "model": r.model, "model_id": r.model_id, "benchmark": r.benchmark,
         "total_params": r.architecture.total_params, "active_params": r.architecture.active_params,
         "precision": r.precision, "seq_length": r.seq_length, "global_batch_size": r.global_batch_size,
         "gpus": r.gpus, "hardware": r.hardware,
@@ -75,11 +77,14 @@ def show(name: str, *, format: str) -> None:
     r = recipe(name)
     smallest = smallest_machine(r)
     if format == "json":
-        print(json.dumps(summary(r) | {"smallest_machine": smallest}, indent=2))
+        print(json.dumps(summary(replace(r, name=full_name(name))) | {"smallest_machine": smallest}, indent=2))
         return
     a, d = r.architecture, r.defaults
     print(f"{r.name}   {r.task}, {'benchmark' if r.benchmark else 'library'} recipe")
     active = f", {count(a.active_params)} active a token" if a.active_params < a.total_params else ""
+    known = full_name(name)
+    if others := [n for n in (known, *aliases(known)) if n != name]:
+        print(f"  also        {', '.join(others)}")
     print(f"  model       {r.model_id}: {count(a.total_params)} parameters{active}")
     print(
         f"  shape       {a.num_layers} layers, hidden {a.hidden_size:,}, {a.num_attention_heads} heads, vocabulary {a.vocab_size:,}"
