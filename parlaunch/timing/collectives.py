@@ -20,7 +20,13 @@ _PROTOCOLS = (
     (14.0e-6, 1.9e-6, 4.0e-6, 0.92),  # LL128: 120 of 128 bytes
     (8.4e-6, 3.4e-6, 14.0e-6, 1.0),  # Simple
 )
-FABRIC_SHARE = {"infiniband": 0.92, "roce": 0.88, "efa": 0.80, "ethernet": 0.80, "none": 0.80}
+FABRIC_SHARE = {
+    "infiniband": 0.92,
+    "roce": 0.88,
+    "efa": 0.80,
+    "ethernet": 0.80,
+    "none": 0.80,
+}
 """NCCL bus bandwidth over the wire rate, by kind of fabric (nccl-tests on rail-optimised clusters)."""
 
 A2A_SHARE = 0.80

@@ -7,14 +7,23 @@ from dataclasses import dataclass
 from parlaunch.architecture import LayerKind
 from parlaunch.flops import model_flops_per_token
 from parlaunch.layout import Layout
-from parlaunch.parameters import chunk_sizes, stage_weights
+from parlaunch.parameters import split_layers, stage_weights
 from parlaunch.plan import Breakdown, Estimate
 from parlaunch.rates import Rates
 from parlaunch.recipe import Recipe
 from parlaunch.timing.bands import error_band
 from parlaunch.timing.collectives import Links
 from parlaunch.timing.kernels import Kernels
-from parlaunch.timing.layers import ZERO, Cost, Layers, LayerTime, Split, add, split_of, times
+from parlaunch.timing.layers import (
+    ZERO,
+    Cost,
+    Layers,
+    LayerTime,
+    Split,
+    add,
+    split_of,
+    times,
+)
 from parlaunch.timing.schedule import pipeline_time
 from parlaunch.timing.software import software_of
 
@@ -22,8 +31,11 @@ DP_SHARE_HIDDEN = 0.9
 """Share of data-parallel traffic that hides where there is compute to hide it under: the last bucket never does."""
 DP_SLOWDOWN = 0.12
 """Compute beside a collective loses SMs, memory and clock: share of the collective's time that shows up in it."""
-HOST_PER_MICROBATCH = 400e-6
+HOST_PER_CHUNK = 600e-6
 """CPU seconds a micro batch and chunk beside issuing kernels: schedule bookkeeping, autograd, synchronisation."""
+HOST_BLEND = 5.0
+"""GPU and host run side by side, but neither is ever the only limit: the queue of issued kernels runs dry now and then.
+Their times add as a norm of this order (infinite: perfect overlap; 1: none)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +56,19 @@ class _Model:
         self.software = software_of(recipe.features.framework)
         self.kernels, self.links = Kernels(rates), Links(rates)
         self.layers = Layers(recipe, self.software, self.kernels, self.links)
-        self.kinds = recipe.architecture.layers()
         self.mtp = recipe.architecture.mtp_layers()
         self.stages: dict[tuple[object, ...], tuple[_Stage, ...]] = {}
         self.weights: dict[tuple[object, ...], tuple[float, float]] = {}
 
     def stage_times(self, layout: Layout, split: Split) -> tuple[_Stage, ...]:
-        key = (split, layout.pp, layout.vp, layout.layers_per_chunk, layout.recompute, layout.fsdp)
+        key = (
+            split,
+            layout.pp,
+            layout.vp,
+            layout.layers_per_chunk,
+            layout.recompute,
+            layout.fsdp,
+        )
         known = self.stages.get(key)
         if known is None:
             known = self.stages[key] = self._stages(layout, split)
@@ -61,19 +79,17 @@ class _Model:
         forward, backward = [ZERO] * pp, [ZERO] * pp
         graphs = _graphed(self.recipe)
         embedding, head = self.layers.ends(split)
-        at = 0
-        sizes = chunk_sizes(self.recipe.architecture, layout)
-        last = len(sizes) - 1
+        chunks = split_layers(self.recipe.architecture, pp, layout.vp, layout.layers_per_chunk)
+        last = len(chunks) - 1
         block = layout.recompute.num_layers if layout.recompute.method == "block" else None
-        for chunk, count in enumerate(sizes):
+        for chunk, kinds in enumerate(chunks):
             stage = chunk % pp
             parts: list[tuple[LayerTime, int]] = []
             seen: dict[LayerKind, int] = {}
-            for kind in self.kinds[at : at + count]:
+            for kind in kinds:
                 seen[kind] = seen.get(kind, 0) + 1
             parts += [(self.layers.layer(kind, split), n) for kind, n in seen.items()]
-            at += count
-            again = 1.0 if block is None or not count else min(1.0, block / count)
+            again = 1.0 if block is None or not kinds else min(1.0, block / len(kinds))
             if chunk == 0:
                 parts.append((embedding, 1))
             if chunk == last:
@@ -85,17 +101,24 @@ class _Model:
                 backward[stage] = add(backward[stage], times(back, n))
         made = []
         for f, b in zip(forward, backward, strict=True):
-            seconds = sum(f[:4]) + sum(b[:4])
-            host = 0.0
+            gpu = sum(f[:4]) + sum(b[:4])
+            issue = 0.0
             if graphs < 1.0:
-                issue = (1.0 - graphs) * (f[4] + b[4]) + HOST_PER_MICROBATCH * (layout.vp or 1)
-                host = max(0.0, issue - seconds)
-            made.append(_Stage(f, b, seconds + host, host))
+                issue = (1.0 - graphs) * (f[4] + b[4]) + self.software.host * HOST_PER_CHUNK * (layout.vp or 1)
+            both = (gpu**HOST_BLEND + issue**HOST_BLEND) ** (1.0 / HOST_BLEND)
+            made.append(_Stage(f, b, both, both - gpu))
         return tuple(made)
 
     def parameters(self, layout: Layout) -> tuple[float, float]:
         """Dense and routed parameters of the fullest stage, a rank."""
-        key = (layout.tp, layout.pp, layout.vp, layout.ep, layout.etp, layout.layers_per_chunk)
+        key = (
+            layout.tp,
+            layout.pp,
+            layout.vp,
+            layout.ep,
+            layout.etp,
+            layout.layers_per_chunk,
+        )
         known = self.weights.get(key)
         if known is None:
             stages = stage_weights(self.recipe.architecture, layout)

@@ -8,7 +8,17 @@ from parlaunch.rates import Rates
 from parlaunch.timing.silicon import Silicon, silicon_of
 
 # Bytes of one operand element by GEMM format; products are written in 16 bits.
-OPERAND_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp32": 4.0, "fp8": 1.0, "fp4": 0.56}
+OPERAND_BYTES = {
+    "bf16": 2.0,
+    "fp16": 2.0,
+    "fp32": 4.0,
+    "fp8": 1.0,
+    "mx": 1.03,
+    "fp4": 0.56,
+}
+
+MX_SHARE = 0.95
+"""Products of block-scaled FP8 over those scaled by tensor: the scales travel along."""
 
 # Smaller tiles keep more SMs busy and reuse less: (rows, columns, share of the big tile's rate).
 _TILES = ((1.0, 1.0, 1.0), (1.0, 0.5, 0.94), (0.5, 0.5, 0.80), (0.5, 0.25, 0.60))
@@ -24,11 +34,28 @@ class Kernels:
         self._gemm: dict[tuple[int, int, int, str, int, bool], float] = {}
         share = {"bf16": self.silicon.gemm_bf16, "fp16": self.silicon.gemm_bf16, "fp32": self.silicon.gemm_bf16,
                  "fp8": self.silicon.gemm_fp8, "fp4": self.silicon.gemm_fp4}  # fmt: skip
-        precision = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "fp8": "fp8cs", "fp4": "nvfp4"}
+        precision = {
+            "bf16": "bf16",
+            "fp16": "fp16",
+            "fp32": "fp32",
+            "fp8": "fp8cs",
+            "fp4": "nvfp4",
+        }
         self.rate = {f: rates.product.peak_flops(precision[f]) * share[f] for f in share}
+        self.rate["mx"] = self.rate["fp8"] * MX_SHARE
+        self.scan_rate = self.silicon.scan * rates.product.sms * rates.product.boost_clock_hz
         self.attention_peak = rates.product.peak_flops("bf16")
 
-    def gemm(self, m: int, n: int, k: int, fmt: str, *, groups: int = 1, accumulate: bool = False) -> float:
+    def gemm(
+        self,
+        m: int,
+        n: int,
+        k: int,
+        fmt: str,
+        *,
+        groups: int = 1,
+        accumulate: bool = False,
+    ) -> float:
         """`groups` products of [m, k] by [k, n] in one launch. `accumulate`: the product is added to fp32 memory."""
         key = (m, n, k, fmt, groups, accumulate)
         known = self._gemm.get(key)
@@ -52,15 +79,23 @@ class Kernels:
             tile = 2.0 * tm * tn * k / (rate / sms * share) + self.silicon.fill * 1e-6
             best = min(best, waves * tile)
         element = OPERAND_BYTES[fmt]
-        moved = groups * (element * (m * k + k * n) + (8.0 if accumulate else 2.0) * m * n)
-        return max(best, moved / self.hbm) + self.silicon.kernel
+        result = groups * (8.0 if accumulate else 2.0) * m * n
+        moved = groups * element * (m * k + k * n) + result
+        return max(best + self.silicon.epilogue * result / self.hbm, moved / self.hbm) + self.silicon.kernel
 
     def stream(self, moved: float, *, kernels: float = 1.0) -> float:
         """Kernels that only read and write `moved` bytes."""
         return moved / self.hbm + kernels * self.silicon.kernel
 
     def attention(
-        self, *, flops: float, sequence: int, head_dim: int, backward: bool, heads: int, value_dim: int | None = None
+        self,
+        *,
+        flops: float,
+        sequence: int,
+        head_dim: int,
+        backward: bool,
+        heads: int,
+        value_dim: int | None = None,
     ) -> float:
         """Fused attention over `flops` (already halved when causal); short sequences and odd head sizes reach less."""
         s = self.silicon

@@ -15,18 +15,24 @@ from parlaunch.timing.collectives import Links
 from parlaunch.timing.kernels import Kernels
 from parlaunch.timing.software import Software
 
+LOW = ("fp8", "mx", "fp4")
+
 Cost = tuple[float, float, float, float, float]
 ZERO: Cost = (0.0, 0.0, 0.0, 0.0, 0.0)
 
 TP_OVERLAP = 0.75
 """Share of TP's collectives hidden by user-buffer overlap (chunks pipelined with the product; the first and last are not)."""
-BACKWARD_OVERLAP = 0.85
+BACKWARD_OVERLAP = 0.5
 """Share of a backward TP collective that hides under the product issued beside it; both slow each other a little."""
 EP_OVERLAP = 0.80
 """Share of the expert all-to-all that hides under another micro batch's compute."""
-SCAN_SHARE = 0.22
-"""State-space and delta-rule scans reach this share of the 16-bit peak: small chunk products and exponentials."""
 LORA_RANK = 32
+MOE_KERNELS = 120
+"""Kernels of router, permutation, dispatch, combine and glue of one eager MoE layer, forward."""
+MOE_WAIT = 0.8
+"""Share of the time to issue an MoE layer that stands free, since dropless routing waits for the token counts."""
+UNFUSED_SOFTMAX = 12
+"""Kernels of a softmax in plain PyTorch, with its conversions, mask and scale."""
 
 
 def add(*costs: Cost) -> Cost:
@@ -40,7 +46,13 @@ def add(*costs: Cost) -> Cost:
 
 
 def times(cost: Cost, factor: float) -> Cost:
-    return (cost[0] * factor, cost[1] * factor, cost[2] * factor, cost[3] * factor, cost[4] * factor)
+    return (
+        cost[0] * factor,
+        cost[1] * factor,
+        cost[2] * factor,
+        cost[3] * factor,
+        cost[4] * factor,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +94,8 @@ class Layers:
         self.kernels, self.links, self.features = kernels, links, recipe.features
         p = recipe.precision
         self.wide = "fp16" if p == "fp16" else "fp32" if p == "fp32" else "bf16"
-        self.narrow = "fp4" if p == "nvfp4" else "fp8" if p.startswith("fp8") else self.wide
-        if self.narrow == "fp8" and "fp8" not in kernels.product.flops:
+        self.narrow = {"nvfp4": "fp4", "fp8mx": "mx"}.get(p, "fp8" if p.startswith("fp8") else self.wide)
+        if self.narrow in ("fp8", "mx", "fp4") and "fp8" not in kernels.product.flops:
             self.narrow = self.wide
         self.peft = recipe.task == "peft"
         self._layers: dict[tuple[LayerKind, Split], LayerTime] = {}
@@ -106,7 +118,7 @@ class Layers:
 
 
 # Bytes moved a quantised element: reading 16 bits, finding the largest value, writing both orientations.
-_QUANTISE = {"fp8cs": 6.0, "fp8ds": 4.0, "fp8sc": 4.5, "fp8mx": 4.2, "nvfp4": 7.0}
+_QUANTISE = {"fp8cs": 6.0, "fp8ds": 4.0, "fp8sc": 6.0, "fp8mx": 6.0, "nvfp4": 11.0}
 _QUANTISE_KERNELS = {"fp8cs": 3, "fp8ds": 1, "fp8sc": 2, "fp8mx": 1, "nvfp4": 3}
 
 
@@ -126,7 +138,7 @@ class _Builder:
         self.cp_group = owner.links.group(split.cp, split.tp)
         self.ep_group = owner.links.group(split.ep, split.etp)
         self.etp_group = owner.links.group(split.etp, 1)
-        quantised = owner.narrow in ("fp8", "fp4")
+        quantised = owner.narrow in LOW
         self.quantise = _QUANTISE.get(recipe.precision, 4.0) if quantised else 0.0
         self.quantise_kernels = _QUANTISE_KERNELS.get(recipe.precision, 1) if quantised else 0
         self.host = owner.kernels.silicon.host * owner.software.host
@@ -135,9 +147,17 @@ class _Builder:
     # --- pieces -----------------------------------------------------------------------------------------------
 
     def _linear(
-        self, tokens: float, n: int, k: int, fmt: str | None = None, groups: int = 1
+        self,
+        tokens: float,
+        n: int,
+        k: int,
+        fmt: str | None = None,
+        groups: int = 1,
+        adapter: bool = False,
     ) -> tuple[float, float, int]:
-        """Forward and backward seconds of `groups` linear layers [tokens, k] -> [tokens, n], and forward kernels."""
+        """Forward and backward seconds of `groups` linear layers [tokens, k] -> [tokens, n], and forward kernels.
+
+        `adapter`: of those that LoRA adapts even when it is kept small, as benchmarks do."""
         fmt = fmt or self.o.narrow
         m = max(1, round(tokens))
         gemm = self.k.gemm
@@ -146,11 +166,11 @@ class _Builder:
         if not self.o.peft:
             backward += gemm(n, k, m, fmt, groups=groups, accumulate=True)
         kernels = 1
-        if fmt in ("fp8", "fp4"):
+        if fmt in LOW:
             kernels += self.quantise_kernels
             forward += self.k.stream(self.quantise * tokens * k * groups, kernels=self.quantise_kernels)
             backward += self.k.stream(self.quantise * tokens * n * groups, kernels=self.quantise_kernels)
-        if self.o.peft:
+        if self.o.peft and (adapter or not self.o.recipe.benchmark):
             forward += gemm(m, LORA_RANK, k, self.o.wide) + gemm(m, n, LORA_RANK, self.o.wide)
             backward += 2 * (gemm(m, LORA_RANK, n, self.o.wide) + gemm(m, k, LORA_RANK, self.o.wide))
             kernels += 4
@@ -176,7 +196,11 @@ class _Builder:
         return forward, free + beside * (1 - hidden)
 
     def _pair(
-        self, compute: tuple[float, float], tp: tuple[float, float], kernels: float, back: float | None = None
+        self,
+        compute: tuple[float, float],
+        tp: tuple[float, float],
+        kernels: float,
+        back: float | None = None,
     ) -> tuple[Cost, Cost]:
         back = kernels * 1.6 if back is None else back
         return (
@@ -206,7 +230,11 @@ class _Builder:
             value = a.v_head_dim or 128
             kv_rank = a.kv_lora_rank or 512
             if a.q_lora_rank:
-                f0, b0, n0 = self._linear(self.region, a.q_lora_rank + kv_rank + (a.qk_pos_emb_head_dim or 0), self.h)
+                f0, b0, n0 = self._linear(
+                    self.region,
+                    a.q_lora_rank + kv_rank + (a.qk_pos_emb_head_dim or 0),
+                    self.h,
+                )
                 f1, b1, n1 = self._linear(t, heads * qk, a.q_lora_rank)
             else:
                 f0, b0, n0 = self._linear(self.region, kv_rank + (a.qk_pos_emb_head_dim or 0), self.h)
@@ -232,9 +260,10 @@ class _Builder:
             qk = value = kind.head_dim
             kv = 0 if kind.borrows_kv else 2 * groups
             gate = heads if a.attention_output_gate and not a.head_wise_attn_gate else 0
-            f0, b0, n0 = self._linear(t, (heads + kv + gate) * qk, self.h)
+            f0, b0, n0 = self._linear(t, (heads + kv + gate) * qk, self.h, adapter=True)
             rotate = self.k.stream(
-                t * (heads + groups) * qk * 4.0 * (2.0 if a.qk_layernorm else 1.0) * self.fused, kernels=2
+                t * (heads + groups) * qk * 4.0 * (2.0 if a.qk_layernorm else 1.0) * self.fused,
+                kernels=2,
             )
             if a.position_embedding_type in ("none", "learned_absolute"):
                 rotate = 0.0
@@ -246,12 +275,17 @@ class _Builder:
         if kind.mixer == "csa" and a.o_groups and a.o_lora_rank:
             # The output projection is two-staged: every group of heads to its own rank, then all to the model.
             f3, b3, n3 = self._linear(
-                t, a.o_lora_rank, max(1, out_dim * tp // a.o_groups), groups=max(1, a.o_groups // tp)
+                t,
+                a.o_lora_rank,
+                max(1, out_dim * tp // a.o_groups),
+                groups=max(1, a.o_groups // tp),
             )
             f4, b4, n4 = self._linear(t, self.h, max(1, a.o_groups * a.o_lora_rank // tp))
             f3, b3, n3 = f3 + f4, b3 + b4, n3 + n4
         else:
             f3, b3, n3 = self._linear(t, self.h, out_dim)
+        if not self.software.fused_attention and self._softmax_refused(heads):
+            kernels += UNFUSED_SOFTMAX
         norm = self._norm()
         forward = compute[0] + core[0] + f3 + norm[0]
         backward = compute[1] + core[1] + b3 + norm[1]
@@ -259,7 +293,12 @@ class _Builder:
         pair = self._pair((forward, backward), self._tp_exposed(self.h), kernels + n3 + 8)
         f = (pair[0][0], pair[0][1], cp[0], 0.0, pair[0][4])
         b = (pair[1][0], pair[1][1], cp[1], 0.0, pair[1][4])
-        return f, b, (core[0], 0.0, cp[0], 0.0, 2 * self.host), (up[0], 0.0, 0.0, 0.0, 6 * self.host)
+        return (
+            f,
+            b,
+            (core[0], 0.0, cp[0], 0.0, 2 * self.host),
+            (up[0], 0.0, 0.0, 0.0, 6 * self.host),
+        )
 
     def _core(self, kind: LayerKind, heads: int, qk: int, value: int) -> tuple[float, float]:
         """Core attention over this rank's share of the sequence, causal."""
@@ -291,9 +330,21 @@ class _Builder:
         if not self.software.fused_attention:
             return self._unfused(heads, qk)
         span = min(seq, 2 * seen)
-        f = self.k.attention(flops=flops, sequence=int(span), head_dim=qk, value_dim=value, heads=heads, backward=False)
+        f = self.k.attention(
+            flops=flops,
+            sequence=int(span),
+            head_dim=qk,
+            value_dim=value,
+            heads=heads,
+            backward=False,
+        )
         b = self.k.attention(
-            flops=2.5 * flops, sequence=int(span), head_dim=qk, value_dim=value, heads=heads, backward=True
+            flops=2.5 * flops,
+            sequence=int(span),
+            head_dim=qk,
+            value_dim=value,
+            heads=heads,
+            backward=True,
         )
         return f + extra[0], b + extra[1]
 
@@ -309,7 +360,12 @@ class _Builder:
         forward = products + self.k.stream(scores * (4.0 + 5.0), kernels=2)
         backward = 2.0 * products + self.k.stream(scores * (5.0 + 6.0), kernels=2)
         copies = self.k.stream(self.tokens * heads * dim * 16.0, kernels=4)
-        return forward + copies, backward + copies
+        # Where the fused kernel refuses, softmax runs in fp32 in five steps: convert, scale, mask, softmax, convert.
+        plain = self.k.stream(scores * 32.0, kernels=UNFUSED_SOFTMAX) if self._softmax_refused(heads) else 0.0
+        return forward + copies + plain, backward + copies + plain
+
+    def _softmax_refused(self, heads: int) -> bool:
+        return (self.s.mbs * heads) % self.software.softmax_batch != 0
 
     def _context(self, kv_bytes: int, q_width: int, core: tuple[float, float]) -> tuple[float, float]:
         """Exposed context-parallel communication of keys and values (ring), or of heads (all-to-all)."""
@@ -352,14 +408,21 @@ class _Builder:
         # Inside a chunk as attention of `chunk` keys, between chunks as products with the state.
         flops = 2.0 * t * heads * (chunk * (dim + state) / 2.0 + 2.0 * dim * state)
         states = 8.0 * t / chunk * heads * dim * state  # fp32, written and read
-        forward = flops / (self.k.attention_peak * SCAN_SHARE) + self.k.stream(t * mixed * passes + states, kernels=8)
+        # Small products and exponentials: such kernels go with the SMs' clock, not with the tensor cores' peak.
+        forward = max(
+            flops / self.k.scan_rate,
+            self.k.stream(t * mixed * passes + states, kernels=8),
+        )
         backward = 2.5 * forward
         f1, b1, n1 = self._linear(t, self.h, inner)
         norm = self._norm()
         gate = self.k.stream(t * inner * 8.0, kernels=1)
         context = self._context(0, mixed, (0.0, 0.0)) if self.s.cp > 1 else (0.0, 0.0)
         pair = self._pair(
-            (f0 + forward + f1 + gate + norm[0], b0 + backward + b1 + 2 * gate + norm[1]),
+            (
+                f0 + forward + f1 + gate + norm[0],
+                b0 + backward + b1 + 2 * gate + norm[1],
+            ),
             self._tp_exposed(self.h),
             n0 + n1 + 24,
         )
@@ -386,7 +449,9 @@ class _Builder:
         f1, b1, n1 = self._linear(t, self.h, width)
         act, norm = self._activation(t * width), self._norm()
         pair = self._pair(
-            (f0 + f1 + act[0] + norm[0], b0 + b1 + act[1] + norm[1]), self._tp_exposed(self.h), n0 + n1 + 5
+            (f0 + f1 + act[0] + norm[0], b0 + b1 + act[1] + norm[1]),
+            self._tp_exposed(self.h),
+            n0 + n1 + 5,
         )
         return pair[0], pair[1], (act[0], 0.0, 0.0, 0.0, self.host)
 
@@ -409,11 +474,14 @@ class _Builder:
         act = self._activation(routed * imbalance * width)
         router = self.k.gemm(max(1, round(own)), experts, self.h, self.o.wide)
         route = self.k.stream(own * (experts * 24.0 + self.h * 4.0), kernels=8)
-        dispatcher = self.o.features.dispatcher or ("alltoall" if self.ep_group.crosses else "alltoall")
+        dispatcher = self.o.features.dispatcher or "alltoall"
         fused = dispatcher in ("deepep", "hybridep")
         # Permutation by expert in front of and behind the experts: each copy is read and written.
         passes = 1.0 if fused else 2.0
-        permute = self.k.stream(passes * (own * (1 + topk) + routed) * inner * 2.0, kernels=2 if fused else 8)
+        permute = self.k.stream(
+            passes * (own * (1 + topk) + routed) * inner * 2.0,
+            kernels=2 if fused else 8,
+        )
         latent = self._linear(own, inner, self.h) if a.moe_latent_size else (0.0, 0.0, 0)
         latent_up = self._linear(own, self.h, inner) if a.moe_latent_size else (0.0, 0.0, 0)
         norm = self._norm()
@@ -436,12 +504,16 @@ class _Builder:
             ep += 2.0 * gather
         if self.o.features.ep_overlap:
             ep *= 1 - EP_OVERLAP
-        # Eager grouped products quantise expert by expert.
-        kernels = n0 + n1 + (20 if fused else 36) + shared_kernels + self.quantise_kernels * 2 * local
-        host = kernels * self.host
+        # Grouped products are issued expert by expert, with their quantisation.
+        eager = (
+            n0 + n1 + (MOE_KERNELS if fused else 1.3 * MOE_KERNELS) + 2 * local * (1 + self.quantise_kernels)
+        ) * self.host
+        # The host waits for the number of tokens of each expert before it can issue them: the queue runs dry.
+        wait = 0.0 if self.o.features.cuda_graph == "full_iteration" else MOE_WAIT * eager
+        host = eager + shared_kernels * self.host
         return (
-            (forward, shared_tp[0], 0.0, ep, host),
-            (backward, shared_tp[1], 0.0, ep, 1.5 * host),
+            (forward + wait, shared_tp[0], 0.0, ep, host),
+            (backward + 1.5 * wait, shared_tp[1], 0.0, ep, 1.5 * host),
             (act[0], 0.0, 0.0, 0.0, self.host),
             (shared[0], shared_tp[0], 0.0, 0.0, shared_kernels * self.host),
         )
@@ -512,7 +584,7 @@ class _Builder:
     def head(self) -> LayerTime:
         """Final norm, output layer over this rank's slice of the vocabulary, cross entropy."""
         vocab = max(1, self.arch.vocab_size // self.s.tp)
-        f, b, n = self._linear(self.tokens, vocab, self.h, self.o.wide)
+        f, b, _ = self._linear(self.tokens, vocab, self.h, self.o.wide)
         norm = self._norm()
         loss = self.k.stream(self.tokens * vocab * self.software.logits_bytes / 2.0, kernels=6)
         tp = self._tp_exposed(self.h)

@@ -39,7 +39,13 @@ Slot = tuple[int, float, float, Operation]
 
 
 def simulate(
-    forward: Sequence[float], backward: Sequence[float], *, pp: int, vp: int, microbatches: int, send: float = 0.0
+    forward: Sequence[float],
+    backward: Sequence[float],
+    *,
+    pp: int,
+    vp: int,
+    microbatches: int,
+    send: float = 0.0,
 ) -> float:
     """Seconds from the first forward to the last backward; arguments as for `timeline`."""
     slots = timeline(forward, backward, pp=pp, vp=vp, microbatches=microbatches, send=send)
@@ -47,7 +53,13 @@ def simulate(
 
 
 def timeline(
-    forward: Sequence[float], backward: Sequence[float], *, pp: int, vp: int, microbatches: int, send: float = 0.0
+    forward: Sequence[float],
+    backward: Sequence[float],
+    *,
+    pp: int,
+    vp: int,
+    microbatches: int,
+    send: float = 0.0,
 ) -> list[Slot]:
     """Every operation of every rank with its start and end.
 

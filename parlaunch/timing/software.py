@@ -21,6 +21,7 @@ class Software:
     p2p_overlap: bool = True  # interleaved pipelines send while they compute
     distributed_optimizer: bool = True
     fused_elementwise: float = 1.0  # bytes moved by norms, activations, dropout over those of fused kernels
+    softmax_batch: int = 1  # the fused softmax kernel wants this many (sequence, head) pairs, or a multiple
     dropout: bool = False  # GPT-2-era recipes drop out after attention and MLP, and inside attention
     logits_bytes: float = 6.0  # bytes read and written a logit in the loss, forward and backward
     host: float = 1.0  # CPU time a kernel over today's
@@ -33,13 +34,13 @@ SOFTWARE: Mapping[str, Software] = {
     "megatron-core": Software(),
     # Megatron-LM with sequence parallelism and selective recompute (Korthikanti et al. 2022).
     "megatron-lm-2022": Software(
-        fused_attention=False, dp_overlap=False, distributed_optimizer=False, fused_elementwise=1.1, dropout=True,
+        fused_attention=False, softmax_batch=4, dp_overlap=False, distributed_optimizer=False, fused_elementwise=1.1, dropout=True,
         logits_bytes=18.0, iteration_s=0.015,
     ),
     # Megatron-LM of the SC21 paper and its forks under DeepSpeed: tensor parallelism by all-reduce, nothing overlapped.
     "megatron-lm-2021": Software(
-        fused_attention=False, sequence_parallel=False, backward_overlap=False, dp_overlap=False, p2p_overlap=False,
-        distributed_optimizer=False, fused_elementwise=1.2, dropout=True, logits_bytes=18.0, iteration_s=0.030,
+        fused_attention=False, softmax_batch=4, sequence_parallel=False, backward_overlap=False, dp_overlap=False, p2p_overlap=False,
+        distributed_optimizer=False, fused_elementwise=1.2, dropout=True, logits_bytes=18.0, host=4.3, iteration_s=0.010,
     ),
     "internevo": Software(logits_bytes=14.0, fused_elementwise=1.1, iteration_s=0.020),
 }  # fmt: skip
@@ -58,4 +59,9 @@ _NAMES = (
 def software_of(framework: str | None) -> Software:
     """The generation behind a framework's name as tables of runs write it; today's for None and unknown names."""
     name = (framework or "").lower()
-    return SOFTWARE[next((key for prefix, key in _NAMES if name.startswith(prefix)), "megatron-bridge")]
+    return SOFTWARE[
+        next(
+            (key for prefix, key in _NAMES if name.startswith(prefix)),
+            "megatron-bridge",
+        )
+    ]
