@@ -29,7 +29,8 @@ from parlaunch.parameters import (
 from parlaunch.plan import Memory
 from parlaunch.rates import Rates
 from parlaunch.recipe import Features, Recipe
-from parlaunch.states import bytes_a_parameter
+from parlaunch.states import bytes_a_parameter, keeping_of
+from parlaunch.timing.software import software_of
 
 GIB = 2**30
 MIB = 2**20
@@ -42,9 +43,6 @@ COMMUNICATOR = 256 * MIB
 
 WORKSPACE = {"hopper": 32 * MIB, "blackwell": 32 * MIB, "rubin": 32 * MIB}
 """cuBLASLt workspace as Transformer Engine sizes it; 4 MiB before Hopper. Torch holds one of its own, grouped GEMMs four."""
-
-SLACK = 0.05
-"""Share of the memory that comes and goes that the caching allocator cannot use again (expandable segments)."""
 
 IMBALANCE = 1.2
 """Tokens on the fullest expert-parallel rank over the mean, for a trained router with a balancing loss; 1 where the recipe
@@ -83,7 +81,7 @@ class _Plan(NamedTuple):
 class _Stage(NamedTuple):
     """One stage in numbers that only need tokens and group sizes."""
 
-    index: int
+    at: int
     layer_params: float  # quantizable, spread over dp·cp
     other_params: float  # embedding, output
     routed_params: float  # spread over expert data parallelism
@@ -94,6 +92,8 @@ class _Stage(NamedTuple):
     buffers: float  # bytes a token
     unit_dense: float  # parameters of the largest FSDP unit
     unit_routed: float
+    embedding_gradient: float  # bytes: autograd makes it whole, before it is added to the main gradient
+    one: float  # bytes a token that the micro batch in backward kept: gone when the embedding's gradient comes
 
 
 def held(stage: int, pp: int, vp: int | None, microbatches: int, *, overlap: bool = False) -> tuple[int, ...]:
@@ -119,17 +119,18 @@ def _kept(kind: LayerKind, p: _Plan, s: Setting, full: Setting, *, recomputed: b
 
 def _setting(p: _Plan) -> Setting:
     f = p.features
+    software = software_of(f.framework)
     return Setting(
         tp=p.tp,
-        sequence_parallel=f.sequence_parallel,
+        sequence_parallel=f.sequence_parallel and software.sequence_parallel,
         etp=p.etp,
         precision=p.precision,
         recompute=p.recompute if p.recompute.granularity == "selective" else NO_RECOMPUTE,
         offload=f.offload_modules,
         imbalance=1.0 if f.force_balance or p.ep == 1 else IMBALANCE,
         frozen=p.peft,
-        dropout=f.dropout,
-        unfused_attention=f.unfused_attention,
+        dropout=software.dropout,
+        unfused_attention=not software.fused_attention,
     )
 
 
@@ -159,7 +160,7 @@ def _stages(p: _Plan, seq_length: int) -> tuple[_Stage, ...]:
     if s.unfused_attention:
         s = Setting(**{n: getattr(s, n) for n in Setting.__slots__} | {"seq_length": seq_length // p.cp})
     chunks = split_layers(a, p.pp, p.vp, p.layers_per_chunk)
-    residual = 1 / p.tp if f.sequence_parallel else 1.0
+    residual = 1 / p.tp if s.sequence_parallel else 1.0
     h = a.hidden_size
     peak_logit, kept_logit = LOGIT[p.loss]
     rows = padded_vocab(a, p.tp) / p.tp
@@ -170,17 +171,19 @@ def _stages(p: _Plan, seq_length: int) -> tuple[_Stage, ...]:
         for kind in layers:
             dense = dense.plus(layer_weights(a, kind))
         other = NOTHING
-        saved = transient = logits = 0.0
+        saved = transient = logits = embedding_gradient = first = 0.0
         for count, chunk in zip(
             held(i, p.pp, p.vp, p.microbatches, overlap=f.ep_overlap), range(p.vp or 1), strict=True
         ):
             one, most = _chunk(chunks[chunk * p.pp + i], p, s, seq_length)
             saved += count * one
             transient = max(transient, most)
+            first = first or one
         if f.cpu_offload_layers and layers:
             saved *= max(0.0, 1 - f.cpu_offload_layers / len(layers))
         if i == 0:
             other = other.plus(embedding_weights(a, p.tp))
+            embedding_gradient = 0.0 if p.peft else WIDE * rows * h
             if a.encoder:
                 other = other.plus(Weights(a.encoder.total_params))
         if i == p.pp - 1:
@@ -204,6 +207,7 @@ def _stages(p: _Plan, seq_length: int) -> tuple[_Stage, ...]:
                 i, dense.dense(p.tp), other.dense(p.tp), dense.experts(p.ep, p.etp), adapters, saved, transient, logits,
                 _communication(p, residual, layers),
                 max((u.dense(p.tp) for u in units), default=0), max((u.experts(p.ep, p.etp) for u in units), default=0),
+                embedding_gradient, first,
             )
         )  # fmt: skip
     return tuple(_worst(stages))
@@ -275,19 +279,26 @@ def estimate_memory(recipe: Recipe, layout: Layout, rates: Rates, *, headroom: f
         if fsdp:
             weights, gradients, working = _sharded(st, each.layer_weight, each.gradient, spread, expert_spread)
         logits = st.logits * tokens
-        activations = st.saved * tokens + max(0.0, st.transient * tokens - logits)
+        on_top = max(st.transient * tokens, st.embedding_gradient - st.one * tokens)
+        activations = st.saved * tokens + max(0.0, on_top - logits)
         buffers = st.buffers * tokens + working
         total = weights + gradients + optimizer + logits + activations + buffers
         if total > best[0]:
-            best = (total, weights, gradients, optimizer, activations, logits, buffers, st.index)
+            best = (total, weights, gradients, optimizer, activations, logits, buffers, st.at)
     _, weights, gradients, optimizer, activations, logits, buffers, index = best
     workspace = WORKSPACE.get(gpu, 4 * MIB) * (2 + (4 if a.num_moe_experts else 0))
     if layout.ep > 1 and f.dispatcher == "deepep":
         workspace += DEEPEP_BUFFER
+    keeping = keeping_of(f.framework)
+    if keeping.buckets and spread > 1:
+        workspace += keeping.buckets.get(recipe.precision, 0)
     buffers += workspace
-    slack = int(SLACK * (activations + logits + buffers))
-    groups = sum(n > 1 for n in (layout.tp, pp, layout.cp, layout.ep, layout.etp, layout.dp, layout.edp, layout.world))
-    runtime = int(CONTEXT.get(gpu, 0.6) * GIB + groups * COMMUNICATOR) + slack
+    slack = int(keeping.slack * (activations + logits + buffers))
+    groups = (
+        sum(n > 1 for n in (layout.tp, pp, layout.cp, layout.ep, layout.etp, layout.dp, layout.edp))
+        + keeping.communicators
+    )
+    runtime = int((CONTEXT.get(gpu, 0.6) + keeping.loading) * GIB + groups * COMMUNICATOR) + slack
     return Memory(
         weights=int(weights),
         gradients=int(gradients),

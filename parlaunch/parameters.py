@@ -247,12 +247,30 @@ def total_params(a: Architecture, experts: int | None = None) -> int:
 def split_layers(
     a: Architecture, pp: int, vp: int | None = None, layers_per_chunk: tuple[int, ...] | None = None
 ) -> tuple[tuple[LayerKind, ...], ...]:
-    """The decoder layers of each virtual stage, in order of execution: as the layout says, else as equal as can be."""
-    layers, chunks = a.layers(), pp * (vp or 1)
-    count, rest = divmod(len(layers), chunks)
-    sizes = layers_per_chunk or tuple(count + (1 if i < rest else 0) for i in range(chunks))
+    """The decoder layers of each virtual stage, in order of execution: as the layout says, else equal chunks.
+
+    Where the layers do not divide, loss and embedding count as layers of the last and first chunk, as Megatron's
+    `account_for_loss_in_pipeline_split` and `account_for_embedding_in_pipeline_split` do.
+    """
+    layers = a.layers()
+    sizes = layers_per_chunk or _equal(len(layers), pp * (vp or 1))
     ends = list(accumulate(sizes))
     return tuple(layers[end - size : end] for size, end in zip(sizes, ends, strict=True))
+
+
+def chunk_sizes(a: Architecture, layout: Layout) -> tuple[int, ...]:
+    """Decoder layers of each virtual stage, in order of execution."""
+    return layout.layers_per_chunk or _equal(len(a.layers()), layout.chunks)
+
+
+@lru_cache(maxsize=4096)
+def _equal(layers: int, chunks: int) -> tuple[int, ...]:
+    for extra in (0, 1, 2) if chunks > 1 else (0,):
+        size, rest = divmod(layers + extra, chunks)
+        if not rest:
+            return (size - (extra > 1),) + (size,) * (chunks - 2) + (size - (extra > 0),) if chunks > 1 else (size,)
+    size, rest = divmod(layers, chunks)
+    return tuple(size + (i < rest) for i in range(chunks))
 
 
 ADAPTER_RANK = 32

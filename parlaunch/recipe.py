@@ -44,8 +44,6 @@ class Features:
     cross_entropy: str | None = None  # te | native; None: as the recipe's kind has it
     # What runs of other years and frameworks differ in.
     sequence_parallel: bool = True  # with TP
-    dropout: bool = False  # hidden and attention dropout
-    unfused_attention: bool = False  # the score matrix is a tensor
     framework: str | None = None  # software generation of a published run; None: Megatron Bridge as it is today
 
 
@@ -79,8 +77,6 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
         paged_stash=bool(given.get("paged_stash")),
         cross_entropy=given.get("cross_entropy"),
         sequence_parallel=bool(given.get("sequence_parallel", True)),
-        dropout=bool(given.get("dropout")),
-        unfused_attention=bool(given.get("unfused_attention")),
         framework=given.get("framework"),
     )
 

@@ -1,15 +1,20 @@
 """Bytes that one parameter costs: its weight, its gradient, its share of the optimizer.
 
 Megatron's mixed precision: a weight in the training format, a main gradient in bf16 or float32, and, for Adam, a float32
-master weight with two moments, which the distributed optimizer spreads over the data-parallel group.
+master weight with two moments, which the distributed optimizer spreads over the data-parallel group. Tables of runs come
+from other frameworks as well; what those keep on top is in `KEEPING`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 from parlaunch.recipe import Features
+
+MIB = 2**20
 
 
 class Bytes(NamedTuple):
@@ -27,6 +32,54 @@ NEEDS_TRANSPOSE = ("ada", "hopper")
 """Generations whose FP8 matrix units take one operand order only, so that every weight exists transposed as well."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """What a framework holds beyond weights, main gradients and optimizer."""
+
+    gradients: Mapping[str, float]  # bytes of a gradient by precision; others: as the features say
+    sharded: float = 0.0  # bytes a parameter, spread as the optimizer is
+    buckets: Mapping[str, float] | None = (
+        None  # bytes of flat communication buffers by precision, with a sharded optimizer
+    )
+    slack: float = 0.02  # share of what comes and goes that the caching allocator cannot use again
+    communicators: int = 2  # beyond one for each parallel dimension: the world, and the embedding's two ends
+    loading: float = 0.0  # GiB of kernels that CUDA before 11.7 loads whether they run or not
+
+
+BUCKET = 500_000_000
+"""Elements: DeepSpeed's defaults `reduce_bucket_size` and `allgather_bucket_size`."""
+
+KEEPING: Mapping[str, Keeping] = {
+    # Expandable segments are on in every Megatron Bridge recipe, and in our environment.
+    "megatron": Keeping(gradients={}),
+    # Megatron-LM insists on float32 main gradients with bf16, and its authors count them with fp16 too (arXiv:2205.05198).
+    "megatron-lm": Keeping(gradients={"bf16": 4, "fp16": 4}, slack=0.08, loading=0.9),
+    # DeepSpeed, ZeRO-1. fp16 (`stage_1_and_2.py`): the partition's float32 gradients, two reduce buckets, one all-gather
+    # bucket. bf16 (`bf16_optimizer.py`): float32 gradients of all parameters beside the bf16 ones that autograd makes, a
+    # float32 bucket with its flattened copy, an all-gather bucket. Pipeline neighbours talk through groups of two.
+    "deepspeed": Keeping(
+        gradients={"bf16": 6, "fp16": 2}, sharded=4, buckets={"fp16": 3 * 2 * BUCKET, "bf16": (2 * 4 + 2) * BUCKET},
+        slack=0.10, communicators=6, loading=0.9,
+    ),
+}  # fmt: skip
+
+_NAMES = (
+    ("megatron-bridge", "megatron"),
+    ("megatron-core", "megatron"),
+    ("megatron-deepspeed", "deepspeed"),
+    ("deepspeed", "deepspeed"),
+    ("gpt-neox", "deepspeed"),
+    ("megatron-lm", "megatron-lm"),
+)
+
+
+@lru_cache(maxsize=64)
+def keeping_of(framework: str | None) -> Keeping:
+    """What the framework of that name keeps, as tables of runs write it; Megatron Bridge's for None and unknown names."""
+    name = (framework or "").lower()
+    return KEEPING[next((key for prefix, key in _NAMES if name.startswith(prefix)), "megatron")]
+
+
 def _quantized(precision: str, gpu_arch: str) -> float:
     """Bytes of a weight's low-precision copies: row-wise, and column-wise where the backward pass cannot read the first."""
     if precision in ("fp8cs", "fp8ds"):
@@ -42,19 +95,20 @@ def _quantized(precision: str, gpu_arch: str) -> float:
 
 @lru_cache(maxsize=512)
 def bytes_a_parameter(precision: str, f: Features, gpu_arch: str) -> Bytes:
-    """What Megatron keeps for each parameter that it trains.
+    """What is kept for each parameter that is trained.
 
     - `fp8_param_gather`: the low-precision copy is the weight; else it stands beside a bf16 one, cached over micro batches.
     - precision-aware optimizer: moments in `f.moments`, and of a bf16 weight only the 16 bits of its float32 master that
       the weight itself lacks (`store_param_remainders`; not with FP8 weights).
     """
+    keeping = keeping_of(f.framework)
     if precision == "fp32":
         return Bytes(4, 4, 4, 8)
     quantized = _quantized(precision, gpu_arch)
     kept_low = quantized > 0 and f.fp8_param_gather
     layer = quantized if kept_low else 2 + quantized
-    gradient = 4 if f.grad_reduce_fp32 else 2
+    gradient = keeping.gradients.get(precision, 4 if f.grad_reduce_fp32 else 2)
     moments = 2 * MOMENT.get(f.moments, 4) if f.precision_aware_optimizer else 8
     remainder_only = f.precision_aware_optimizer and precision != "fp16" and not kept_low and f.distributed_optimizer
     master = 2 if remainder_only else 4
-    return Bytes(layer, 2, gradient, (master + moments) * (1 - f.optimizer_offload))
+    return Bytes(layer, 2, gradient, (master + moments) * (1 - f.optimizer_offload) + keeping.sharded)
