@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from parlaunch.cli import inputs, output
@@ -32,7 +31,7 @@ def run(request: Request) -> None:
         note(explain(situation))
     if launching and request.hardware == "auto":
         _step_aside(situation)
-        if situation.kind in ("slurm-batch", "slurm-salloc"):
+        if situation.needs_srun:
             _become_srun(request, situation)
     job = job_of(request, situation)
     if launching and (situation.nnodes or 1) > 1:
@@ -120,6 +119,3 @@ def become(plan: Plan, job: Job, request: Request) -> None:
     environment = dict(os.environ) | {v.name: v.value for v in plan.environment if not v.kept}
     execute(list(plan.argv), environment)
 
-
-def with_argv(plan: Plan, argv: tuple[str, ...]) -> Plan:
-    return replace(plan, argv=argv)

@@ -57,7 +57,7 @@ def listing(
     for r in found:
         size = count(r.architecture.total_params)
         print(
-            f"{r.name:<{width}}  {r.task:<8} {size:>7}  {r.precision:<6} {r.seq_length:>7,} tokens × {r.global_batch_size:,}"
+            f"{names[r.name]:<{width}}  {r.task:<8} {size:>7}  {r.precision:<6} {r.seq_length:>7,} tokens × {r.global_batch_size:,}"
         )
     print(f"{len(found)} recipes", file=sys.stderr)
 
