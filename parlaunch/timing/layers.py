@@ -22,8 +22,6 @@ ZERO: Cost = (0.0, 0.0, 0.0, 0.0, 0.0)
 
 TP_OVERLAP = 0.75
 """Share of TP's collectives hidden by user-buffer overlap (chunks pipelined with the product; the first and last are not)."""
-BACKWARD_OVERLAP = 0.5
-"""Share of a backward TP collective that hides under the product issued beside it; both slow each other a little."""
 EP_OVERLAP = 0.80
 """Share of the expert all-to-all that hides under another micro batch's compute."""
 LORA_RANK = 32
@@ -118,7 +116,7 @@ class Layers:
 
 
 # Bytes moved a quantised element: reading 16 bits, finding the largest value, writing both orientations.
-_QUANTISE = {"fp8cs": 6.0, "fp8ds": 4.0, "fp8sc": 6.0, "fp8mx": 6.0, "nvfp4": 11.0}
+_QUANTISE = {"fp8cs": 6.0, "fp8ds": 4.0, "fp8sc": 6.0, "fp8mx": 6.0, "nvfp4": 14.0}
 _QUANTISE_KERNELS = {"fp8cs": 3, "fp8ds": 1, "fp8sc": 2, "fp8mx": 1, "nvfp4": 3}
 
 
@@ -190,7 +188,7 @@ class _Builder:
         else:
             one = links.reduce(moved, group)
             forward, free, beside = one, 0.0, one
-        hidden = BACKWARD_OVERLAP if self.software.backward_overlap else 0.0
+        hidden = self.software.backward_overlap
         if self.o.features.tp_overlap:
             return forward * (1 - TP_OVERLAP), (free + beside) * (1 - max(TP_OVERLAP, hidden))
         return forward, free + beside * (1 - hidden)
@@ -212,6 +210,12 @@ class _Builder:
         """One norm over the residual stream, and the residual addition behind its block."""
         move = self.region * self.h * self.fused
         dropout = 1.0 if self.software.dropout else 0.0
+        streams = self.arch.num_residual_streams or 1
+        if streams > 1:
+            # Hyper-connections: read all streams for the mixing weights, for the block's input and for the update, and
+            # write all of them; the backward pass does each twice.
+            wide = self.k.stream(move * (8.0 * streams + 4.0), kernels=8)
+            return self.k.stream(move * 4.0) + wide, self.k.stream(move * 8.0) + 2.0 * wide
         return (
             self.k.stream(move * (4.0 + 6.0 + dropout), kernels=2),
             self.k.stream(move * (8.0 + (3.0 if self.software.dropout else 0.0) + 2.0), kernels=2),
@@ -536,6 +540,8 @@ class _Builder:
             return near + 15e-6
         domains = n / group.inside
         wanted = domains * (1.0 - (1.0 - 1.0 / domains) ** topk)
+        if self.arch.moe_router_group_topk and (self.arch.moe_router_num_groups or 1) > 1:
+            wanted = min(wanted, domains * self.arch.moe_router_group_topk / (self.arch.moe_router_num_groups or 1))
         far = own * token * wanted * (domains - 1) / domains / (links.fabric * 0.9)
         return max(near, far) + 40e-6
 
