@@ -13,12 +13,12 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
 from parlaunch.errors import ParlaunchError, UsageError
+from parlaunch_launch.rank import run_rank
 
 STEPS = (
     ("qwen_omni", "megatron.bridge.models.qwen_omni.qwen3_omni_step", "forward_step"),
@@ -102,7 +102,8 @@ def forward_step(config: Any, named: str | None = None, mode: str = "pretrain") 
         ) from error
     if not inspect.isclass(step):
         return step
-    return step(mode=mode) if "mode" in inspect.signature(step).parameters else step()
+    make: Any = step
+    return make(mode=mode) if "mode" in inspect.signature(make).parameters else make()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,11 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--step_func", "--step-func", default=None, help="default: by the recipe's model")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args(argv)
-    try:
-        train(args.recipe, args.overrides, args.step_func)
-    except ParlaunchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+    run_rank(lambda: train(args.recipe, args.overrides, args.step_func))
 
 
 def train(name: str, overrides: Sequence[str], step_func: str | None = None) -> None:

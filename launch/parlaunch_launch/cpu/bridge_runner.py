@@ -16,35 +16,25 @@ import importlib.util
 import os
 import sys
 import types
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from parlaunch.errors import ParlaunchError
 from parlaunch.recipe import Recipe
+from parlaunch.tiny import shrink, tiny_overrides
 from parlaunch_launch.cpu import hub_cache
+from parlaunch_launch.cpu.missing import fill_in
+from parlaunch_launch.cpu.report import say, say_layout
+from parlaunch_launch.rank import run_rank
 
 
 def before_bridge() -> None:
     """Put in place what Bridge's modules ask for while they are imported."""
     import torch
 
-    if not hasattr(typing, "override"):  # Python 3.11; the one thing of 3.12 that Megatron needs
-        import typing_extensions
-
-        setattr(typing, "override", typing_extensions.override)  # noqa: B010  # type checkers know that 3.11 has none
-
-    if importlib.util.find_spec("triton") is None:
-        _defined_not_called("triton", "triton.language")
+    fill_in()
     if importlib.util.find_spec("transformer_engine") is None:
         _lora_without_transformer_engine(torch)
-    if importlib.util.find_spec("nvidia_resiliency_ext") is not None:
-        import nvidia_resiliency_ext
-
-        if not hasattr(nvidia_resiliency_ext, "__version__"):  # 0.4.1, the newest for 3.11, does not say
-            nvidia_resiliency_ext.__version__ = "0.6.0"
-
     from parlaunch_launch.cpu.stand_ins import train_on_cpu
 
     train_on_cpu()
@@ -55,22 +45,15 @@ def before_bridge() -> None:
 
     import megatron.bridge.training.setup as setup
 
-    setup.initialize_megatron = functools.partial(setup.initialize_megatron, allow_no_cuda=True)
+    initialize = setup.initialize_megatron
 
+    @functools.wraps(initialize)
+    def initialize_without_cuda(*args: Any, **kwargs: Any) -> Any:
+        groups = initialize(*args, **{**kwargs, "allow_no_cuda": True})
+        say_layout()
+        return groups
 
-def _defined_not_called(*names: str) -> None:
-    """Modules full of mocks: kernels are decorated with triton where they are defined, and never called on a CPU."""
-    from unittest.mock import MagicMock
-
-    importlib.import_module(
-        "torch._inductor.compile_fx"
-    )  # torch looks for triton too, and should find that there is none
-
-    for name in names:
-        module: Any = types.ModuleType(name)
-        module.__getattr__ = lambda _: MagicMock()
-        module.__spec__ = importlib.util.spec_from_loader(name, loader=None)
-        sys.modules[name] = module
+    setup.initialize_megatron = initialize_without_cuda
 
 
 def _lora_without_transformer_engine(torch: Any) -> None:
@@ -146,16 +129,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", required=True)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args(argv)
-    try:
-        train(args.recipe, args.overrides)
-    except ParlaunchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+    run_rank(lambda: train(args.recipe, args.overrides))
+
+
+def why_core(recipe: Recipe) -> str | None:
+    """Why Bridge cannot train the tiny version of this recipe on a CPU; None when it can."""
+    a = recipe.architecture
+    if recipe.task != "pretrain":
+        return "fine-tuning starts from a checkpoint and a data set of the real model"
+    if a.kind != "llm":
+        return "the encoder in front of the language model has no tiny version"
+    if a.hybrid_layer_pattern or a.linear_attention_pattern:
+        return "state-space and linear-attention layers have CUDA kernels only"
+    return None
 
 
 def train(name: str, overrides: Sequence[str]) -> None:
     """One rank: build the recipe, make it tiny and fit for CPU, hand it to Bridge's pretrain()."""
     recipe = known_recipe(name)
+    if reason := why_core(recipe):
+        from parlaunch_launch.cpu import core_runner
+
+        if os.environ.get("RANK", "0") == "0":
+            say(f"note: {reason}; Megatron Core trains the tiny model of {name} without Megatron Bridge")
+        core_runner.train(name, overrides)
+        return
     hub = offline_hub(recipe, os.environ)
     before_bridge()
     from parlaunch_launch.bridge_runner import configured, find_recipe
@@ -168,7 +166,8 @@ def train(name: str, overrides: Sequence[str]) -> None:
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
-    config = configured(build(), overrides)
+    mine = tiny_overrides(shrink(recipe, int(os.environ.get("WORLD_SIZE", "1"))))  # never the real size on a CPU
+    config = configured(build(), [*mine, *overrides])
     cpu_config(config)
     pretrain(config, forward_step)
 

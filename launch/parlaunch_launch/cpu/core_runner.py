@@ -13,15 +13,16 @@ from __future__ import annotations
 import argparse
 import math
 import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
-from parlaunch.errors import ParlaunchError
+from parlaunch_launch.cpu.missing import fill_in
+from parlaunch_launch.cpu.report import say, say_layout
 from parlaunch_launch.cpu.settings import read
+from parlaunch_launch.rank import run_rank
 
 GROUPS = (
     "tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size",
@@ -59,6 +60,7 @@ def settings(recipe_name: str, overrides: Sequence[str], world: int) -> tuple[di
         "dataset": {*DATASET, "blend", "num_workers", "split"},
     }
     given, unused = read([*mine, *overrides], known)
+    theirs = {o.split(".")[0] for o in overrides if o not in mine}  # of what we said ourselves nobody needs to hear
     defaults: dict[str, dict[str, Any]] = {
         "train": TRAIN,
         "scheduler": SCHEDULER,
@@ -67,7 +69,7 @@ def settings(recipe_name: str, overrides: Sequence[str], world: int) -> tuple[di
     }
     said = {name: {**defaults.get(name, {}), **values} for name, values in given.items()}
     said["model"].setdefault("activation_func", activation)
-    return said, unused
+    return said, [sentence for sentence in unused if sentence.split(".")[0] in theirs]
 
 
 def _tiny(name: str, world: int) -> tuple[Any, str | None]:
@@ -186,22 +188,12 @@ def forward_step(data: Iterator[Any], model: Any) -> Any:
     return model(tokens, positions, attention_mask=None, labels=labels), loss_function
 
 
-def say(line: str) -> None:
-    """One line on the screen of many ranks, in one write."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args(argv)
-    try:
-        train(args.recipe, args.overrides)
-    except ParlaunchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+    run_rank(lambda: train(args.recipe, args.overrides))
 
 
 def train(recipe_name: str, overrides: Sequence[str]) -> None:
@@ -210,6 +202,7 @@ def train(recipe_name: str, overrides: Sequence[str]) -> None:
 
     import torch.distributed as dist
 
+    fill_in()
     from parlaunch_launch.cpu.stand_ins import train_on_cpu
 
     said, unused = settings(recipe_name, overrides, int(os.environ.get("WORLD_SIZE", "1")))
@@ -225,25 +218,14 @@ def train(recipe_name: str, overrides: Sequence[str]) -> None:
 
 
 def _initialize(said: dict[str, dict[str, Any]]) -> None:
-    """Megatron's process groups and micro batch calculator; says the layout as Megatron-LM's training does."""
+    """Megatron's process groups and micro batch calculator."""
     import torch.distributed as dist
     from megatron.core import num_microbatches_calculator as microbatches
     from megatron.core import parallel_state as mpu
 
     model, plan = said["model"], said["train"]
     mpu.initialize_model_parallel(**{k: model[k] for k in GROUPS if model.get(k) is not None})
-    if dist.get_rank() == 0:
-        say(
-            f"using world size: {dist.get_world_size()}, data-parallel size: {mpu.get_data_parallel_world_size()}, "
-            f"context-parallel size: {mpu.get_context_parallel_world_size()}, "
-            f"hierarchical context-parallel sizes: None, "
-            f"tensor-model-parallel size: {mpu.get_tensor_model_parallel_world_size()}, "
-            f"pipeline-model-parallel size: {mpu.get_pipeline_model_parallel_world_size()}, "
-            f"virtual-pipeline-model-parallel size: {mpu.get_virtual_pipeline_model_parallel_world_size()}, "
-            f"expert-model-parallel size: {mpu.get_expert_model_parallel_world_size()}, "
-            f"expert-tensor-parallel size: {mpu.get_expert_tensor_parallel_world_size()}, "
-            f"expert-data-parallel size: {mpu.get_expert_data_parallel_world_size()}"
-        )
+    say_layout()
     microbatches.init_num_microbatches_calculator(
         dist.get_rank(), None, plan["global_batch_size"], plan["micro_batch_size"], mpu.get_data_parallel_world_size(), False
     )  # fmt: skip

@@ -71,7 +71,10 @@ def read(overrides: Sequence[str], known: Mapping[str, Iterable[str]]) -> tuple[
         elif section in LEFT_TO_BRIDGE:
             unused[section] = LEFT_TO_BRIDGE[section]
         elif section not in known:
-            raise UsageError(f"{override}: there is no section {section!r}", hint="one of: " + ", ".join(sorted(known)))
+            raise UsageError(
+                f"{override}: there is no section {section!r}",
+                hint="one of: " + ", ".join(sorted({*known, *LEFT_TO_BRIDGE})),
+            )
         elif name not in known[section]:
             near = difflib.get_close_matches(name, list(known[section]), n=3)
             hint = "nearest: " + ", ".join(f"{section}.{n}" for n in near) if near else ""
