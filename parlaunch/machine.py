@@ -229,13 +229,14 @@ class Cluster:
 
 def domains_of(nodes: tuple[Node, ...]) -> tuple[tuple[int, ...], ...]:
     """Groups of two and more global GPU numbers that reach each other over NVLink: inside nodes by `nvlink_domain`,
-    across nodes by `fabric_id`."""
+    across nodes by `fabric_id`. A node known to have no IMEX channel stays alone: CUDA refuses it its neighbours' memory."""
     groups: dict[object, list[int]] = {}
     number = 0
     for at, node in enumerate(nodes):
         for gpu in node.gpus:
             if gpu.fabric_id is not None:
-                groups.setdefault(gpu.fabric_id, []).append(number)
+                alone = at if node.imex_channels == 0 else None
+                groups.setdefault((alone, gpu.fabric_id), []).append(number)
             elif gpu.nvlink_domain is not None:
                 groups.setdefault((at, gpu.nvlink_domain), []).append(number)
             number += 1
