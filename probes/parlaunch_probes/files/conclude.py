@@ -1,0 +1,269 @@
+"""From what a file says to a machine: who is joined to whom, which ports are rails, what stays unknown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from parlaunch.datasheet import Product, nvml_name, preset, product
+from parlaunch.machine import UNKNOWN, Cluster, Fabric, Gpu, Nic, Node, domains_of
+from parlaunch_probes import rails
+from parlaunch_probes.files.boards import Board, assumed, by_shape
+from parlaunch_probes.files.facts import Facts, filled
+
+MOST_LINKS = 18  # of one GPU up to Blackwell, where the product is not known
+# What a port of the family can do, for choosing among ports whose rate the file does not say. NVIDIA's data sheets.
+FAMILIES: Sequence[tuple[str, float]] = (
+    (r"ConnectX-9|MT4133", 1600e9 / 8),
+    (r"ConnectX-8|MT4131", 800e9 / 8),
+    (r"ConnectX-7|MT2910|MT4129", 400e9 / 8),
+    (r"BlueField-3|MT41692|MT43244", 200e9 / 8),
+    (r"ConnectX-6 Dx|MT2892|MT4125|BlueField-2", 100e9 / 8),
+    (r"ConnectX-6 Lx|MT2894|MT4127", 25e9 / 8),
+    (r"ConnectX-6|MT28908|MT4123|MT4124", 200e9 / 8),
+    (r"ConnectX-5|MT28800|MT27800|MT4119|MT4121", 100e9 / 8),
+    (r"ConnectX-4 Lx|MT27710", 25e9 / 8),
+    (r"ConnectX-4|MT27700", 100e9 / 8),
+)
+
+
+def node_of(facts: Facts) -> tuple[Node, Fabric, tuple[str, ...]]:
+    """The node that the facts describe, what joins it to others, and what to know about both."""
+    notes = list(facts.notes)
+    gpus = _named(facts, notes)
+    sheet = product(gpus[0].name) if gpus else None
+    board = _board(facts, gpus, sheet, notes)
+    gpus = [_linked(g, board, facts, sheet) for g in gpus]
+    nics = _chosen(facts.nics)
+    if gpus and all(g.numa is None for g in gpus):
+        notes.append("the NUMA nodes of the GPUs are not in this file")
+    if facts.attached is not None and facts.attached > len(gpus):
+        notes.append(f"the driver counts {facts.attached} GPUs, this file shows {len(gpus)}: cut off, or GPUs missing")
+    given: dict[str, Any] = {"hostname": "node0"} | facts.node
+    if gpus and facts.attached is not None and facts.attached > len(gpus):
+        given.setdefault("gpus_pci", facts.attached)
+    triplets = tuple((a, b, n) for (a, b), n in sorted((facts.links or {}).items()) if n)
+    node = Node(**given, gpus=tuple(gpus), nics=nics, nvlinks=triplets, link_type=board.link_type)
+    fabric = _fabric(facts, nics, len(gpus), notes)
+    _mig(gpus, notes)
+    return node, fabric, tuple(dict.fromkeys(notes))
+
+
+def cluster_of(facts: Facts, source: str) -> Cluster:
+    """A cluster of the one node that the facts describe."""
+    node, fabric, notes = node_of(facts)
+    return Cluster(source=source, nodes=(node,), nvlink_domains=domains_of((node,)), fabric=fabric, notes=notes)
+
+
+def _named(facts: Facts, notes: list[str]) -> list[Gpu]:
+    gpus = sorted(facts.gpus, key=lambda g: g.index)
+    if facts.preset is not None:
+        known = preset(facts.preset).nodes[0].gpus
+        name = known[0].name
+        if not gpus:
+            notes.append(f"no GPU in this file: the {len(known)} of {facts.preset}")
+            # What the preset knows of its links is concluded again below, with everything else.
+            gpus = [Gpu(index=g.index, name=g.name) for g in known]
+        elif all(g.name == UNKNOWN for g in gpus):
+            notes.append(f"the GPU model is not in this file: {name} as {facts.preset} has it")
+            gpus = [replace(g, name=name) for g in gpus]
+    elif gpus and all(g.name == UNKNOWN for g in gpus):
+        notes.append("the GPU model is not in this file: add the output of `nvidia-smi -L` or `nvidia-smi -q` to it")
+    whole = []
+    for gpu in gpus:
+        sheet = product(gpu.name)
+        if sheet is not None and gpu.compute_capability is None:
+            gpu = replace(gpu, compute_capability=sheet.compute_capability)
+        whole.append(gpu)
+    return whole
+
+
+def _board(facts: Facts, gpus: list[Gpu], sheet: Product | None, notes: list[str]) -> Board:
+    usable = [g for g in gpus if not g.mig]
+    if facts.links is not None:
+        return _seen(facts, usable, sheet, notes)
+    if facts.switched and gpus:
+        everyone = tuple(g.index for g in usable if g.nvlinks != 0)
+        kind = "nvswitch_mnnvl" if sheet is not None and sheet.board == "nvswitch_mnnvl" else "nvswitch"
+        return Board(kind, (everyone,) if len(everyone) > 1 else ())
+    if facts.preset is not None and gpus:
+        row = preset(facts.preset).nodes[0]
+        groups = {g.nvlink_domain for g in row.gpus if g.nvlink_domain is not None}
+        notes.append(f"NVLink is not in this file: {row.link_type} as {facts.preset} has it")
+        size = len(row.gpus) // len(groups) if groups else 0
+        found = tuple(tuple(g.index for g in gpus[i : i + size]) for i in range(0, len(gpus), size)) if size > 1 else ()
+        return Board(row.link_type, tuple(g for g in found if len(g) > 1))
+    virtual = facts.node.get("virtual") is not None
+    board = assumed(
+        usable or gpus, sheet, power=(facts.node.get("cpu_model") or "").startswith("POWER"), virtual=virtual
+    )
+    if sheet is None and usable:
+        board = by_shape(usable, facts.nics)
+    if gpus and not usable:
+        board = replace(board, groups=())
+    if board.groups:
+        waiting = [g.index for g in usable if g.fabric_state in ("in_progress", "not_started")]
+        if waiting and board.link_type in ("nvswitch", "nvswitch_mnnvl"):
+            notes.append(
+                f"GPU {', '.join(map(str, waiting))} is not registered with the NVSwitch fabric: not usable yet"
+            )
+            board = replace(board, groups=tuple(tuple(i for i in g if i not in waiting) for g in board.groups))
+    if board.note and (board.groups or board.link_type == "none"):
+        notes.append(board.note)
+    return replace(board, groups=tuple(g for g in board.groups if len(g) > 1))
+
+
+def _seen(facts: Facts, gpus: list[Gpu], sheet: Product | None, notes: list[str]) -> Board:
+    """The kind of links from their number between each pair."""
+    links = facts.links or {}
+    indices = [g.index for g in gpus]
+    groups = components(indices, links)
+    if not groups:
+        if facts.hidden:
+            return Board(None)
+        return Board("none")
+    pair = {(a, b): n for (a, b), n in links.items() if n}
+    complete = all(_key(a, b) in pair for g in groups for a in g for b in g if a < b)
+    most = max(sum(n for (a, b), n in pair.items() if i in (a, b)) for i in indices)
+    limit = (sheet.nvlinks if sheet is not None else None) or MOST_LINKS
+    highest = max(pair.values())
+    sxm = sheet is not None and sheet.board in ("nvswitch", "nvswitch_mnnvl")
+    grace = any(g.numa_memory is not None for g in gpus) and highest >= MOST_LINKS and len(gpus) > 2
+    alone = [i for i in indices if not any(i in g for g in groups)]
+    if (sheet is not None and sheet.board == "nvswitch_mnnvl") or grace:
+        kind = "nvswitch_mnnvl"
+    elif complete and (facts.switched or most > limit or (sxm and highest == limit and _pairs_of_two(groups))):
+        kind = "nvswitch"
+    elif not complete:
+        kind = "cube_mesh"
+    elif _pairs_of_two(groups):
+        unnamed = sheet is None and highest >= MOST_LINKS and not any(g.numa_memory is not None for g in gpus)
+        kind = "nvswitch" if unnamed else "pairs"
+    else:
+        kind = "mesh"
+    if alone and kind in ("nvswitch", "nvswitch_mnnvl"):
+        notes.append(
+            f"GPU {', '.join(map(str, alone))} has no NVLink on a machine with NVSwitches: lost from the fabric "
+            "(`nvidia-smi nvlink -s`, `nvidia-smi -q` Fabric); reset it or leave it out"
+        )
+    fewer = sorted({n for n in pair.values() if kind in ("nvswitch", "nvswitch_mnnvl") and n < highest})
+    if fewer:
+        low = sorted({i for (a, b), n in pair.items() if n < highest for i in (a, b)})
+        notes.append(f"fewer NVLinks than {highest} between some pairs of GPUs {low}: links are down")
+    return Board(kind, groups)
+
+
+def components(indices: Sequence[int], links: Mapping[tuple[int, int], int]) -> tuple[tuple[int, ...], ...]:
+    """Groups of two and more that reach each other over links."""
+    group = {i: i for i in indices}
+    for (a, b), count in links.items():
+        if count and a in group and b in group and group[a] != group[b]:
+            old, new = max(group[a], group[b]), min(group[a], group[b])
+            group = {i: new if g == old else g for i, g in group.items()}
+    found: dict[int, list[int]] = {}
+    for i in indices:
+        found.setdefault(group[i], []).append(i)
+    return tuple(tuple(g) for g in found.values() if len(g) > 1)
+
+
+def _pairs_of_two(groups: Sequence[Sequence[int]]) -> bool:
+    return all(len(g) == 2 for g in groups)
+
+
+def _key(a: int, b: int) -> tuple[int, int]:
+    return (a, b) if a < b else (b, a)
+
+
+def _linked(gpu: Gpu, board: Board, facts: Facts, sheet: Product | None) -> Gpu:
+    domain = next((n for n, group in enumerate(board.groups) if gpu.index in group), None)
+    nvlinks = gpu.nvlinks
+    if nvlinks is None and facts.links is not None and not facts.hidden:
+        mine = [n for (a, b), n in facts.links.items() if gpu.index in (a, b) and n]
+        switched = board.link_type in ("nvswitch", "nvswitch_mnnvl")
+        nvlinks = max(mine, default=0) if switched else sum(mine)
+    return replace(gpu, nvlink_domain=domain, nvlinks=nvlinks)
+
+
+def _chosen(nics: Sequence[Nic]) -> tuple[Nic, ...]:
+    """Rails chosen as on a live machine. Kinds and rates that the file does not say are filled in for the choice only."""
+    if not nics:
+        return ()
+    tried = []
+    for nic in nics:
+        why = nic.why_not
+        bonded = nic.bond or (nic.name if "bond" in nic.name else None)
+        if why is None and bonded is not None and nic.kind != "ethernet":
+            why = f"part of the bond {bonded}: a front-end or storage network"
+        kind = "roce" if nic.kind == UNKNOWN else nic.kind
+        rate = nic.bytes_per_s or _family(nic)
+        tried.append(
+            replace(nic, kind=kind, bytes_per_s=rate if nic.up is not False else None, why_not=why, bond=bonded)
+        )
+    picked = rails.choose(tried)
+    return tuple(
+        replace(after, kind=before.kind, bytes_per_s=before.bytes_per_s, why_not=_words(after, before))
+        for before, after in zip(nics, picked, strict=True)
+    )
+
+
+def _words(after: Nic, before: Nic) -> str | None:
+    why = after.why_not
+    if why is not None and before.why_not is None and before.bytes_per_s is None and "Gb/s" in why:
+        return "a slower or other kind of port than the rails"
+    return why
+
+
+def _family(nic: Nic) -> float | None:
+    return next((rate for pattern, rate in FAMILIES if nic.model and re.search(pattern, nic.model)), None)
+
+
+def _fabric(facts: Facts, nics: tuple[Nic, ...], gpus: int, notes: list[str]) -> Fabric:
+    if nics:
+        if any(n.rail for n in nics):
+            found = rails.fabric_of(nics, gpus)
+            if facts.preset is not None:
+                known = preset(facts.preset).fabric
+                if found.kind == UNKNOWN or (found.kind in ("ethernet", "roce") and known.kind in ("efa", "roce")):
+                    found = replace(found, kind=known.kind)
+                if found.bytes_per_s_per_gpu is None:
+                    found = replace(found, bytes_per_s_per_gpu=known.bytes_per_s_per_gpu)
+            if found.bytes_per_s_per_gpu is None and gpus:
+                notes.append("the rate of the network ports is not in this file")
+            return found
+        notes.append("no network port here can carry GPU traffic between nodes")
+        return Fabric(kind="none")
+    if facts.preset is not None:
+        notes.append(f"no network port in this file: {preset(facts.preset).fabric.kind} as {facts.preset} has it")
+        return preset(facts.preset).fabric
+    notes.append("the network is not in this file")
+    return Fabric(kind=UNKNOWN)
+
+
+def _mig(gpus: Sequence[Gpu], notes: list[str]) -> None:
+    on = [g for g in gpus if g.mig]
+    if on:
+        slices = sum(len(g.mig_devices) for g in on)
+        notes.append(
+            f"MIG is on for GPU {', '.join(str(g.index) for g in on)} ({slices} slices): slices have no NVLink and no NCCL "
+            "between them; turn MIG off (`nvidia-smi -mig 0`) to train on the whole GPU"
+        )
+
+
+def with_board(node: Node, notes: list[str]) -> Node:
+    """The node of a file tree with what joins its GPUs: NVSwitches on the bus, else the board of the product."""
+    if not node.gpus or node.link_type is not None:
+        return node
+    facts = Facts("", gpus=list(node.gpus), switched=True if node.nvswitches_pci else None)
+    facts.node = {"cpu_model": node.cpu_model or "", "virtual": node.virtual}
+    sheet = product(node.gpus[0].name)
+    board = _board(facts, list(node.gpus), sheet, notes)
+    return replace(node, gpus=tuple(_linked(g, board, facts, sheet) for g in node.gpus), link_type=board.link_type)
+
+
+def by_product(gpu: Gpu, sheet: Product | None) -> Gpu:
+    """The GPU under the name that NVML gives its product, where the file knew only the PCI device."""
+    if sheet is None:
+        return gpu
+    return filled(gpu, Gpu(index=gpu.index, name=nvml_name(sheet), compute_capability=sheet.compute_capability))

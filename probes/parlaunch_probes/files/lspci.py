@@ -1,0 +1,174 @@
+"""`lspci`, `lspci -nn`, `lspci -vvv`: GPUs, NVSwitches and ports by PCI; the tree and ACS where -vv shows them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from parlaunch.datasheet import Product, product, product_of_pci
+from parlaunch.machine import UNKNOWN, Gpu, Nic
+from parlaunch_probes import pci
+from parlaunch_probes.files.clean import whole
+from parlaunch_probes.files.conclude import by_product
+from parlaunch_probes.files.facts import Facts
+from parlaunch_probes.text import pci_address
+
+WHAT = "lspci"
+_LINE = re.compile(
+    r"^((?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]) (?:\"?)([A-Z0-9][^:\[\"]{2,50}?)(?: \[([0-9a-f]{4})\])?: (.+)$"
+)
+_IDS = re.compile(r"\[([0-9a-f]{4}):([0-9a-f]{4})\]")
+_BUSES = re.compile(r"primary=([0-9a-f]{2}), secondary=([0-9a-f]{2}), subordinate=([0-9a-f]{2})")
+_ACS = re.compile(r"ACSCtl:.*?ReqRedir([+-]) CmpltRedir([+-])")
+_GPUS = ("3D controller", "VGA compatible controller", "Display controller")
+_GRACE = ("nvswitch_mnnvl", "grace")
+
+
+@dataclass(slots=True)
+class _Device:
+    bus: str
+    kind: str
+    text: str
+    vendor: str | None
+    device: str | None
+    numa: int | None = None
+    buses: tuple[int, int] | None = None  # a bridge's secondary and subordinate
+    redirects: bool | None = None
+    virtual: bool = field(default=False)
+
+
+def find(text: str) -> Facts | None:
+    """The machine of a listing; None when there is no GPU and no network port in the text."""
+    devices: list[_Device] = []
+    acs: list[bool] = []
+    for line in text.split("\n"):
+        if len(line) > 2000:
+            continue
+        match = _LINE.match(line)
+        if match is not None:
+            address = pci_address(match[1])
+            ids = _IDS.findall(match[4])
+            if address is not None:
+                vendor, device = ids[-1] if ids else (None, None)
+                devices.append(_Device(address, match[2].strip(), match[4], vendor, device))
+            continue
+        if found := _ACS.search(line):
+            acs.append("+" in found.groups())
+        if not devices or not line[:1].isspace():
+            continue
+        if found:
+            devices[-1].redirects = acs[-1]
+        elif (at := line.find("NUMA node:")) >= 0:
+            devices[-1].numa = whole(line[at + 10 :])
+        elif found := _BUSES.search(line):
+            devices[-1].buses = (int(found[2], 16), int(found[3], 16))
+    devices = list({d.bus: d for d in devices}.values())
+    facts = _facts(devices)
+    if acs:
+        facts.acs = True
+        facts.node["acs_redirects"] = tuple(sorted(d.bus for d in devices if d.redirects))
+        if any(acs) and not facts.node["acs_redirects"]:
+            facts.node.pop("acs_redirects")
+            facts.notes.append("ACS redirects peer traffic on some bridges: which ones is not in this file")
+    return None if facts.empty else facts
+
+
+def _facts(devices: list[_Device]) -> Facts:
+    facts = Facts(WHAT)
+    places = _places(devices)
+    gpus = sorted((d for d in devices if d.kind in _GPUS and _nvidia(d)), key=lambda d: d.bus)
+    sheets = [_sheet(d) for d in gpus]
+    grace = any(s is not None and s.board in _GRACE for s in sheets)
+    numas = [_numa(d, grace) for d in gpus]
+    for index, (device, sheet) in enumerate(zip(gpus, sheets, strict=True)):
+        facts.gpus.append(by_product(Gpu(index=index, name=UNKNOWN, pci=device.bus, numa=numas[index]), sheet))
+    switches = [d for d in devices if d.kind == "Bridge" and _nvidia(d)]
+    if switches:
+        facts.switched = True
+    if gpus:
+        facts.node["nvswitches_pci"] = len(switches)
+    for device in devices:
+        kind = _kind(device)
+        if kind is None:
+            continue
+        numa = _numa(device, grace)
+        ways = []
+        for index, gpu in enumerate(gpus):
+            a, b = places.get(gpu.bus), places.get(device.bus)
+            level = pci.distance(a, b, numas[index], numa, vm=not places)
+            if level is None and numa is not None and numas[index] is not None:
+                level = "NODE" if numa == numas[index] else "SYS"
+            if level is not None:
+                ways.append((index, level))
+        facts.nics.append(
+            Nic(
+                name=device.bus,
+                kind=kind,
+                pci=device.bus,
+                numa=numa,
+                model=_model(device),
+                virtual_function="Virtual Function" in device.text,
+                distances=tuple(ways),
+                card=device.bus[:-1] + "0",
+            )
+        )
+    if grace and gpus and all(d.numa is None for d in gpus):
+        facts.notes.append("sockets by PCI domain, as Grace machines number them (0000-000f, 0010-001f)")
+    return facts
+
+
+def _nvidia(device: _Device) -> bool:
+    return device.vendor == "10de" if device.vendor else device.text.startswith("NVIDIA")
+
+
+def _sheet(device: _Device) -> Product | None:
+    number = device.device or ((m := re.search(r"\bDevice ([0-9a-f]{4})\b", device.text)) and m[1])
+    found = product_of_pci(number) if number else None
+    if found is None:
+        names = re.findall(r"\[([^\[\]]{2,60})\]", _IDS.sub("", device.text))
+        found = next((s for name in names if (s := product(name)) is not None), None)
+    return found
+
+
+def _numa(device: _Device, grace: bool) -> int | None:
+    if device.numa is not None:
+        return device.numa if device.numa >= 0 else None
+    return int(device.bus.split(":")[0], 16) >> 4 if grace else None
+
+
+def _kind(device: _Device) -> str | None:
+    """What a port is; None for devices that are none."""
+    mellanox = device.vendor == "15b3" if device.vendor else "Mellanox" in device.text
+    if device.kind == "Infiniband controller":
+        return "infiniband"
+    if device.kind not in ("Ethernet controller", "Network controller"):
+        return None
+    if "Elastic Fabric Adapter" in device.text or (device.vendor == "1d0f" and (device.device or "").startswith("efa")):
+        return "efa"
+    if mellanox or re.search(r"BCM57[45]\d\d|BCM576\d\d|E810|E830", device.text):
+        return "roce" if mellanox or "BCM576" in device.text else "ethernet"
+    return "ethernet"
+
+
+def _model(device: _Device) -> str:
+    text = _IDS.sub("", re.sub(r"\(rev \w+\)", "", device.text)).strip()
+    return text.removeprefix("Mellanox Technologies").strip() or device.text
+
+
+def _places(devices: list[_Device]) -> dict[str, pci.Place]:
+    """Where each device sits, from the bus numbers of the bridges; empty when the listing does not have them."""
+    bridges = [d for d in devices if d.buses is not None]
+    if not bridges:
+        return {}
+    places = {}
+    for device in devices:
+        domain, bus = device.bus.split(":")[0], int(device.bus.split(":")[1], 16)
+        above = [
+            b
+            for b in bridges
+            if b.bus.startswith(domain) and b.buses and b.buses[0] <= bus <= b.buses[1] and b is not device
+        ]
+        above.sort(key=lambda b: (b.buses or (0, 0))[0] - (b.buses or (0, 0))[1])
+        root = (above[0].bus if above else device.bus)[: len(domain) + 3]
+        places[device.bus] = pci.Place(root, (*(b.bus for b in above), device.bus))
+    return places

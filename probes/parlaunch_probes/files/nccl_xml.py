@@ -1,0 +1,286 @@
+"""NCCL's topology XML: dumps (NCCL_TOPO_DUMP_FILE) and the files that cloud vendors publish (NCCL_TOPO_FILE).
+
+Dumps are complete. Vendors' files are cut to what NCCL needs: PCI classes only, GPUs left out, invented switches.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from parlaunch.catalog import load
+from parlaunch.datasheet import preset, preset_of, product, product_of_pci
+from parlaunch.machine import UNKNOWN, Gpu, Nic
+from parlaunch_probes import pci
+from parlaunch_probes.files.clean import whole
+from parlaunch_probes.files.conclude import by_product
+from parlaunch_probes.files.facts import Facts
+from parlaunch_probes.files.topo_m import kind_of
+from parlaunch_probes.text import pci_address
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+WHAT = "NCCL topology XML"
+_COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
+_MACHINE = re.compile(r"[A-Za-z][\w-]*(?:[._][\w-]+)+")
+
+
+@dataclass(slots=True)
+class _Found:
+    gpus: list[tuple[str, int | None, tuple[str, ...], Element]] = field(default_factory=list)
+    nics: list[tuple[str | None, int | None, tuple[str, ...], Element]] = field(default_factory=list)
+    bare: list[tuple[str, int | None, tuple[str, ...]]] = field(default_factory=list)  # neither class nor content
+    switches: list[str] = field(default_factory=list)
+
+
+def find(root: Element, text: str) -> Facts | None:
+    """The machine of a topology; None when the root is another format's."""
+    if root.tag != "system" or root.find("cpu") is None:
+        return None
+    found = _Found()
+    hosts = [h for h in root.findall("cpu")]
+    first = hosts[0].get("host_hash")
+    for cpu in hosts:
+        if cpu.get("host_hash") == first:  # a dump of several nodes (MNNVL): the first one's
+            numa = whole(cpu.get("numaid"))
+            _walk(cpu, numa, (), found, 0)
+    facts = Facts(WHAT)
+    facts.preset = _named(text)
+    _classify(found, facts)
+    places: dict[int, tuple[pci.Place, int | None]] = {}
+    for index, (bus, numa, chain, element) in enumerate(sorted(found.gpus, key=lambda g: g[0])):
+        facts.gpus.append(_gpu(index, bus, numa, element))
+        places[index] = (pci.Place(f"numa{numa}", chain), numa)
+    _links(found, facts)
+    if facts.preset is None and found.gpus and all(g.name == UNKNOWN for g in facts.gpus):
+        facts.preset = _by_addresses([g[0] for g in found.gpus])
+        if facts.preset is not None:
+            facts.notes.append(f"the PCI addresses are those of {facts.preset} and its sister sizes")
+    for bus_, numa, chain, element in found.nics:
+        facts.nics += _nics(bus_, numa, chain, element, places, facts)
+    if found.switches:
+        facts.switched = True
+        facts.node["nvswitches_pci"] = len(found.switches)
+    _cpu(hosts[0], facts)
+    return facts
+
+
+def _walk(element: Element, numa: int | None, chain: tuple[str, ...], found: _Found, depth: int) -> None:
+    if depth > 32:
+        return
+    for child in element:
+        if child.tag in ("nic", "net") and not chain:
+            found.nics.append((None, numa, (), child))
+        if child.tag != "pci":
+            continue
+        raw = (child.get("busid") or "").lower()
+        bus = pci_address(raw)
+        if bus is None:  # vendors invent switches at ffff:ff:01.0
+            if raw and child.find("pci") is not None:
+                _walk(child, numa, (*chain, raw), found, depth + 1)
+            continue
+        kind = (child.get("class") or "").lower().removeprefix("0x")[:4]
+        below = (*chain, bus)
+        if kind in ("0302", "0300") or child.find("gpu") is not None:
+            found.gpus.append((bus, numa, below, child))
+        elif kind in ("0200", "0207") or child.find("nic") is not None:
+            found.nics.append((bus, numa, below, child))
+        elif kind == "0680":
+            found.switches.append(bus)
+        elif not kind and child.find("pci") is None:
+            found.bare.append((bus, numa, below))
+        _walk(child, numa, below, found, depth + 1)
+
+
+def _named(text: str) -> str | None:
+    """The machine that a comment of the file names."""
+    for comment in _COMMENT.findall(text[:20_000]):
+        for word in _MACHINE.findall(comment):
+            known = preset_of(word.strip("._-"))
+            if known is not None:
+                return known
+    return None
+
+
+def _by_addresses(buses: list[str]) -> str | None:
+    table = load("presets.json")["pci_addresses"]
+    return next((name for name, known in table.items() if known == sorted(buses)), None)
+
+
+def _classify(found: _Found, facts: Facts) -> None:
+    """Tell GPUs from NICs where the file gives neither classes nor content: by the numbers that the machine has."""
+    from xml.etree.ElementTree import Element
+
+    if not found.bare:
+        return
+    if facts.preset is None:
+        facts.notes.append(
+            f"{len(found.bare)} PCI devices have no class in this file: neither GPUs nor NICs can be told"
+        )
+        return
+    known = preset(facts.preset)
+    gpus, ports = len(known.nodes[0].gpus), known.fabric.rails or 0
+    groups: dict[tuple[str, ...], list[tuple[str, int | None, tuple[str, ...]]]] = defaultdict(list)
+    for device in sorted(found.bare):
+        groups[device[2][:-1]].append(device)
+    if len(found.bare) == ports and gpus != ports:
+        parts = [(0, devices) for devices in groups.values()]
+    elif len(groups) > 1 and len({len(d) for d in groups.values()}) == 1 and all(groups):
+        parts = [(gpus // len(groups), devices) for devices in groups.values()]
+    else:
+        parts = [(gpus, sorted(found.bare))]
+    for count, devices in parts:  # these vendors give the NICs the lower addresses
+        for n, (bus, numa, chain) in enumerate(devices):
+            if n >= len(devices) - count:
+                found.gpus.append((bus, numa, chain, Element("pci")))
+            else:
+                found.nics.append((bus, numa, chain, Element("pci")))
+
+
+def _gpu(index: int, bus: str, numa: int | None, element: Element) -> Gpu:
+    inner = element.find("gpu")
+    sm = whole(inner.get("sm")) if inner is not None else None
+    width, speed = whole(element.get("link_width")), element.get("link_speed") or ""
+    generation = {
+        "2.5": 1,
+        "5": 2,
+        "5.0": 2,
+        "8": 3,
+        "8.0": 3,
+        "16": 4,
+        "16.0": 4,
+        "32": 5,
+        "32.0": 5,
+        "64": 6,
+        "64.0": 6,
+    }
+    gpu = Gpu(
+        index=index,
+        name=UNKNOWN,
+        pci=bus,
+        numa=numa if numa is not None and numa >= 0 else None,
+        compute_capability=(sm // 10, sm % 10) if sm else None,
+        pcie_gen=generation.get(speed.split(" ")[0]),
+        pcie_width=width or None,
+    )
+    vendor, device = element.get("vendor"), element.get("device")
+    return by_product(gpu, product_of_pci(device) if device and vendor in (None, "0x10de") else None)
+
+
+def _links(found: _Found, facts: Facts) -> None:
+    elements = {g[0]: g[3].find("gpu") for g in found.gpus}
+    if not any(e is not None for e in elements.values()):
+        return
+    number = {g.pci: g.index for g in facts.gpus}
+    links: dict[tuple[int, int], int] = {}
+    totals: dict[int, int] = {}
+    itself: dict[int, int] = {}
+    hidden = False
+    for bus, inner in elements.items():
+        mine = number[bus]
+        for link in inner.findall("nvlink") if inner is not None else ():
+            count = whole(link.get("count")) or 1
+            raw, kind = link.get("target") or "", (link.get("tclass") or "").lower()
+            target = pci_address(raw)
+            totals[mine] = totals.get(mine, 0) + count
+            if target == bus:
+                itself[mine] = count
+            elif target in number:
+                key = (min(mine, number[target]), max(mine, number[target]))
+                links[key] = max(links.get(key, 0), count)
+            elif kind.startswith("0x0680"):
+                facts.switched = True
+                hidden = hidden or target is None
+            elif kind.startswith("0x0302") or kind.startswith("0x0300"):
+                facts.hidden = True
+    if itself:
+        _own_ends(itself, links, facts)
+    if hidden:
+        facts.notes.append(
+            "the NVLinks' far ends are hidden: NVSwitches that a hypervisor keeps from this machine; where the PCIe paths "
+            "look flat too, give NCCL the vendor's file (NCCL_TOPO_FILE)"
+        )
+    if all(g.numa is None for g in facts.gpus) and facts.gpus:
+        facts.notes.append("numaid is -1: PCIe locality is hidden; the vendor's NCCL_TOPO_FILE would tell")
+    if totals:
+        facts.gpus = [replace(g, nvlinks=totals.get(g.index, 0)) for g in facts.gpus]
+    # A dump has every device's ids. Without them the file was written by hand, and silence on NVLink means nothing.
+    dump = any(g[3].get("device") for g in found.gpus)
+    if not facts.switched and (links or dump):
+        facts.links = links
+
+
+def _own_ends(itself: dict[int, int], links: dict[tuple[int, int], int], facts: Facts) -> None:
+    """A mistake seen in published files: every link leads to the GPU that it starts from."""
+    sheet = product(facts.gpus[0].name)
+    boards = sheet.board if sheet is not None else None
+    if not links and boards in (None, "bridge", "pairs") and len(itself) % 2 == 0:
+        order = sorted(itself)
+        for a, b in zip(order[::2], order[1::2], strict=True):
+            links[a, b] = itself[a]
+        taken = "taken for bridges between neighbours"
+    else:
+        taken = "left out"
+    facts.notes.append(f"every NVLink of this file leads back to its own GPU, a mistake in the file: {taken}")
+
+
+def _nics(
+    bus: str | None,
+    numa: int | None,
+    chain: tuple[str, ...],
+    element: Element,
+    places: dict[int, tuple[pci.Place, int | None]],
+    facts: Facts,
+) -> list[Nic]:
+    mine = pci.Place(f"numa{numa}", chain) if chain else None
+    ways = []
+    for index, (place, other) in places.items():
+        known = numa is not None and numa >= 0 and other is not None and other >= 0
+        level = pci.distance(place, mine, other if known else None, numa if known else None, vm=not known)
+        if mine is None and known:
+            level = "NODE" if numa == other else "SYS"
+        # The file puts everything right below the CPU that is not behind a switch: the host bridge is not known.
+        ways.append((index, "NODE" if level == "PHB" else level))
+    distances = tuple((i, level) for i, level in ways if level is not None)
+    vendor = (element.get("vendor") or "").lower()
+    infiniband = (element.get("class") or "").lower().startswith("0x0207")
+    expected = preset(facts.preset).fabric.kind if facts.preset is not None else None
+    nets = [element] if element.tag == "net" else element.findall("nic/net") or element.findall("net")
+    out = []
+    for net in (*nets,) or (None,):
+        name = (net.get("name") if net is not None else None) or bus or "nic"
+        kind = "infiniband" if infiniband else kind_of(name)
+        if not infiniband and vendor == "0x1d0f":
+            kind = "efa"
+        elif not infiniband and kind == UNKNOWN:
+            plain = name.startswith(("eth", "en", "bond")) and not name.startswith("mlx")
+            kind = (
+                "ethernet"
+                if plain
+                else expected or ("roce" if vendor == "0x15b3" or name.startswith("mlx") else UNKNOWN)
+            )
+        speed = whole(net.get("speed")) if net is not None else None
+        out.append(
+            Nic(
+                name=name,
+                kind=kind,
+                port=whole(net.get("port")) if net is not None and "port" in net.attrib else None,
+                pci=bus,
+                numa=numa if numa is not None and numa >= 0 else None,
+                bytes_per_s=speed * 1e6 / 8 if speed else None,
+                guid=net.get("guid") if net is not None else None,
+                distances=distances,
+            )
+        )
+    return out
+
+
+def _cpu(cpu: Element, facts: Facts) -> None:
+    vendor, arch = cpu.get("vendor") or "", cpu.get("arch") or ""
+    if arch.startswith("ppc64"):
+        facts.node["cpu_model"] = "POWER"
+    elif vendor:
+        facts.node["cpu_model"] = f"{vendor} family {cpu.get('familyid')} model {cpu.get('modelid')}"

@@ -1,0 +1,243 @@
+"""`nvidia-smi topo -m`: the matrix of GPUs and NICs, with the affinity columns of every driver and both legends.
+
+Rows are read cell by cell, not by columns: pastes lose tabs ("PXBNODE") and terminals cut lines.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from parlaunch.machine import UNKNOWN, Gpu, Nic
+from parlaunch_probes.files.clean import commands
+from parlaunch_probes.files.facts import Facts
+from parlaunch_probes.text import cpu_list
+
+WHAT = "nvidia-smi topo -m"
+LEVELS = {"PIX": "PIX", "PXB": "PXB", "PHB": "PHB", "NODE": "NODE", "SYS": "SYS", "SOC": "SYS", "PSB": "PIX"}
+_LABEL = re.compile(r"GPU\d{1,3}|NIC\d{1,3}|[A-Za-z][\w.:-]{1,40}")
+_CELL = re.compile(
+    r"[ \t]*(NV\d{1,2}|NODE|SYS|SOC|PHB|PXB|PIX|PSB|N/A|X)(?=[ \t]|$|NV\d|NODE|SYS|SOC|PHB|PXB|PIX|PSB|X)"
+)
+_AFFINITY = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
+_LEGEND = re.compile(r"^\s*(NIC\d{1,3})\s*[:=]\s*([\w.:-]{1,60})\s*$")
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    cells: tuple[str, ...]
+    affinity: tuple[str, str, str]  # CPU, NUMA, GPU's own NUMA node; "" where there is none
+
+
+def find(text: str) -> Facts | None:
+    """The machine of the first matrix in the text; None when there is none."""
+    lines = text.split("\n")
+    for at, line in enumerate(lines):
+        labels = _header(line)
+        if labels is not None:
+            rows, end = _rows(lines, at, labels)
+            if any(label in rows for label in labels if label.startswith("GPU")):
+                return _facts(lines, at, end, labels, rows)
+    return None
+
+
+def _header(line: str) -> list[str] | None:
+    """The labels of the nodes, when this is the first line of a matrix."""
+    bare = re.split("|".join(_AFFINITY), line, maxsplit=1)[0]
+    if not bare.strip().startswith("GPU"):
+        return None
+    labels: list[str] = []
+    for word in bare.split():
+        joined = re.findall(r"GPU\d{1,3}|NIC\d{1,3}", word)
+        if joined and "".join(joined) == word:
+            labels += joined
+        elif _LABEL.fullmatch(word):
+            labels.append(word)
+        else:
+            return None
+    gpus = [name for name in labels if re.fullmatch(r"GPU\d{1,3}", name)]
+    # A row starts with its own label followed by cells; a header holds labels only, each once.
+    if not gpus or len(set(labels)) != len(labels) or any(name in LEVELS or name in ("X", "OK") for name in labels):
+        return None
+    return labels
+
+
+def _rows(lines: list[str], header: int, labels: list[str]) -> tuple[dict[str, _Row], int]:
+    rows: dict[str, _Row] = {}
+    end = header
+    for at in range(header + 1, len(lines)):
+        line = lines[at]
+        label = line.split(maxsplit=1)[0] if line.strip() else ""
+        if not label:
+            if rows:
+                break
+            continue
+        if label not in labels or label in rows:
+            if rows or at > header + 3:
+                break
+            continue
+        rows[label] = _row(line, line.index(label) + len(label), len(labels), lines[header])
+        end = at
+    return rows, end
+
+
+def _row(line: str, start: int, count: int, header: str) -> _Row:
+    cells: list[str] = []
+    at = start
+    while len(cells) < count and (match := _CELL.match(line, at)) is not None:
+        cells.append(match[1])
+        at = match.end()
+    return _Row(tuple(cells), _affinity(line, at, header) if len(cells) == count else ("", "", ""))
+
+
+def _affinity(line: str, at: int, header: str) -> tuple[str, str, str]:
+    rest = line[at:]
+    if "\t" in rest:
+        fields = [f.strip() for f in rest.strip(" ").split("\t")][1:]
+        own = next((f for f in fields[2:] if f), "")
+        return (fields[0] if fields else "", fields[1] if len(fields) > 1 else "", own)
+    # Spaces: each value belongs to the heading that starts nearest to it.
+    found = {name: "" for name in _AFFINITY}
+    places = {name: header.index(name) for name in _AFFINITY if name in header}
+    values = [(m.start() + at, m[0]) for m in re.finditer(r"\S+", rest)]
+    if len(values) == len(places):
+        found |= dict(zip(sorted(places, key=places.__getitem__), (v for _, v in values), strict=True))
+    else:
+        for place, value in values:
+            if places:
+                found[min(places, key=lambda name: abs(places[name] - place))] = value
+    return (found["CPU Affinity"], found["NUMA Affinity"], found["GPU NUMA ID"])
+
+
+def _facts(lines: list[str], header: int, end: int, labels: list[str], rows: dict[str, _Row]) -> Facts:
+    facts = Facts(WHAT)
+    gpus = [name for name in labels if re.fullmatch(r"GPU\d{1,3}", name)]
+    nics = [name for name in labels if name not in gpus]
+    column = {name: n for n, name in enumerate(labels)}
+
+    def cell(a: str, b: str) -> str | None:
+        for one, other in ((a, b), (b, a)):
+            row = rows.get(one)
+            if row is not None and column[other] < len(row.cells) and row.cells[column[other]] not in ("X", "N/A"):
+                return row.cells[column[other]]
+        return None
+
+    number = {name: int(name[3:]) for name in gpus}
+    links: dict[tuple[int, int], int] = {}
+    far: list[tuple[int, int, str]] = []
+    shown = False
+    for n, a in enumerate(gpus):
+        for b in gpus[n + 1 :]:
+            word = cell(a, b)
+            if word is None:
+                continue
+            shown = True
+            if word.startswith("NV"):
+                links[number[a], number[b]] = int(word[2:])
+            else:
+                far.append((number[a], number[b], LEVELS[word]))
+    missing = [name for name in gpus if name not in rows or len(rows[name].cells) < len(labels)]
+    if missing:
+        facts.notes.append(f"the rows of {', '.join(missing)} are cut off: filled from the other side of the matrix")
+    facts.links = _links(lines, header, links, shown, len(gpus), facts)
+    facts.gpus = _gpus(gpus, number, rows, facts, far)
+    facts.node["gpu_distances"] = tuple(far)
+    names = {m[1]: m[2] for line in lines[end:] if len(line) < 200 and (m := _LEGEND.match(line))}
+    for label in nics:
+        ways = tuple((number[g], LEVELS[w]) for g in gpus if (w := cell(g, label)) in LEVELS)
+        name = names.get(label, label)
+        facts.nics.append(Nic(name=name, kind=kind_of(name), distances=ways, bond=name if "bond" in name else None))
+    return facts
+
+
+def _links(
+    lines: list[str], header: int, links: dict[tuple[int, int], int], shown: bool, gpus: int, facts: Facts
+) -> dict[tuple[int, int], int] | None:
+    """None where the matrix cannot tell: `topo -mp` leaves NVLink out, and its legend does not speak of NV#."""
+    if links or gpus == 1:
+        return links if links else None
+    asked = [c for c in commands("\n".join(lines[: header + 1])) if "topo" in c]
+    without = bool(asked) and re.search(r"\s-(mp|m?p2p)\b", asked[-1]) is not None
+    legend = [line for line in lines[header:] if re.match(r"\s*(X|SYS|SOC|NODE|PHB|PXB|PIX|NV#)\s+=\s", line)]
+    if without or (legend and not any("NV#" in line for line in legend)) or not shown:
+        facts.notes.append(
+            "only PCIe paths are in this matrix (`nvidia-smi topo -mp`?): NVLink is not known; `nvidia-smi topo -m` shows it"
+        )
+        return None
+    if not legend:
+        facts.notes.append("no legend below the matrix: taken for `nvidia-smi topo -m`, so no NVLink here")
+    return {}
+
+
+def _gpus(
+    names: list[str], number: dict[str, int], rows: dict[str, _Row], facts: Facts, far: list[tuple[int, int, str]]
+) -> list[Gpu]:
+    gpus = []
+    masked: dict[str, list[str]] = {}
+    ranges = {rows[n].affinity[1] for n in names if n in rows}
+    for name in names:
+        cpus, numa, own = rows[name].affinity if name in rows else ("", "", "")
+        nodes = cpu_list(numa) if re.search(r"\d", numa) else None
+        node = None
+        if nodes and (len(nodes) == 1 or own.isdigit() or (len(ranges) == len(names) > 1 and not _apart(nodes))):
+            node = nodes[0]  # on Grace the CPU's node comes first, memory nodes follow
+        elif nodes:
+            facts.notes.append(
+                f"NUMA affinity {numa} of {name} is a range, not its node: the job sees a part of the CPUs"
+            )
+        listed = cpu_list(cpus) if re.search(r"\d", cpus) else None
+        gpus.append(
+            Gpu(
+                index=number[name],
+                name=UNKNOWN,
+                numa=node,
+                numa_memory=int(own) if own.isdigit() and len(own) < 9 else None,
+                cpus=listed or None,
+            )
+        )
+    for numa, those in masked.items():
+        facts.notes.append(
+            f"NUMA affinity {numa} of {', '.join(those)} is a range, not a node: the job sees a part of the CPUs"
+        )
+    if all(not rows[n].affinity[1] for n in names if n in rows):
+        gpus = _by_cpus(gpus, far, facts)
+    return _grace_pairs(gpus, facts)
+
+
+def _apart(nodes: tuple[int, ...]) -> bool:
+    """A plain range from 0, as a masked affinity shows it."""
+    return nodes == tuple(range(len(nodes)))
+
+
+def _by_cpus(gpus: list[Gpu], far: list[tuple[int, int, str]], facts: Facts) -> list[Gpu]:
+    """Old drivers have no NUMA column: GPUs with the same CPUs share a node, numbered by first CPU."""
+    if any(g.cpus is None for g in gpus):
+        return gpus
+    sets = sorted({g.cpus for g in gpus if g.cpus})
+    if len(sets) == 1 and any(level == "SYS" for _, _, level in far):
+        return gpus  # the CPUs are masked: they tell nothing apart
+    facts.notes.append("no NUMA column: nodes numbered by the GPUs' CPUs")
+    return [replace(g, numa=sets.index(g.cpus)) if g.cpus else g for g in gpus]
+
+
+def _grace_pairs(gpus: list[Gpu], facts: Facts) -> list[Gpu]:
+    """Two GPUs hang on one Grace. When one of a pair is cut off, the other tells its node."""
+    known = [g for g in gpus if g.numa_memory is not None and g.numa is not None]
+    nodes = [g.numa for g in known]
+    if len(gpus) != 4 or not known or len(set(nodes)) == len(nodes):
+        return gpus
+    by = {g.index: g.numa for g in gpus}
+    filled = [g if g.numa is not None else replace(g, numa=by.get(g.index ^ 1)) for g in gpus]
+    if filled != gpus:
+        facts.notes.append("a GPU without affinity has the node of its neighbour on the same Grace")
+    return filled
+
+
+def kind_of(name: str) -> str:
+    """What a verbs device's name tells of its fabric."""
+    for start, kind in (("rdmap", "efa"), ("efa", "efa"), ("bnxt_re", "roce"), ("irdma", "roce"), ("rocep", "roce")):
+        if name.startswith(start):
+            return kind
+    if name.startswith(("ibp", "hfi1", "qib", "opa")):
+        return "infiniband"
+    return "roce" if "bond" in name else UNKNOWN
