@@ -131,7 +131,8 @@ def _row(name: str) -> Mapping[str, Any]:
 def preset(name: str, nodes: int = 1) -> Cluster:
     """A cluster of `nodes` machines of a known kind. Raises `UsageError` with the nearest names.
 
-    NVLink racks are filled in order, so the last one may be part of a rack."""
+    A job larger than one NVLink rack takes the same number of nodes of each, as `sbatch --segment` asks for: the most
+    that divide `nodes`. Where that is less than half a rack, racks are filled in order and the last one is a part."""
     row = _row(name)
     if nodes < 1:
         raise UsageError(f"{name}:{nodes} has no node", hint=f"write {name}:1 or more")
@@ -155,9 +156,11 @@ def preset(name: str, nodes: int = 1) -> Cluster:
         Nic(name=f"nic{i}", kind=fabric["kind"], bytes_per_s=fabric["bytes_per_s_per_port"], up=True, rail=True)
         for i in range(ports)
     )
+    rack_nodes = row["nvlink_domain_nodes"]
+    even = max(n for n in range(1, min(nodes, rack_nodes) + 1) if nodes % n == 0)
     made = []
     for at in range(nodes):
-        rack = at // row["nvlink_domain_nodes"]
+        rack = at // (even if 2 * even >= rack_nodes or nodes <= rack_nodes else rack_nodes)
         shared = row["nvlink_domain_nodes"] > 1
         mine = tuple(replace(g, fabric_id=(f"rack-{rack}", 0)) for g in gpus) if shared else gpus
         made.append(
