@@ -48,7 +48,9 @@ def find(root: Element) -> Facts | None:
     gpus = sorted((d for d in devices if d.vendor == "10de" and d.kind in ("0302", "0300")), key=lambda d: d.bus)
     places = {i: (d.place, d.numa) for i, d in enumerate(gpus)}
     facts.gpus = [_gpu(i, d) for i, d in enumerate(gpus)]
-    switches = [d for d in devices if d.vendor == "10de" and d.kind == "0680"]
+    switches = [
+        d for d in devices if (d.vendor == "10de" and d.kind == "0680") or d.element.get("subtype") == "NVSwitch"
+    ]
     if switches:
         facts.node["nvswitches_pci"] = len(switches)
         facts.switched = True

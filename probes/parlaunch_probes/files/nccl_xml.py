@@ -54,6 +54,8 @@ def find(root: Element, text: str) -> Facts | None:
     for index, (bus, numa, chain, element) in enumerate(sorted(found.gpus, key=lambda g: g[0])):
         facts.gpus.append(_gpu(index, bus, numa, element))
         places[index] = (pci.Place(f"numa{numa}", chain), numa)
+    if not found.gpus and facts.preset is not None:
+        _left_out(found, facts, places)
     _links(found, facts)
     if facts.preset is None and found.gpus and all(g.name == UNKNOWN for g in facts.gpus):
         facts.preset = _by_addresses([g[0] for g in found.gpus])
@@ -63,7 +65,7 @@ def find(root: Element, text: str) -> Facts | None:
         facts.nics += _nics(bus_, numa, chain, element, places, facts)
     if found.switches:
         facts.switched = True
-        facts.node["nvswitches_pci"] = len(found.switches)
+        facts.node.setdefault("nvswitches_pci", len(found.switches))
     _cpu(hosts[0], facts)
     return facts
 
@@ -140,6 +142,18 @@ def _classify(found: _Found, facts: Facts) -> None:
                 found.nics.append((bus, numa, chain, Element("pci")))
 
 
+def _left_out(found: _Found, facts: Facts, places: dict[int, tuple[pci.Place, int | None]]) -> None:
+    """GPUs that the file leaves out, one behind each switch that the ports are behind."""
+    groups = sorted({(chain[:-1], numa) for _, numa, chain, _ in found.nics if len(chain) > 1})
+    known = preset(facts.preset or "").nodes[0].gpus
+    if len(groups) != len(known):
+        return
+    facts.notes.append(f"no GPU in this file: the {len(known)} of {facts.preset}, one behind each switch")
+    for gpu, (above, numa) in zip(known, groups, strict=True):
+        facts.gpus.append(Gpu(index=gpu.index, name=gpu.name, numa=numa))
+        places[gpu.index] = (pci.Place(f"numa{numa}", (*above, "gpu")), numa)
+
+
 def _gpu(index: int, bus: str, numa: int | None, element: Element) -> Gpu:
     inner = element.find("gpu")
     sm = whole(inner.get("sm")) if inner is not None else None
@@ -179,6 +193,7 @@ def _links(found: _Found, facts: Facts) -> None:
     totals: dict[int, int] = {}
     itself: dict[int, int] = {}
     hidden = False
+    ends: set[str] = set()
     for bus, inner in elements.items():
         mine = number[bus]
         for link in inner.findall("nvlink") if inner is not None else ():
@@ -194,8 +209,11 @@ def _links(found: _Found, facts: Facts) -> None:
             elif kind.startswith("0x0680"):
                 facts.switched = True
                 hidden = hidden or target is None
+                ends |= {target} if target is not None else set()
             elif kind.startswith("0x0302") or kind.startswith("0x0300"):
                 facts.hidden = True
+    if ends:
+        facts.node["nvswitches_pci"] = len(ends)
     if itself:
         _own_ends(itself, links, facts)
     if hidden:
