@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from parlaunch.cli import inputs
 from parlaunch.cli.request import Request
 from parlaunch.errors import ParlaunchError, UsageError
+from parlaunch.layout import Layout
 from parlaunch.machine import Cluster
-from parlaunch.plan import Plan, Wishes
+from parlaunch.plan import Plan, Variable, Wishes
 from parlaunch.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -106,28 +107,40 @@ def _cluster(request: Request, situation: Situation) -> Cluster:
     return cluster
 
 
-def finish(job: Job, cluster: Cluster, environ: Mapping[str, str]) -> Plan:
-    """The plan for the whole cluster with environment, overrides and command. Pure but for finding the runner."""
-    from parlaunch.environment import settings
+def finish(job: Job, cluster: Cluster) -> Plan:
+    """The plan for the whole cluster with environment, overrides and command."""
     from parlaunch.overrides import overrides
     from parlaunch.placement import order_nodes
     from parlaunch.planner import plan
 
     cluster = order_nodes(cluster)
     made = plan(cluster, job.recipe, job.wishes)
-    layout = made.layout
-    torch = _torch_version()
-    variables = settings(cluster, job.recipe, layout, environ, torch_version=torch, device=job.device)
-    lines = (*overrides(job.recipe, layout, device=job.device, cluster=cluster), *job.request.overrides)
+    ours = overrides(job.recipe, made.layout, device=job.device, cluster=cluster)
+    tiny: tuple[str, ...] = ()
     if job.device == "cpu":
         from parlaunch.tiny import tiny_overrides
 
-        lines = (*tiny_overrides(job.recipe), *lines)
+        tiny = tiny_overrides(job.recipe)
     made = replace(
-        made, environment=variables if job.request.env else (), overrides=lines, rank_order=tuple(n.hostname for n in cluster.nodes),
+        made,
+        environment=environment(job, cluster, made.layout, node=0),
+        overrides=(*tiny, *ours, *job.request.overrides),
+        rank_order=tuple(n.hostname for n in cluster.nodes),
         warnings=(*made.warnings, *_notes(job, cluster)),
-    )  # fmt: skip
+    )
     return replace(made, argv=command(job, made, node_rank=0 if len(cluster.nodes) == 1 else None))
+
+
+def environment(job: Job, cluster: Cluster, layout: Layout, *, node: int) -> tuple[Variable, ...]:
+    """The variables of one node's ranks, beside what its environment holds already; none with --no-env."""
+    from parlaunch.environment import node_settings, settings
+
+    if not job.request.env:
+        return ()
+    current = dict(os.environ)
+    torch = _torch_version()
+    shared = settings(cluster, job.recipe, layout, current, torch_version=torch, device=job.device)
+    return (*shared, *node_settings(cluster, node, current))
 
 
 def _notes(job: Job, cluster: Cluster) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ def run(request: Request) -> None:
         from parlaunch.cli.together import launch_together
 
         launch_together(request, job, situation)
-    plan = finish(job, job.cluster, dict(os.environ))
+    plan = finish(job, job.cluster)
     output.emit(plan, job, request)
     if not plan.chosen.memory.fits:
         raise _too_large(plan)
@@ -118,4 +118,3 @@ def become(plan: Plan, job: Job, request: Request) -> None:
     job.runner_or_error()
     environment = dict(os.environ) | {v.name: v.value for v in plan.environment if not v.kept}
     execute(list(plan.argv), environment)
-

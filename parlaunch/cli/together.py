@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from parlaunch import __version__
 from parlaunch.cli import output
 from parlaunch.cli.inputs import note
-from parlaunch.cli.job import Job, command, finish
+from parlaunch.cli.job import Job, command, environment, finish
 from parlaunch.cli.request import Request
 from parlaunch.machine import Cluster, cluster_from_json, cluster_to_json
-from parlaunch.plan import Plan, plan_from_json, plan_to_json
+from parlaunch.plan import plan_from_json, plan_to_json
 
 if TYPE_CHECKING:
     from parlaunch.where import Situation
@@ -50,7 +49,7 @@ def launch_together(request: Request, job: Job, situation: Situation) -> NoRetur
     plan = plan_from_json(json.loads(agreed.plan_bytes), where="the plan of the first node")
     plan = replace(
         plan,
-        environment=(*plan.environment, *_own_variables(plan, agreed.node_rank)),
+        environment=environment(job, plan.cluster, plan.layout, node=agreed.node_rank),
         argv=command(job, plan, node_rank=agreed.node_rank, master=(agreed.master, agreed.port)),
     )
     if agreed.node_rank == 0:
@@ -66,7 +65,7 @@ def _plan(job: Job, request: Request, everyone: list[dict[str, Any]]) -> bytes:
 
     kept = healthy(everyone, spares=request.spares, force=request.force)
     cluster = gather([_cluster(mine) for mine in kept])
-    plan = finish(job, cluster, dict(os.environ))
+    plan = finish(job, cluster)
     return json.dumps(plan_to_json(plan, version=__version__)).encode()
 
 
@@ -85,9 +84,3 @@ def _objection(here: Cluster, data: bytes, rank: int) -> str | None:
     if own.gpus[0].name != there.gpus[0].name:
         return f"it is for {there.gpus[0].name} and this is {own.gpus[0].name}"
     return None
-
-
-def _own_variables(plan: Plan, rank: int) -> tuple[Any, ...]:
-    from parlaunch.environment import node_settings
-
-    return node_settings(plan.cluster, rank, dict(os.environ))
