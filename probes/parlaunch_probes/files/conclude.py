@@ -82,10 +82,11 @@ def _named(facts: Facts, notes: list[str]) -> list[Gpu]:
 
 def _board(facts: Facts, gpus: list[Gpu], sheet: Product | None, notes: list[str]) -> Board:
     usable = [g for g in gpus if not g.mig]
+    wired = [g for g in usable if g.nvlinks != 0] or usable
     if facts.links is not None:
         return _seen(facts, usable, sheet, notes)
     if facts.switched and gpus:
-        everyone = tuple(g.index for g in usable if g.nvlinks != 0)
+        everyone = tuple(g.index for g in wired)
         kind = "nvswitch_mnnvl" if sheet is not None and sheet.board == "nvswitch_mnnvl" else "nvswitch"
         return Board(kind, (everyone,) if len(everyone) > 1 else ())
     if facts.preset is not None and gpus:
@@ -97,7 +98,7 @@ def _board(facts: Facts, gpus: list[Gpu], sheet: Product | None, notes: list[str
         return Board(row.link_type, tuple(g for g in found if len(g) > 1))
     virtual = facts.node.get("virtual") is not None
     board = assumed(
-        usable or gpus, sheet, power=(facts.node.get("cpu_model") or "").startswith("POWER"), virtual=virtual
+        wired or gpus, sheet, power=(facts.node.get("cpu_model") or "").startswith("POWER"), virtual=virtual
     )
     if sheet is None and usable:
         board = by_shape(usable, facts.nics)
@@ -134,7 +135,7 @@ def _seen(facts: Facts, gpus: list[Gpu], sheet: Product | None, notes: list[str]
     alone = [i for i in indices if not any(i in g for g in groups)]
     if (sheet is not None and sheet.board == "nvswitch_mnnvl") or grace:
         kind = "nvswitch_mnnvl"
-    elif complete and (facts.switched or most > limit or (sxm and highest == limit and _pairs_of_two(groups))):
+    elif facts.switched or most > limit or (sxm and highest == limit and _pairs_of_two(groups)):
         kind = "nvswitch"
     elif not complete:
         kind = "cube_mesh"
@@ -227,6 +228,9 @@ def _fabric(facts: Facts, nics: tuple[Nic, ...], gpus: int, notes: list[str]) ->
                 known = preset(facts.preset).fabric
                 if found.kind == UNKNOWN or (found.kind in ("ethernet", "roce") and known.kind in ("efa", "roce")):
                     found = replace(found, kind=known.kind)
+                if all(n.name == n.pci for n in nics if n.rail) and (found.rails or 0) < (known.rails or 0):
+                    notes.append(f"the file lists network cards by PCI address; {facts.preset} has {known.rails} ports")
+                    found = replace(found, rails=known.rails)
                 if found.bytes_per_s_per_gpu is None:
                     found = replace(found, bytes_per_s_per_gpu=known.bytes_per_s_per_gpu)
             if found.bytes_per_s_per_gpu is None and gpus:
