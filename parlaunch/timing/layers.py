@@ -129,7 +129,7 @@ class _Builder:
         recipe = owner.recipe
         self.seq = recipe.seq_length // split.cp  # tokens of one sequence on this rank
         self.tokens = max(1, split.mbs * self.seq)
-        self.sp = split.tp if owner.software.sequence_parallel else 1
+        self.sp = split.tp if owner.software.sequence_parallel and owner.features.sequence_parallel else 1
         self.region = self.tokens / self.sp  # tokens a rank holds between blocks
         self.h = self.arch.hidden_size
         self.tp_group = owner.links.group(split.tp, 1)
@@ -180,7 +180,7 @@ class _Builder:
             return 0.0, 0.0
         moved = 2.0 * self.tokens * width
         links, group = self.o.links, self.tp_group
-        if self.software.sequence_parallel:
+        if self.sp > 1:
             one = links.gather(moved, group)
             # Forward: gather in front, scatter behind. Backward: the gather of the output gradient stands free, the
             # second gather of the input and the scatter of its gradient run beside the two products.
