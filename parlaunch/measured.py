@@ -115,7 +115,10 @@ def _run(row: Mapping[str, Any], machines: Machines, notes: list[str]) -> Run:
         raise UsageError(f"{gpus} GPUs do not divide by tp·pp·cp = {tp * pp * cp}")
     if gbs % (mbs * dp):
         notes.append(f"global batch {gbs} is no multiple of {mbs}·{dp}: rounded down")
-    precision = str(row.get("precision") or "bf16")
+    # "bf16 + fp32 grad accumulation"
+    precision, _, extra = str(row.get("precision") or "bf16").partition(" ")
+    if "fp32 grad" in extra:
+        features["grad_reduce_fp32"] = True
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is unknown", hint="one of " + ", ".join(PRECISIONS))
     task = str(row.get("task") or "pretrain").split("_")[0]
