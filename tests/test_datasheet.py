@@ -192,15 +192,20 @@ def test_every_alias_and_every_spelling_leads_to_a_preset() -> None:
     assert preset_of("bm.gpu.h100.8") == "BM.GPU.H100.8"
 
 
-def test_a_rack_is_one_domain_and_the_last_rack_may_be_a_part() -> None:
+def test_a_rack_is_one_domain_and_a_larger_job_takes_equal_parts_of_racks() -> None:
     whole = preset("gb200-nvl72", 18)
     assert whole.nvlink_domains == (tuple(range(72)),)
     assert whole.nvlink_domain_size == 72
-    part = preset("gb200-nvl72", 20)
-    assert [len(d) for d in part.nvlink_domains] == [72, 8]
-    assert part.nvlink_domain_size == 8
+    assert [len(d) for d in preset("gb200-nvl72", 36).nvlink_domains] == [72, 72]
+    assert [len(d) for d in preset("gb200-nvl72", 32).nvlink_domains] == [64, 64]
     assert preset("gb200-nvl36", 18).nvlink_domain_size == 36
     assert preset("gb200-nvl72", 1).nvlink_domain_size == 4
+
+
+def test_where_no_equal_parts_fit_the_last_rack_is_a_part() -> None:
+    part = preset("gb200-nvl72", 19)
+    assert [len(d) for d in part.nvlink_domains] == [72, 4]
+    assert part.nvlink_domain_size == 4, "what every rank can count on"
 
 
 @given(
