@@ -186,12 +186,10 @@ def _features(row: Mapping[str, Any], framework: str, recompute: Recompute, note
         features["no_distributed_optimizer"] = True
     if "tp-comm-overlap" in sharding:
         features["tp_overlap"] = True
-    name = framework
     if framework == "Megatron-LM" and recompute.granularity == "full" and "sequence_parallel" not in features:
         # Korthikanti et al. compare with the code as it was before: all-reduces, no sequence parallelism.
         features["sequence_parallel"] = False
-        name = "Megatron-LM (SC21)"
-    return features | {"framework": name or None}
+    return features | {"framework": framework or None}
 
 
 def _benchmark_features(row: Mapping[str, Any]) -> dict[str, Any]:

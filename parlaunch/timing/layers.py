@@ -186,7 +186,7 @@ class _Builder:
             # second gather of the input and the scatter of its gradient run beside the two products.
             forward, free, beside = 2 * one, one, 2 * one
         else:
-            one = links.reduce(moved, group)
+            one = links.reduce(moved, group) + self.software.collective_s
             forward, free, beside = one, 0.0, one
         hidden = self.software.backward_overlap
         if self.o.features.tp_overlap:

@@ -17,6 +17,9 @@ class Software:
     fused_attention: bool = True  # flash attention; else scores go through memory
     sequence_parallel: bool = True  # norms and residuals are split by TP
     backward_overlap: float = 0.75  # share of TP's backward collectives that hides under the weight-gradient product
+    collective_s: float = (
+        0.0  # what a blocking collective costs beside its traffic: streams and ranks wait for each other
+    )
     dp_overlap: bool = True  # gradients are reduced under the backward pass, weights gathered under the forward pass
     p2p_overlap: bool = True  # interleaved pipelines send while they compute
     distributed_optimizer: bool = True
@@ -39,7 +42,7 @@ SOFTWARE: Mapping[str, Software] = {
     ),
     # Megatron-LM of the SC21 paper and its forks under DeepSpeed: tensor parallelism by all-reduce, nothing overlapped.
     "megatron-lm-2021": Software(
-        fused_attention=False, softmax_batch=4, sequence_parallel=False, backward_overlap=0.0, dp_overlap=False, p2p_overlap=False,
+        fused_attention=False, softmax_batch=4, sequence_parallel=False, backward_overlap=0.0, collective_s=1e-4, dp_overlap=False, p2p_overlap=False,
         distributed_optimizer=False, fused_elementwise=1.2, dropout=True, logits_bytes=18.0, host=4.3, iteration_s=0.010,
     ),
     "internevo": Software(logits_bytes=14.0, fused_elementwise=1.1, iteration_s=0.020),
