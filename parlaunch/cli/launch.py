@@ -98,7 +98,7 @@ def preflight(job: Job, request: Request) -> None:
     failed = [f for f in found if f.severity == "FAIL"] if job.device == "cuda" else []
     warned = [f for f in found if f.severity == "WARN"] if job.device == "cuda" else []
     for finding in (*failed, *warned):
-        note(f"{finding.severity}: {finding.seen}; {finding.todo}")
+        note(f"{finding.severity}: {finding.saw}; {finding.do}")
     if failed and not request.force:
         raise ParlaunchError(
             f"preflight: {len(failed)} FAIL on this machine",

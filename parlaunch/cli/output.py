@@ -21,7 +21,7 @@ def emit(plan: Plan, job: Job, request: Request) -> None:
     elif request.format in ("shell", "sbatch"):
         from parlaunch.scripts import sbatch, shell
 
-        print(shell(plan) if request.format == "shell" else sbatch(plan, job.request), end="")
+        print(shell(plan) if request.format == "shell" else sbatch(plan, command=own_words()), end="")
     elif request.quiet:
         print(plan.layout)
     else:
@@ -34,6 +34,20 @@ def emit(plan: Plan, job: Job, request: Request) -> None:
         from parlaunch.report_html import report
 
         _write(request.report, report(plan), "--report")
+
+
+def own_words() -> list[str]:
+    """The command line that makes this plan on the machine itself: what was typed, less what only concerns this preview."""
+    words, skip = ["parlaunch"], False
+    for word in sys.argv[1:]:
+        name = word.partition("=")[0]
+        if skip:
+            skip = False
+        elif name in ("--hardware", "--format", "--save-plan", "--report", "--why-not"):
+            skip = "=" not in word
+        elif word not in ("plan", "launch", "--dry-run", "--explain", "--quiet", "-q", "--verbose", "-v"):
+            words.append(word)
+    return words
 
 
 def _text(plan: Plan, request: Request) -> None:

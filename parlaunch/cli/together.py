@@ -32,7 +32,7 @@ def launch_together(request: Request, job: Job, situation: Situation) -> NoRetur
         "command": sys.argv[1:],
         "hardware": cluster_to_json(job.cluster),
         "notes": list(job.cluster.notes),
-        "sick": [f.seen for f in found if f.severity == "FAIL"],
+        "sick": [f.saw for f in found if f.severity == "FAIL"],
     }
     agreed = agree(
         situation,
