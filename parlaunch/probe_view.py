@@ -22,6 +22,7 @@ KINDS = {
     "pairs": "bridged pairs",
     "none": "none: PCIe only",
 }
+ROWS = 16  # ports that get a row each
 LEVELS = ("PIX", "PXB", "PHB", "NODE", "SYS")
 
 
@@ -150,9 +151,9 @@ def _nearest(node: Node, gpu: Gpu) -> Cell:
             for index, level in nic.distances:
                 if index == gpu.index and level in LEVELS:
                     best.setdefault(level, []).append(nic.name)
-    level = min(best, key=LEVELS.index, default=None)
-    if level is None:
+    if not best:
         return Cell("")
+    level = min(best, key=LEVELS.index)
     names = best[level]
     shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
     return Cell(f"{level} {shown}", "good" if level in ("PIX", "PXB") else "")
@@ -226,12 +227,13 @@ def _nics(cluster: Cluster, node: Node, width: int, colour: bool) -> list[str]:
     lines = [_paint(" · ".join([f"Fabric: {fabric}", *extras]), "head", colour)]
     if shown:
         rows = [[Cell(w, "dim") for w in ("port", "fabric", "rate", "state", "NUMA", "near", "")]]
-        for nic in sorted(shown, key=lambda n: not n.rail):
+        for alike in _ports(sorted(shown, key=lambda n: not n.rail)):
+            nic = alike[0]
             state = nic.state or {True: "up", False: "down", None: "?"}[nic.up]
             name = nic.name if nic.port in (None, 1) else f"{nic.name}:{nic.port}"
             rows.append(
                 [
-                    Cell(name),
+                    Cell(name if len(alike) == 1 else f"{name} and {len(alike) - 1} more"),
                     Cell(nic.kind),
                     Cell("" if nic.up is False else _rate(nic.bytes_per_s)),
                     Cell(state.lower(), "bad" if nic.up is False else ""),
@@ -245,6 +247,17 @@ def _nics(cluster: Cluster, node: Node, width: int, colour: bool) -> list[str]:
         names = ", ".join(n.name for n in made_up[:8]) + (f" and {len(made_up) - 8} more" if len(made_up) > 8 else "")
         lines += _wrapped(f"not for jobs: {names}", width)
     return lines
+
+
+def _ports(nics: Sequence[Nic]) -> list[list[Nic]]:
+    """Ports one a row; more than a screen takes, and those that are alike in all that a row says share one."""
+    if len(nics) <= ROWS:
+        return [[nic] for nic in nics]
+    groups: dict[tuple[object, ...], list[Nic]] = {}
+    for nic in nics:
+        key = (nic.kind, nic.bytes_per_s, nic.state, nic.up, nic.numa, _near(nic), nic.rail, nic.why_not)
+        groups.setdefault(key, []).append(nic)
+    return list(groups.values())
 
 
 def _wrong(findings: Sequence[Finding], width: int, colour: bool, several: bool) -> list[str]:

@@ -38,13 +38,18 @@ def _numbered(names: Iterable[str]) -> list[int]:
     return sorted(int(n) for n in names if n.isascii() and n.isdigit() and len(n) < 6)
 
 
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Order in which mlx5_10 comes after mlx5_9."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name)]
+
+
 def read(host: Host, gpus: Iterable[Gpu], *, vm: bool) -> tuple[Nic, ...]:
     """Every port, with `why_not` set on those that cannot be rails whatever the others are."""
     places = {g.index: (pci.place_of(host, g.pci), g.numa) for g in gpus}
     addresses = host.addresses()
-    ports = [nic for device in host.names(VERBS) for nic in _verbs(host, device)]
+    ports = [nic for device in sorted(host.names(VERBS), key=_natural) for nic in _verbs(host, device)]
     taken = {n.netdev for n in ports if n.netdev}
-    plain = [nic for name in host.names(NET) if (nic := _plain(host, name, taken)) is not None]
+    plain = [nic for name in sorted(host.names(NET), key=_natural) if (nic := _plain(host, name, taken)) is not None]
     out = []
     for nic in (*ports, *plain):
         mine = pci.place_of(host, nic.pci)

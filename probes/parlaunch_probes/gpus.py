@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from parlaunch.machine import Gpu
+from parlaunch.machine import UNKNOWN, Gpu
 from parlaunch_probes.host import Host
 from parlaunch_probes.links import Ends, Fabric
 from parlaunch_probes.nvml import NvmlReading
@@ -84,7 +84,7 @@ def gpu_of(record: Mapping[str, Any], host: Host, ends: Ends | None, fabric: Fab
     ]
     return Gpu(
         index=int(record["index"]),
-        name=str(said.get("name") or "NVIDIA GPU"),
+        name=str(said.get("name") or UNKNOWN),
         uuid=said.get("uuid"),
         pci=address,
         memory_bytes=memory.get("total"),
@@ -185,7 +185,7 @@ def from_kernel_module(host: Host) -> tuple[Gpu, ...]:
         found.append(
             Gpu(
                 index=len(found),
-                name=said.get("Model") or "NVIDIA GPU",
+                name=said.get("Model") or UNKNOWN,
                 uuid=uuid if uuid and "?" not in uuid else None,  # question marks: the GPU was never initialised
                 pci=address,
                 numa=numa_of(host, address),

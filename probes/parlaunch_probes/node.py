@@ -174,7 +174,7 @@ def _from_nvml(
     every = [gpus.gpu_of(r, host, ends[i], fabrics[i]) for i, r in sorted(records.items())]
     lost = tuple(g for g in every if g.error is not None)
     notes += [f"GPU {g.index} left out: {g.error}" for g in lost]
-    # NO_ANSWER for the links of one GPU says nothing about the board: the others decide.
+    # A GPU whose links are not known says nothing about the board: the others decide.
     working = [g for g in every if g.error is None]
     known = {g.index: e for g in working if (e := ends[g.index]) is not None}
     refused = frozenset((a, b) for a, b, _, _, nvlink in reading.pairs if nvlink not in (None, "OK"))
@@ -186,7 +186,13 @@ def _from_nvml(
         if end is not None and end.hidden:
             notes.append(f"GPU {g.index}: {end.hidden} NVLinks lead to GPUs that are not shown to us")
     domain = {i: at for at, group in enumerate(wired.domains) for i in group}
-    return tuple(replace(g, nvlink_domain=domain.get(g.index)) for g in working), lost, wired
+    return tuple(_joined(g, domain.get(g.index), known.get(g.index)) for g in working), lost, wired
+
+
+def _joined(gpu: Gpu, domain: int | None, ends: Ends | None) -> Gpu:
+    """The GPU with its domain. Registered in a fabric, but without a link to a switch, it reaches nobody by it."""
+    reaches = ends is None or ends.switch > 0
+    return replace(gpu, nvlink_domain=domain, fabric_id=gpu.fabric_id if reaches else None)
 
 
 def _visible(

@@ -110,20 +110,23 @@ class LibraryNvml:
             stuck = self._attempt(reading, skip, left, left / 2)
             if stuck is None:
                 break
-            where = stuck or "starting the reader"
-            reading.late.append(f"{where}: NVML did not answer within {timeout_s:g} s")
-            number = where.removeprefix("GPU ")
-            if not (where.startswith("GPU ") and number.isdigit()) or end - self.clock() < 0.05:
+            at, why = stuck
+            silent = f"did not answer within {timeout_s:g} s" if why == "TIMEOUT" else "killed the process that asked"
+            reading.late.append(f"{at}: NVML {silent}")
+            number = at.removeprefix("GPU ")
+            if not (at.startswith("GPU ") and number.isdigit()) or end - self.clock() < 0.05:
                 if not reading.gpus and reading.error is None:
-                    reading.error = f"TIMEOUT: no answer to {where} within {timeout_s:g} s"
+                    reading.error = (
+                        f"{why}: no answer to {at} within {timeout_s:g} s" if why == "TIMEOUT" else f"{why}: {at}"
+                    )
                 break
             skip.append(int(number))
-            reading.gpus.append({"index": int(number), "answers": {}, "reasons": {}, "lost": "TIMEOUT"})
+            reading.gpus.append({"index": int(number), "answers": {}, "reasons": {}, "lost": why})
         reading.gpus.sort(key=lambda gpu: int(gpu["index"]))
         return reading
 
-    def _attempt(self, reading: NvmlReading, skip: list[int], limit_s: float, stall_s: float) -> str | None:
-        """Run one reader. None when it ended by itself; else what it was asking when its time was over."""
+    def _attempt(self, reading: NvmlReading, skip: list[int], limit_s: float, stall_s: float) -> tuple[str, str] | None:
+        """Run one reader. None when it ended well; else what it was asking, and TIMEOUT or CRASH."""
         if not sys.executable:
             reading.error = "there is no Python executable to ask NVML with"
             return None
@@ -147,12 +150,10 @@ class LibraryNvml:
         at, ended = self._listen(child, reading, limit_s, stall_s)
         if not ended:
             child.kill()
-            _reap(child)
-            return at
         code = _reap(child)
-        if code and reading.error is None:
-            reading.error = f"the reader of NVML ended with {'signal ' + str(-code) if code < 0 else 'exit code ' + str(code)} at {at or 'its start'}"
-        return None
+        if not ended:
+            return at, "TIMEOUT"
+        return (at, "CRASH") if code else None
 
     def _listen(
         self, child: subprocess.Popen[bytes], reading: NvmlReading, limit_s: float, stall_s: float
@@ -162,11 +163,12 @@ class LibraryNvml:
         number = child.stdout.fileno()
         os.set_blocking(number, False)
         end = self.clock() + limit_s
-        at, rest = "", b""
+        at, rest = "starting the reader", b""
         with selectors.DefaultSelector() as ready, child.stdout:
             ready.register(number, selectors.EVENT_READ)
-            while (wait := min(end - self.clock(), stall_s)) > 0:
-                if not ready.select(wait):
+            while (left := end - self.clock()) > 0:
+                # Only a GPU can be gone round; for anything else there is nothing better to do than to wait.
+                if not ready.select(min(left, stall_s) if at.startswith("GPU ") else left):
                     break
                 part = os.read(number, 1 << 16)
                 if not part:

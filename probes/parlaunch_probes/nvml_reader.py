@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` and `dataclasses` would cost the reader 10 ms
+    from collections.abc import Callable
+    from typing import Any
 
 # Errors after which a GPU will not answer anything else: asking on costs seconds each.
 FATAL = frozenset({"GPU_IS_LOST", "RESET_REQUIRED", "GPU_NOT_FOUND", "INSUFFICIENT_POWER", "IRQ_ISSUE"})
@@ -56,16 +58,6 @@ class FabricV3(ctypes.Structure):
     VERSION = 0x03000028
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One call about one GPU: the key of its answer, the binding's function, more arguments, and how to make it JSON."""
-
-    key: str
-    function: str
-    args: tuple[Any, ...] = ()
-    make: Callable[[Any], Any] = lambda answer: answer
-
-
 def _bits(words: Any) -> list[int]:
     return [64 * i + bit for i, word in enumerate(words) for bit in range(64) if word >> bit & 1]
 
@@ -78,43 +70,44 @@ def _processes(answer: Any) -> list[list[int | None]]:
     return [[int(p.pid), None if p.usedGpuMemory is None else int(p.usedGpuMemory)] for p in answer]
 
 
-QUESTIONS = (
-    Question("name", "nvmlDeviceGetName", make=_text),
-    Question("uuid", "nvmlDeviceGetUUID", make=_text),
-    Question("pci", "nvmlDeviceGetPciInfo", make=lambda pci: _text(pci.busId)),
-    Question("minor", "nvmlDeviceGetMinorNumber"),
-    Question("serial", "nvmlDeviceGetSerial", make=_text),
-    Question("vbios", "nvmlDeviceGetVbiosVersion", make=_text),
-    Question("capability", "nvmlDeviceGetCudaComputeCapability", make=list),
-    Question("numa", "nvmlDeviceGetMemoryAffinity", (WORDS, 0), _bits),
-    Question("cpus", "nvmlDeviceGetCpuAffinity", (WORDS,), _bits),
-    Question("numa_memory", "nvmlDeviceGetNumaNodeId"),
-    Question("processes", "nvmlDeviceGetComputeRunningProcesses_v3", make=_processes),
-    Question("clock_sm", "nvmlDeviceGetClockInfo", (1,)),
-    Question("clock_memory", "nvmlDeviceGetClockInfo", (2,)),
-    Question("clock_sm_max", "nvmlDeviceGetMaxClockInfo", (1,)),
-    Question("clock_memory_max", "nvmlDeviceGetMaxClockInfo", (2,)),
-    Question("clock_sm_app", "nvmlDeviceGetApplicationsClock", (1,)),
-    Question("power", "nvmlDeviceGetPowerUsage"),
-    Question("power_limit", "nvmlDeviceGetEnforcedPowerLimit"),
-    Question("power_default", "nvmlDeviceGetPowerManagementDefaultLimit"),
-    Question("power_range", "nvmlDeviceGetPowerManagementLimitConstraints", make=list),
-    Question("temperature", "nvmlDeviceGetTemperature", (0,)),
+# One call about one GPU each: the key of its answer, the binding's function, more arguments, how to make it JSON.
+QUESTIONS: tuple[tuple[str, str, tuple[int, ...], Callable[[Any], Any]], ...] = (
+    ("name", "nvmlDeviceGetName", (), _text),
+    ("uuid", "nvmlDeviceGetUUID", (), _text),
+    ("pci", "nvmlDeviceGetPciInfo", (), lambda pci: _text(pci.busId)),
+    ("minor", "nvmlDeviceGetMinorNumber", (), int),
+    ("serial", "nvmlDeviceGetSerial", (), _text),
+    ("vbios", "nvmlDeviceGetVbiosVersion", (), _text),
+    ("capability", "nvmlDeviceGetCudaComputeCapability", (), list),
+    ("numa", "nvmlDeviceGetMemoryAffinity", (WORDS, 0), _bits),
+    ("cpus", "nvmlDeviceGetCpuAffinity", (WORDS,), _bits),
+    ("numa_memory", "nvmlDeviceGetNumaNodeId", (), int),
+    ("processes", "nvmlDeviceGetComputeRunningProcesses_v3", (), _processes),
+    ("clock_sm", "nvmlDeviceGetClockInfo", (1,), int),
+    ("clock_memory", "nvmlDeviceGetClockInfo", (2,), int),
+    ("clock_sm_max", "nvmlDeviceGetMaxClockInfo", (1,), int),
+    ("clock_memory_max", "nvmlDeviceGetMaxClockInfo", (2,), int),
+    ("clock_sm_app", "nvmlDeviceGetApplicationsClock", (1,), int),
+    ("power", "nvmlDeviceGetPowerUsage", (), int),
+    ("power_limit", "nvmlDeviceGetEnforcedPowerLimit", (), int),
+    ("power_default", "nvmlDeviceGetPowerManagementDefaultLimit", (), int),
+    ("power_range", "nvmlDeviceGetPowerManagementLimitConstraints", (), list),
+    ("temperature", "nvmlDeviceGetTemperature", (0,), int),
     # The old name: the new one (...ClocksEventReasons) is younger than drivers in use, this one is in all of them.
-    Question("throttle", "nvmlDeviceGetCurrentClocksThrottleReasons"),
-    Question("pstate", "nvmlDeviceGetPerformanceState"),
-    Question("persistence", "nvmlDeviceGetPersistenceMode"),
-    Question("compute_mode", "nvmlDeviceGetComputeMode"),
-    Question("ecc", "nvmlDeviceGetEccMode", make=list),
-    Question("ecc_uncorrected", "nvmlDeviceGetTotalEccErrors", (1, 0)),
-    Question("ecc_sram_uncorrected", "nvmlDeviceGetMemoryErrorCounter", (1, 0, 7)),
-    Question("remapped_rows", "nvmlDeviceGetRemappedRows", make=list),
-    Question("retired_pending", "nvmlDeviceGetRetiredPagesPendingStatus"),
-    Question("mig", "nvmlDeviceGetMigMode", make=list),
-    Question("pcie_gen", "nvmlDeviceGetCurrPcieLinkGeneration"),
-    Question("pcie_width", "nvmlDeviceGetCurrPcieLinkWidth"),
-    Question("pcie_gen_max", "nvmlDeviceGetMaxPcieLinkGeneration"),
-    Question("pcie_width_max", "nvmlDeviceGetMaxPcieLinkWidth"),
+    ("throttle", "nvmlDeviceGetCurrentClocksThrottleReasons", (), int),
+    ("pstate", "nvmlDeviceGetPerformanceState", (), int),
+    ("persistence", "nvmlDeviceGetPersistenceMode", (), int),
+    ("compute_mode", "nvmlDeviceGetComputeMode", (), int),
+    ("ecc", "nvmlDeviceGetEccMode", (), list),
+    ("ecc_uncorrected", "nvmlDeviceGetTotalEccErrors", (1, 0), int),
+    ("ecc_sram_uncorrected", "nvmlDeviceGetMemoryErrorCounter", (1, 0, 7), int),
+    ("remapped_rows", "nvmlDeviceGetRemappedRows", (), list),
+    ("retired_pending", "nvmlDeviceGetRetiredPagesPendingStatus", (), int),
+    ("mig", "nvmlDeviceGetMigMode", (), list),
+    ("pcie_gen", "nvmlDeviceGetCurrPcieLinkGeneration", (), int),
+    ("pcie_width", "nvmlDeviceGetCurrPcieLinkWidth", (), int),
+    ("pcie_gen_max", "nvmlDeviceGetMaxPcieLinkGeneration", (), int),
+    ("pcie_width_max", "nvmlDeviceGetMaxPcieLinkWidth", (), int),
 )
 
 
@@ -204,8 +197,8 @@ class Reader:
                 if reasons[key] in FATAL:
                     raise Lost(reasons[key]) from error
 
-        for q in QUESTIONS:
-            keep(q.key, lambda q=q: q.make(self.call(q.function, handle, *q.args)))  # type: ignore[misc]
+        for key, function, args, make in QUESTIONS:
+            keep(key, lambda f=function, a=args, m=make: m(self.call(f, handle, *a)))  # type: ignore[misc]
         keep("memory", lambda: self.memory(handle))
         keep("fields", lambda: self.fields(handle))
         keep("links", lambda: self.links(handle, answers.get("fields", {}).get("nvlink_count")))

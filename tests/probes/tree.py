@@ -1,0 +1,344 @@
+"""Synthetic file systems: a `Tree` puts PCI devices, verbs ports and interfaces under a root as the kernel lays them
+out, with relative links; `dgx_h100`, `gb200_tray`, ... are whole machines that go with the fake NVML's."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from pathlib import Path
+
+BDF = re.compile(r"^[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")
+BRIDGE, GPU, ETHERNET_CARD, IB_CARD, NVSWITCH = "0x060400", "0x030200", "0x020000", "0x020700", "0x068000"
+NVIDIA, MELLANOX, AMAZON, INTEL = "0x10de", "0x15b3", "0x1d0f", "0x8086"
+
+
+class Tree:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "sys/class/infiniband").mkdir(parents=True, exist_ok=True)
+
+    def put(self, path: str, value: object) -> None:
+        at = self.root / path
+        at.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(value, bytes):
+            at.write_bytes(value)
+        else:
+            at.write_text(f"{value}\n")
+
+    def link(self, path: str, target: str) -> None:
+        """Relative, as the kernel makes them, so that the tree can be moved."""
+        at = self.root / path
+        at.parent.mkdir(parents=True, exist_ok=True)
+        if not at.is_symlink():
+            at.symlink_to(os.path.relpath(self.root / target, os.path.realpath(at.parent)))
+
+    def pci(
+        self,
+        chain: str,
+        numa: int,
+        driver: str | None = None,
+        kind: str = BRIDGE,
+        vendor: str = INTEL,
+        device: str = "0x1234",
+    ) -> str:
+        """A device at the end of a chain (`pci0000:00/0000:00:02.0/...`); every new address on the way is a bridge."""
+        path = "sys/devices"
+        for part in chain.split("/"):
+            path += f"/{part}"
+            if not BDF.match(part) or (self.root / path / "numa_node").exists():
+                continue
+            last = path.endswith(chain)
+            self.put(f"{path}/numa_node", numa)
+            self.put(f"{path}/class", kind if last else BRIDGE)
+            self.put(f"{path}/vendor", vendor if last else INTEL)
+            self.put(f"{path}/device", device if last else "0x352a")
+            self.link(f"sys/bus/pci/devices/{part}", path)
+            if last and driver:
+                (self.root / f"sys/bus/pci/drivers/{driver}").mkdir(parents=True, exist_ok=True)
+                self.link(f"{path}/driver", f"sys/bus/pci/drivers/{driver}")
+        return path
+
+    def gpu(self, chain: str, numa: int, device: str = "0x2330", driver: str | None = "nvidia", kind: str = GPU) -> str:
+        return self.pci(chain, numa, driver, kind, NVIDIA, device)
+
+    def verbs(
+        self,
+        name: str,
+        pci: str,
+        *,
+        port: int = 1,
+        state: str = "4: ACTIVE",
+        phys: str = "5: LinkUp",
+        rate: str = "400 Gb/sec (4X NDR)",
+        layer: str = "InfiniBand",
+        netdev: str | None = None,
+        model: str = "MT4129",
+        board: str = "MT_0000000838",
+        node: bool = True,
+        **counters: int,
+    ) -> None:
+        at = f"{pci}/infiniband/{name}"
+        for key, value in (("state", state), ("phys_state", phys), ("rate", rate), ("link_layer", layer)):
+            self.put(f"{at}/ports/{port}/{key}", value)
+        for counter in ("link_downed", "symbol_error", "port_rcv_errors"):
+            self.put(f"{at}/ports/{port}/counters/{counter}", counters.get(counter, 0))
+        self.put(f"{at}/hca_type", model)
+        self.put(f"{at}/board_id", board)
+        self.put(f"{at}/fw_ver", "28.39.1002")
+        self.put(f"{at}/node_guid", "9803:9b03:0012:3456")
+        self.link(f"{at}/device", pci)
+        self.link(f"sys/class/infiniband/{name}", at)
+        number = len(list((self.root / "sys/class/infiniband").iterdir())) - 1
+        self.put(f"sys/class/infiniband_verbs/uverbs{number}/ibdev", name)
+        if node:
+            self.put(f"dev/infiniband/uverbs{number}", "")
+        if netdev:
+            self.put(f"{at}/ports/{port}/gid_attrs/ndevs/0", netdev)
+            self.net(netdev, pci)
+
+    def net(
+        self,
+        name: str,
+        pci: str | None = None,
+        *,
+        state: str = "up",
+        speed: int | None = 100000,
+        kind: int = 1,
+        **files: object,
+    ) -> None:
+        at = f"{pci}/net/{name}" if pci else f"sys/devices/virtual/net/{name}"
+        self.put(f"{at}/operstate", state)
+        self.put(f"{at}/type", kind)
+        self.put(f"{at}/mtu", 1500)
+        if speed is not None:
+            self.put(f"{at}/speed", speed)
+        if pci:
+            self.link(f"{at}/device", pci)
+        for key, value in files.items():
+            self.put(f"{at}/{key.replace('__', '/')}", value)
+        self.link(f"sys/class/net/{name}", at)
+
+    def group(self, pci: str, number: int, kind: str) -> None:
+        """Put a device into an IOMMU group."""
+        self.put(f"sys/kernel/iommu_groups/{number}/type", kind)
+        self.link(f"{pci}/iommu_group", f"sys/kernel/iommu_groups/{number}")
+
+    def host(
+        self,
+        name: str = "node1",
+        *,
+        cpu: str = "Intel(R) Xeon(R) Platinum 8480C",
+        sockets: int = 2,
+        cores: int = 56,
+        memory_gib: int = 2048,
+        guest: bool = False,
+        memlock: str = "unlimited",
+        allowed: str | None = None,
+    ) -> None:
+        """What every Linux host says about itself."""
+        threads = sockets * cores
+        text = []
+        for socket in range(sockets):
+            for core in range(cores):
+                text += [f"processor\t: {socket * cores + core}", f"model name\t: {cpu}", f"physical id\t: {socket}"]
+                text += [f"core id\t\t: {core}", "flags\t\t: fpu vme" + (" hypervisor" if guest else ""), ""]
+            cpus = f"{socket * cores}-{socket * cores + cores - 1}"
+            self.put(f"sys/devices/system/node/node{socket}/cpulist", cpus)
+        self.put("proc/cpuinfo", "\n".join(text))
+        self.put(
+            "proc/meminfo",
+            f"MemTotal: {memory_gib << 20} kB\nMemAvailable: {(memory_gib - 32) << 20} kB\nHugePages_Total: 0\nHugepagesize: 2048 kB",
+        )
+        self.put("proc/self/status", f"Name:\tpython\nCpus_allowed_list:\t{allowed or f'0-{threads - 1}'}")
+        self.put(
+            "proc/self/limits",
+            f"Limit Soft Hard Units\nMax locked memory         {memlock}  {memlock}  bytes\nMax open files            1048576              1048576              files",
+        )
+        self.put("proc/self/cgroup", "0::/user.slice/user-1000.slice/session-3.scope")
+        self.put("proc/mounts", "tmpfs /dev/shm tmpfs rw,nosuid,nodev 0 0")
+        self.put("proc/sys/kernel/hostname", name)
+        self.put("proc/sys/kernel/osrelease", "5.15.0-1057-generic")
+        self.put(
+            "proc/modules",
+            "nvidia_peermem 16384 0 - Live 0x0\nnvidia 56000000 800 - Live 0x0\nib_core 440000 5 - Live 0x0",
+        )
+        self.put(
+            "proc/net/route",
+            "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\neno1\t00000000\t0100000A\t0003\t0\t0\t100\t00000000\t0\t0\t0",
+        )
+        self.put("etc/hosts", f"127.0.0.1 localhost\n10.0.0.1 {name}")
+        self.put("sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never")
+        self.put("dev/null", "")
+        self.net("lo", state="unknown", speed=None, kind=772)
+
+    def driver(self, version: str, *, open_modules: bool = True) -> None:
+        words = "NVIDIA UNIX Open Kernel Module for x86_64" if open_modules else "NVIDIA UNIX x86_64 Kernel Module"
+        self.put("proc/driver/nvidia/version", f"NVRM version: {words}  {version}  Release Build\nGCC version:  gcc 12")
+        self.put("sys/module/nvidia/version", version)
+
+
+def acs_config(bits: int) -> bytes:
+    """A config space with an ACS capability behind another one, its control word set to `bits`."""
+    config = bytearray(4096)
+    struct.pack_into("<I", config, 0x100, 0x0001 | 2 << 16 | 0x150 << 20)
+    struct.pack_into("<I", config, 0x150, 0x000D | 1 << 16)
+    struct.pack_into("<HH", config, 0x154, 0x1F, bits)
+    return bytes(config)
+
+
+# ---------------------------------------------------------------------- whole machines
+
+H100_BUSES = ("1b", "43", "52", "61", "9d", "c3", "d1", "df")
+
+
+def dgx_h100(root: Path, *, nics: int = 8, readable_config: bool = True) -> Tree:
+    """Eight GPUs, each under a switch of its own with one NDR port; two storage ports, BMC Ethernet, four NVSwitches."""
+    t = Tree(root)
+    t.host("dgx01")
+    t.driver("550.90.07")
+    for at, bus in enumerate(H100_BUSES):
+        numa, number = at // 4, int(bus, 16)
+        base = f"pci0000:{number - 3:02x}/0000:{number - 3:02x}:01.0/0000:{number - 2:02x}:00.0"
+        t.gpu(f"{base}/0000:{number - 1:02x}:00.0/0000:{bus}:00.0", numa)
+        if at < nics:
+            card = t.pci(
+                f"{base}/0000:{number - 1:02x}:01.0/0000:{number + 1:02x}:00.0",
+                numa,
+                "mlx5_core",
+                IB_CARD,
+                MELLANOX,
+                "0x1021",
+            )
+            t.verbs(f"mlx5_{at if at < 4 else at + 2}", card)
+        if readable_config:
+            for bridge in (
+                f"{number - 3:02x}:01.0",
+                f"{number - 2:02x}:00.0",
+                f"{number - 1:02x}:00.0",
+                f"{number - 1:02x}:01.0",
+            ):
+                if (t.root / f"sys/bus/pci/devices/0000:{bridge}").exists():
+                    t.put(f"sys/bus/pci/devices/0000:{bridge}/config", acs_config(0))
+    for at, bus in enumerate(("29", "aa")):
+        card = t.pci(
+            f"pci0000:{bus}/0000:{bus}:01.0/0000:{int(bus, 16) + 1:02x}:00.0",
+            at,
+            "mlx5_core",
+            IB_CARD,
+            MELLANOX,
+            "0x1021",
+        )
+        t.verbs(f"mlx5_{4 + at}", card, board="MT_0000000834")
+    for bus in ("05", "06", "07", "08"):
+        t.pci(
+            f"pci0000:02/0000:02:01.0/0000:03:00.0/0000:04:{bus}.0/0000:{bus}:00.0",
+            0,
+            "nvidia",
+            NVSWITCH,
+            NVIDIA,
+            "0x22a3",
+        )
+    eno = t.pci("pci0000:00/0000:00:1c.0/0000:0a:00.0", 0, "i40e", ETHERNET_CARD)
+    t.net("eno1", eno, speed=10000)
+    t.net("docker0", state="down", speed=None, bridge__bridge_id="8000")
+    t.group("sys/devices/pci0000:18/0000:18:01.0/0000:19:00.0/0000:1a:00.0/0000:1b:00.0", 1, "identity")
+    return t
+
+
+def a100_pairs(root: Path) -> Tree:
+    """Four PCIe cards, two a socket, each behind its own root port; one dual-port RoCE card in a bond."""
+    t = Tree(root)
+    t.host("pcie-a100", cpu="AMD EPYC 7543 32-Core Processor", cores=32, memory_gib=512, memlock="65536")
+    t.driver("535.161.08", open_modules=False)
+    t.put("proc/modules", "nvidia 56000000 800 - Live 0x0\nib_core 440000 5 - Live 0x0")
+    for at, bus in enumerate(("17", "31", "b1", "ca")):
+        number = int(bus, 16)
+        t.gpu(f"pci0000:{number - 1:02x}/0000:{number - 1:02x}:01.0/0000:{bus}:00.0", at // 2, "0x20b5")
+    for function in (0, 1):
+        card = t.pci(
+            f"pci0000:60/0000:60:01.0/0000:61:00.{function}", 0, "mlx5_core", ETHERNET_CARD, MELLANOX, "0x1017"
+        )
+        t.verbs(
+            f"mlx5_{function}",
+            card,
+            rate="100 Gb/sec (4X EDR)",
+            layer="Ethernet",
+            netdev=f"ens1f{function}np{function}",
+            model="MT4119",
+            board="MT_0000000012",
+        )
+    return t
+
+
+def gb200(root: Path, *, channel: bool = True) -> Tree:
+    """A tray of four GPUs that hang off their CPUs, each CPU with two ConnectX-7 of its own."""
+    t = Tree(root)
+    t.host("tray07", memory_gib=960, sockets=2, cores=72)
+    t.put(
+        "proc/cpuinfo", "\n".join(f"processor\t: {n}\nCPU implementer\t: 0x41\nCPU part\t: 0xd4f\n" for n in range(144))
+    )
+    t.put("sys/devices/system/cpu/online", "0-143")
+    for n in range(144):
+        t.put(f"sys/devices/system/cpu/cpu{n}/topology/physical_package_id", n // 72)
+        t.put(f"sys/devices/system/cpu/cpu{n}/topology/core_id", n)
+    for node in (2, 10, 18, 26):
+        t.put(f"sys/devices/system/node/node{node}/cpulist", "")
+    t.driver("580.65.06")
+    for at, domain in enumerate(("0008", "0009", "0018", "0019")):
+        t.gpu(f"pci{domain}:00/{domain}:00:00.0/{domain}:01:00.0", at // 2, "0x2941")
+    for at, domain in enumerate(("0000", "0002", "0010", "0012")):
+        card = t.pci(
+            f"pci{domain}:00/{domain}:00:00.0/{domain}:01:00.0", at // 2, "mlx5_core", IB_CARD, MELLANOX, "0x1021"
+        )
+        t.verbs(f"mlx5_{at}", card)
+    if channel:
+        t.put("dev/nvidia-caps-imex-channels/channel0", "")
+    return t
+
+
+def l40s(root: Path) -> Tree:
+    """Four cards, two behind each of two switches, one RoCE port behind the first; a BMC interface."""
+    t = Tree(root)
+    t.host("l40s-3", cpu="AMD EPYC 9354 32-Core Processor", cores=32, memory_gib=768)
+    t.driver("550.90.07")
+    for at, (root_bus, bus) in enumerate((("38", "3a"), ("38", "3d"), ("a4", "a6"), ("a4", "a9"))):
+        up = int(root_bus, 16) + 1
+        t.gpu(f"pci0000:{root_bus}/0000:{root_bus}:01.0/0000:{up:02x}:0{at}.0/0000:{bus}:00.0", at // 2, "0x26b9")
+    card = t.pci("pci0000:38/0000:38:01.0/0000:39:08.0/0000:3f:00.0", 0, "mlx5_core", ETHERNET_CARD, MELLANOX, "0x101d")
+    t.verbs(
+        "mlx5_0",
+        card,
+        rate="100 Gb/sec (2X HDR)",
+        layer="Ethernet",
+        netdev="ens3np0",
+        model="MT4125",
+        board="MT_0000000359",
+    )
+    eno = t.pci("pci0000:00/0000:00:1c.0/0000:0a:00.0", 0, "igb", ETHERNET_CARD)
+    t.net("eno1", eno, speed=1000)
+    return t
+
+
+def aws_p5(root: Path) -> Tree:
+    """A virtual machine: eight GPUs, four EFA devices beside each, everything flat but for the switches it shows."""
+    t = Tree(root)
+    t.host("ip-10-0-0-7", cpu="AMD EPYC 7R13 Processor", cores=48, guest=True)
+    t.put("sys/class/dmi/id/sys_vendor", "Amazon EC2")
+    t.put("sys/class/dmi/id/product_name", "p5.48xlarge")
+    t.driver("550.90.07")
+    t.put("proc/modules", "nvidia 56000000 800 - Live 0x0\nefa 90112 0 - Live 0x0")
+    for at, bus in enumerate(H100_BUSES):
+        number = int(bus, 16)
+        base = f"pci0000:{number - 9:02x}/0000:{number - 9:02x}:00.0/0000:{number - 8:02x}:00.0"
+        t.gpu(f"{base}/0000:{number - 7:02x}:05.0/0000:{bus}:00.0", at // 4)
+        for nic in range(4):
+            chain = f"{base}/0000:{number - 7:02x}:0{nic}.0/0000:{number - 6 + nic:02x}:00.0"
+            card = t.pci(chain, at // 4, "efa", ETHERNET_CARD, AMAZON, "0xefa1")
+            t.verbs(
+                f"rdmap{number - 6 + nic}s0", card, rate="100 Gb/sec (4X EDR)", layer="Unspecified", model="", board=""
+            )
+    ena = t.pci("pci0000:00/0000:00:05.0", 0, "ena", ETHERNET_CARD, AMAZON, "0xec20")
+    t.net("eno1", ena, speed=-1)
+    return t
