@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from parlaunch.errors import UsageError
@@ -224,7 +225,7 @@ def _interactive_shell(environ: Mapping[str, str], ancestors: Sequence[str]) -> 
     by steps started from there, whose task is no interactive shell."""
     if "SLURM_PTY_PORT" not in environ:
         return None
-    for below, command in zip(ancestors, ancestors[1:], strict=False):
+    for below, command in pairwise(ancestors):
         if _STEPD.match(command):
             words = below.split()
             shell = words[0].lstrip("-").rsplit("/", 1)[-1] if words else ""

@@ -83,3 +83,12 @@ def _check(args: Sequence[str]) -> None:
             )
         if name in ("--pty", "--multi-prog"):
             raise UsageError(f"--srun-arg {word} does not go with a launch", hint="leave it out")
+
+
+def needed(situation: Situation, srun_args: Sequence[str] = ()) -> bool:
+    """Whether the launch has to go through srun: not on the one node that is allocated, unless srun is to do more
+    there than start a task (a container)."""
+    if not situation.needs_srun:
+        return False
+    alone = (situation.nnodes or 1) == 1 and situation.nodelist == (situation.hostname.partition(".")[0],)
+    return bool(srun_args) or not alone
