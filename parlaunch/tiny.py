@@ -147,6 +147,8 @@ def _pairs(recipe: Recipe) -> dict[str, object]:
             "num_moe_experts": a.num_moe_experts, "moe_router_topk": a.moe_router_topk,
             "moe_ffn_hidden_size": a.moe_ffn_hidden_size,
             "moe_shared_expert_intermediate_size": a.moe_shared_expert_intermediate_size,
+            "moe_router_num_groups": None,
+            "moe_router_group_topk": None,
             "moe_layer_freq": [int(i >= (a.first_k_dense or 0)) for i in range(a.num_layers)],
         }  # fmt: skip
     if a.multi_latent_attention:

@@ -32,7 +32,6 @@ def before_bridge() -> None:
     """Put in place what Bridge's modules ask for while they are imported."""
     import torch
 
-    fill_in()
     if importlib.util.find_spec("transformer_engine") is None:
         _lora_without_transformer_engine(torch)
     from parlaunch_launch.cpu.stand_ins import train_on_cpu
@@ -75,6 +74,8 @@ def _lora_without_transformer_engine(torch: Any) -> None:
 
 def cpu_config(config: Any) -> None:
     """Switch off what only a GPU has, after the overrides: they carry sizes, not kernels."""
+    import torch
+
     from parlaunch_launch.cpu.stand_ins import cpu_layers
 
     config.dist.distributed_backend = "gloo"
@@ -87,7 +88,10 @@ def cpu_config(config: Any) -> None:
     model.moe_grouped_gemm = model.moe_permute_fusion = model.moe_router_fusion = False
     model.gradient_accumulation_fusion = False
     model.mtp_num_layers = None
-    config.optimizer.use_precision_aware_optimizer = False
+    optimizer = config.optimizer
+    optimizer.use_precision_aware_optimizer = False  # Transformer Engine's; without it everything is kept in fp32
+    optimizer.main_grads_dtype = optimizer.main_params_dtype = torch.float32
+    optimizer.exp_avg_dtype = optimizer.exp_avg_sq_dtype = torch.float32
     config.comm_overlap = None
     if (
         not isinstance(config.mixed_precision, str)
@@ -108,9 +112,8 @@ def known_recipe(name: str) -> Recipe:
 
 def offline_hub(recipe: Recipe, environ: Any) -> Path | None:
     """Point the hub's client at a cache of our own, unless the user's has the model or the family is unknown to us."""
-    if recipe.model_id is None or hub_cache.cached(recipe.model_id, environ):
-        return None
-    if hub_cache.hf_config(recipe.model_id, recipe.architecture) is None:
+    model = recipe.model_id
+    if model is None or hub_cache.cached(model, environ) or hub_cache.family(model, recipe.architecture) is None:
         return None
     home = Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME", "/tmp"), ".cache"))
     hub = home / "parlaunch" / "hub"
@@ -129,11 +132,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", required=True)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args(argv)
+    fill_in()
     run_rank(lambda: train(args.recipe, args.overrides))
 
 
 def why_core(recipe: Recipe) -> str | None:
-    """Why Bridge cannot train the tiny version of this recipe on a CPU; None when it can."""
+    """Why Bridge does not train the tiny version of this recipe on a CPU; None when it does."""
     a = recipe.architecture
     if recipe.task != "pretrain":
         return "fine-tuning starts from a checkpoint and a data set of the real model"
@@ -141,6 +145,12 @@ def why_core(recipe: Recipe) -> str | None:
         return "the encoder in front of the language model has no tiny version"
     if a.hybrid_layer_pattern or a.linear_attention_pattern:
         return "state-space and linear-attention layers have CUDA kernels only"
+    if a.sliding_window or a.window_size:
+        return "layers with and without a window need Transformer Engine's attention"
+    model = recipe.model_id or ""
+    explicit = model.startswith("explicit:")  # the recipe spells its model out and asks no hub
+    if not (explicit or hub_cache.family(model, a) or hub_cache.cached(model, os.environ)):
+        return f"the configuration of {model} is on the Hugging Face hub only, and not in the cache here"
     return None
 
 

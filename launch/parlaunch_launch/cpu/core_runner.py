@@ -193,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", required=True)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args(argv)
+    fill_in()
     run_rank(lambda: train(args.recipe, args.overrides))
 
 
@@ -202,7 +203,6 @@ def train(recipe_name: str, overrides: Sequence[str]) -> None:
 
     import torch.distributed as dist
 
-    fill_in()
     from parlaunch_launch.cpu.stand_ins import train_on_cpu
 
     said, unused = settings(recipe_name, overrides, int(os.environ.get("WORLD_SIZE", "1")))

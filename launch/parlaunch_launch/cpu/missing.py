@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import sys
 import types
 import typing
@@ -11,7 +12,8 @@ from typing import Any
 
 
 def fill_in() -> None:
-    """Make `import megatron.core` work without triton, and on Python 3.11."""
+    """Make `import megatron.core` work without triton, and on Python 3.11. Nothing is compiled: it takes longer than it saves."""
+    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     if not hasattr(typing, "override"):  # new in 3.12
         setattr(typing, "override", lambda method: method)  # noqa: B010  # type checkers know that 3.11 has none
     if importlib.util.find_spec("nvidia_resiliency_ext") is not None:
