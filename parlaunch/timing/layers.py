@@ -25,7 +25,7 @@ TP_OVERLAP = 0.75
 EP_OVERLAP = 0.80
 """Share of the expert all-to-all that hides under another micro batch's compute."""
 LORA_RANK = 32
-MOE_KERNELS = 120
+MOE_KERNELS = 140
 """Kernels of router, permutation, dispatch, combine and glue of one eager MoE layer, forward."""
 MOE_WAIT = 0.8
 """Share of the time to issue an MoE layer that stands free, since dropless routing waits for the token counts."""
@@ -250,6 +250,8 @@ class _Builder:
             compute = [f0 + up[0], b0 + up[1]]
             kernels = float(n0 + n1 + n2 + 8)
             out_dim, kv_bytes = heads * value, heads * (qk + value)
+            if a.experimental_attention_variant == "dsa":
+                kv_bytes = kv_rank + (a.qk_pos_emb_head_dim or 0)  # sparse attention works on the compressed vectors
         elif kind.mixer == "csa":
             qk = value = kind.head_dim
             rank = a.q_lora_rank or self.h
@@ -379,10 +381,15 @@ class _Builder:
         links, group = self.o.links, self.cp_group
         kind = self.s.cp_comm_type or "p2p"
         kv = 2.0 * self.tokens * kv_bytes
+        exchange = 0.0
         if kind.startswith("a2a"):
+            # Heads for sequence and back, inside the domain; what is left of the group passes keys and values round.
+            inner = group if kind == "a2a" else links.group(group.inside, self.s.tp)
             heads = 2.0 * self.tokens * q_width
-            one = links.all_to_all(kv + heads, group) + links.all_to_all(heads, group)
-            return one, one
+            exchange = links.all_to_all(kv + heads, inner) + links.all_to_all(heads, inner)
+            cp //= inner.size
+            if cp == 1:
+                return exchange, exchange
         if kind == "all_gather":
             one = links.gather(kv * cp, group)
             return one, 2.0 * one
@@ -390,7 +397,7 @@ class _Builder:
         # Each of cp-1 exchanges runs under the attention of the block at hand.
         forward = (cp - 1) * max(0.15 * step, step - core[0] / cp)
         backward = (cp - 1) * max(0.3 * step, 2.0 * step - core[1] / cp)
-        return forward, backward
+        return exchange + forward, exchange + backward
 
     def scan(self, kind: LayerKind) -> tuple[Cost, Cost]:
         """Mamba-2 and gated delta net: projections, a short convolution, a chunked scan."""
@@ -508,10 +515,8 @@ class _Builder:
             ep += 2.0 * gather
         if self.o.features.ep_overlap:
             ep *= 1 - EP_OVERLAP
-        # Grouped products are issued expert by expert, with their quantisation.
-        eager = (
-            n0 + n1 + (MOE_KERNELS if fused else 1.3 * MOE_KERNELS) + 2 * local * (1 + self.quantise_kernels)
-        ) * self.host
+        # Grouped products are issued expert by expert, their operands quantised together.
+        eager = (n0 + n1 + (MOE_KERNELS if fused else 1.3 * MOE_KERNELS) + 2 * local) * self.host
         # The host waits for the number of tokens of each expert before it can issue them: the queue runs dry.
         wait = 0.0 if self.o.features.cuda_graph == "full_iteration" else MOE_WAIT * eager
         host = eager + shared_kernels * self.host
@@ -542,7 +547,7 @@ class _Builder:
         wanted = domains * (1.0 - (1.0 - 1.0 / domains) ** topk)
         if self.arch.moe_router_group_topk and (self.arch.moe_router_num_groups or 1) > 1:
             wanted = min(wanted, domains * self.arch.moe_router_group_topk / (self.arch.moe_router_num_groups or 1))
-        far = own * token * wanted * (domains - 1) / domains / (links.fabric * 0.9)
+        far = own * token * wanted * (domains - 1) / domains / (links.fabric * 0.97)
         return max(near, far) + 40e-6
 
     # --- whole layers -----------------------------------------------------------------------------------------

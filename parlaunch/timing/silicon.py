@@ -48,7 +48,7 @@ GENERATIONS: Mapping[str, Silicon] = {
         epilogue=0.6, tile=(128, 128), hbm=0.82, host=8e-6,
     ),
     "hopper": Silicon(
-        gemm_bf16=0.76, gemm_fp8=0.64, gemm_fp4=0.64, attention_forward=0.60, attention_backward=0.50,
+        gemm_bf16=0.72, gemm_fp8=0.64, gemm_fp4=0.64, attention_forward=0.60, attention_backward=0.50,
         epilogue=0.6, fill=0.8, hbm=0.86, kernel=1.8e-6, nvlink=0.824, host=8e-6,
     ),
     "blackwell": Silicon(
