@@ -70,7 +70,8 @@ class Layout:
 
     @property
     def num_microbatches(self) -> int:
-        return self.global_batch_size // (self.micro_batch_size * self.dp)
+        """Of one replica; 0 where the GPUs do not make one."""
+        return self.global_batch_size // (self.micro_batch_size * self.dp) if self.dp and self.micro_batch_size else 0
 
     @property
     def chunks(self) -> int:

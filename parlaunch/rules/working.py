@@ -178,3 +178,16 @@ def precision_there(_x: Layout, r: Recipe, m: Rates) -> str | None:
     if wanted is None or wanted in p.flops:
         return None
     return f"{p.name} has no {wanted.upper()}: train in bf16, or on another GPU"
+
+
+@WORKING.rule(
+    "as-published", "a published recipe that is known not to run", "bridge/recipes: benchmark recipes, August 2026"
+)
+def as_published(x: Layout, r: Recipe, _m: Rates) -> str | None:
+    if r.feasible:
+        return None
+    from parlaunch.evidence import broken_as_published  # it needs the space of layouts, which needs the rules
+
+    if not broken_as_published(r.name, x):
+        return None
+    return f"{r.name} is published with this very layout, and Megatron refuses it as written"

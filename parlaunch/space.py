@@ -1,0 +1,253 @@
+"""Which layouts are worth a look: for each size the values that the model, the batch and the machine allow.
+
+`layouts` is the whole space, one by one; `parlaunch.search` finds its best without visiting all of it. What is left out
+of the space is left out for a reason that no estimate could overturn, and each is written where it is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import combinations
+
+from parlaunch.architecture import Architecture
+from parlaunch.layout import FULL_RECOMPUTE, NO_RECOMPUTE, Layout, Recompute
+from parlaunch.plan import Wishes
+from parlaunch.rates import Rates
+from parlaunch.recipe import Recipe
+from parlaunch.rules import why_not
+
+MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+CP_TOKENS = 1024
+"""Tokens of a sequence that a CP rank keeps at least: below, the ring's messages outlast the attention they hide under."""
+MICRO_BATCH_TOKENS = 65536
+"""Tokens of a micro batch on one rank: more makes no kernel faster."""
+
+
+@lru_cache(maxsize=4096)
+def divisors(n: int) -> tuple[int, ...]:
+    """All divisors, ascending."""
+    small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
+    return tuple(sorted({*small, *(n // d for d in small)}))
+
+
+def reach(rates: Rates) -> int:
+    """Consecutive ranks with links good enough for tensor parallelism: the NVLink domain, else the node over PCIe."""
+    return rates.nvlink_domain if rates.nvlink_domain > 1 else rates.gpus_per_node
+
+
+def inside(size: int, rates: Rates, world: int) -> bool:
+    """Whether every group of `size` consecutive ranks stays inside one domain."""
+    domain = reach(rates)
+    return size <= domain and (domain % size == 0 or world <= domain)
+
+
+def cp_comm_type(recipe: Recipe, cp: int) -> str | None:
+    """How CP ranks exchange keys and values: the ring, and all-gather for sparse attention, which knows nothing else."""
+    if cp == 1:
+        return None
+    return "all_gather" if recipe.architecture.experimental_attention_variant == "dsa" else "p2p"
+
+
+def worlds(rates: Rates) -> tuple[int, ...]:
+    """Numbers of GPUs that a job could use, the whole allocation first.
+
+    Whole nodes only, since the ranks of a node start together; on one node any number. Beyond 64 nodes, numbers with a
+    small odd part, which are those that batches and layers divide by.
+    """
+    node, count = rates.gpus_per_node, rates.world_size
+    nodes = count // node if node else 0
+    if nodes <= 1:
+        return tuple(range(count, 0, -1))
+    if nodes <= 64:
+        found = {n * node for n in range(1, nodes + 1)}
+    else:
+        found = {odd * 2**k * node for odd in (1, 3, 5, 7, 9) for k in range(nodes.bit_length()) if odd * 2**k <= nodes}
+    return tuple(sorted({count, *found, *(range(1, node))}, reverse=True))
+
+
+def tp_sizes(recipe: Recipe, rates: Rates, wishes: Wishes, world: int) -> tuple[int, ...]:
+    """TP inside one NVLink domain: across it, four collectives a layer wait for the network."""
+    if wishes.tp is not None:
+        return (wishes.tp,)
+    a = recipe.architecture
+    heads = a.num_attention_heads or a.mamba_num_heads or 1
+    return tuple(d for d in divisors(heads) if world % d == 0 and inside(d, rates, world))
+
+
+def cp_sizes(recipe: Recipe, wishes: Wishes, world: int) -> tuple[int, ...]:
+    if wishes.cp is not None:
+        return (wishes.cp,)
+    seq = recipe.seq_length
+    floor = CP_TOKENS if recipe.architecture.kind != "diffusion" else 1
+    return tuple(d for d in divisors(seq) if world % d == 0 and (d == 1 or (seq % (2 * d) == 0 and seq // d >= floor)))
+
+
+def expert_sizes(recipe: Recipe, rates: Rates, wishes: Wishes, world: int) -> tuple[tuple[int, int], ...]:
+    """(EP, ETP). ETP above 1 only where EP holds one expert a rank already: until then EP halves the same memory
+    without cutting products narrower."""
+    experts = recipe.architecture.num_moe_experts or 0
+    eps = (wishes.ep,) if wishes.ep is not None else divisors(experts) if experts else (1,)
+    found = []
+    for ep in eps:
+        if wishes.etp is not None:
+            etps: tuple[int, ...] = (wishes.etp,)
+        elif ep == experts and experts:
+            etps = tuple(d for d in (1, 2, 4, 8) if d == 1 or ep * d <= reach(rates))
+        else:
+            etps = (1,)
+        found += [(ep, etp) for etp in etps if world % (ep * etp) == 0]
+    return tuple(found)
+
+
+def micro_batches(recipe: Recipe, wishes: Wishes, per_replica: int, tokens: int) -> tuple[int, ...]:
+    """Micro batches that divide a replica's share of the batch. `tokens`: of one sequence on one rank.
+
+    Fine-tuning keeps the recipe's own: how sequences are packed decides it (packed offline: 1; in the batch: above 1).
+    """
+    if wishes.micro_batch_size is not None:
+        sizes: tuple[int, ...] = (wishes.micro_batch_size,)
+    elif recipe.task != "pretrain":
+        sizes = (recipe.defaults.micro_batch_size or 1,)
+    else:
+        sizes = tuple(m for m in MICRO_BATCHES if m == 1 or m * tokens <= MICRO_BATCH_TOKENS)
+    return tuple(m for m in sizes if per_replica % m == 0)
+
+
+def stage_counts(recipe: Recipe, wishes: Wishes, world: int, fsdp: bool) -> tuple[int, ...]:
+    """PP: up to one layer a stage. FSDP takes the place of stages: its gathers would repeat for each micro batch in flight."""
+    if wishes.pp is not None:
+        return (wishes.pp,)
+    if fsdp:
+        return (1,)
+    layers = len(recipe.architecture.layers())
+    return tuple(d for d in divisors(world) if d <= layers)
+
+
+def interleavings(recipe: Recipe, wishes: Wishes, pp: int, microbatches: int) -> tuple[int | None, ...]:
+    """VP, without interleaving first; at least one layer a virtual stage."""
+    if wishes.vp is not None:
+        return (wishes.vp if wishes.vp > 1 else None,)
+    if pp == 1 or recipe.architecture.hybrid_layer_pattern or microbatches % pp:
+        return (None,)
+    layers = len(recipe.architecture.layers())
+    return (None, *range(2, layers // pp + 1))
+
+
+@lru_cache(maxsize=4096)
+def _even(layers: int, parts: int, first: int, last: int) -> tuple[int, ...] | None:
+    """`layers` over `parts` as if `first` and `last` more layers stood at the ends; larger parts towards the middle."""
+    size, rest = divmod(layers + first + last, parts)
+    counts = [size] * parts
+    for i in range(rest):
+        counts[(i + 1) % parts if rest < parts else i] += 1
+    counts[0] -= first
+    counts[-1] -= last
+    return tuple(counts) if min(counts) >= 0 and 0 not in counts[1:-1] else None
+
+
+@lru_cache(maxsize=512)
+def end_layers(a: Architecture) -> int:
+    """How many decoder layers the head weighs in matrix products: output layer and multi-token prediction."""
+    from parlaunch.flops import model_flops_per_token
+
+    layers = max(1, len(a.layers()))
+    logits = 6.0 * a.hidden_size * a.vocab_size
+    depth = a.mtp_num_layers or 0
+    body = model_flops_per_token(a, 4096) - logits * (1 + depth)
+    return round(logits * (1 + depth) * layers / max(body, 1.0)) + depth
+
+
+@lru_cache(maxsize=8192)
+def splits(a: Architecture, pp: int, vp: int | None) -> tuple[tuple[int, ...] | None, ...]:
+    """Decoder layers of each virtual stage: equal, with embedding or loss counted as layers, and with the loss stage
+    lightened by about what the output layer weighs. None: equal.
+
+    With interleaving all chunks but the first and the last are equal: an uneven chunk delays every rank once a round.
+    """
+    layers, parts = len(a.layers()), pp * (vp or 1)
+    if parts == 1:
+        return (None,)
+    found: list[tuple[int, ...] | None] = [None] if layers % parts == 0 else []
+    if a.hybrid_layer_pattern:
+        return tuple(found)
+    weight = end_layers(a)
+    if vp:
+        ends = [(first, -(layers + first) % parts) for first in (0, 1)]
+        ends = [(first, last) for first, last in ends if last <= max(3, weight + 1)]
+    else:
+        ends = [(0, 0), (0, 1), (1, 1), (0, weight), (1, weight), (0, weight + 1)]
+    for first, last in dict.fromkeys(ends):
+        counts = _even(layers, parts, first, last)
+        if counts is not None and counts not in found and not (None in found and len(set(counts)) == 1):
+            found.append(counts)
+    return tuple(found)
+
+
+@lru_cache(maxsize=512)
+def light_modules(a: Architecture) -> tuple[str, ...]:
+    """Modules whose recomputation is cheap for what it frees."""
+    kinds = a.layers()
+    there = (
+        ("layernorm", True),
+        ("moe_act", any(k.mlp == "moe" for k in kinds)),
+        ("mla_up_proj", any(k.mixer in ("mla", "csa") for k in kinds)),
+        ("shared_experts", bool(a.num_moe_experts and a.moe_shared_expert_intermediate_size)),
+        ("mhc", (a.num_residual_streams or 1) > 1),
+    )
+    return tuple(name for name, present in there if present)
+
+
+@lru_cache(maxsize=512)
+def module_sets(a: Architecture) -> tuple[tuple[str, ...], ...]:
+    """Sets of modules to recompute selectively: every set of the cheap ones, alone and with the dense MLP, then all of them
+    with whole expert layers and with core attention, which cost most."""
+    light = light_modules(a)
+    dense = any(k.mlp == "dense" for k in a.layers()) and "mhc" not in light
+    experts = any(k.mlp == "moe" for k in a.layers())
+    found: list[tuple[str, ...]] = []
+    for size in range(len(light) + 1):
+        for chosen in combinations(light, size):
+            found += [chosen, (*chosen, "mlp")] if dense else [chosen]
+    heavy = tuple(m for m in light if m not in ("moe_act", "shared_experts"))
+    if experts:
+        found += [(*heavy, "moe"), (*heavy, "moe", "core_attn")]
+    found.append((*light, *(("mlp",) if dense else ()), "core_attn"))
+    return tuple(dict.fromkeys(s for s in found if s))
+
+
+def recomputes(recipe: Recipe, wishes: Wishes, layers_a_chunk: int) -> tuple[Recompute, ...]:
+    """What may be recomputed, nothing first and everything last."""
+    if wishes.recompute is not None:
+        return (wishes.recompute,)
+    selective = tuple(Recompute(granularity="selective", modules=m) for m in module_sets(recipe.architecture))
+    steps = sorted({max(1, layers_a_chunk * share // 4) for share in (1, 2, 3)} - {layers_a_chunk})
+    block = tuple(Recompute(granularity="full", method="block", num_layers=n) for n in steps)
+    return (NO_RECOMPUTE, *selective, *block, FULL_RECOMPUTE)
+
+
+def layouts(recipe: Recipe, rates: Rates, wishes: Wishes, world: int) -> Iterator[Layout]:
+    """Every legal layout of the space on `world` GPUs, one by one: millions for a large machine."""
+    fsdp = recipe.features.fsdp if wishes.fsdp is None else wishes.fsdp
+    gbs = recipe.global_batch_size
+    for tp in tp_sizes(recipe, rates, wishes, world):
+        for cp in cp_sizes(recipe, wishes, world):
+            for pp in stage_counts(recipe, wishes, world, fsdp):
+                if world % (tp * cp * pp):
+                    continue
+                dp = world // (tp * cp * pp)
+                if gbs % dp:
+                    continue
+                for ep, etp in expert_sizes(recipe, rates, wishes, world):
+                    for mbs in micro_batches(recipe, wishes, gbs // dp, recipe.seq_length // cp):
+                        for vp in interleavings(recipe, wishes, pp, gbs // dp // mbs):
+                            for split in splits(recipe.architecture, pp, vp):
+                                chunk = max(split) if split else len(recipe.architecture.layers()) // (pp * (vp or 1))
+                                for again in recomputes(recipe, wishes, chunk):
+                                    layout = Layout(
+                                        world=world, tp=tp, pp=pp, vp=vp, cp=cp, ep=ep, etp=etp, micro_batch_size=mbs,
+                                        global_batch_size=gbs, recompute=again, fsdp=fsdp,
+                                        cp_comm_type=cp_comm_type(recipe, cp), layers_per_chunk=split,
+                                    )  # fmt: skip
+                                    if why_not(layout, recipe, rates) is None:
+                                        yield layout
