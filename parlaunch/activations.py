@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from parlaunch.architecture import Architecture, LayerKind
-from parlaunch.layout import Recompute
+from parlaunch.layout import NO_RECOMPUTE, Recompute
 
 WIDE = 2  # bytes of a bf16 or fp16 element
 
@@ -39,7 +39,7 @@ class Setting:
     sequence_parallel: bool = True
     etp: int = 1
     precision: str = "bf16"
-    recompute: Recompute = Recompute()
+    recompute: Recompute = NO_RECOMPUTE
     offload: tuple[str, ...] = ()  # Megatron's `offload_modules`
     imbalance: float = 1.0  # tokens on the fullest expert-parallel rank, over the mean
     frozen: bool = False  # fine-tuning with adapters

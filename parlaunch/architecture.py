@@ -290,9 +290,11 @@ def architecture_from_json(data: Mapping[str, Any]) -> Architecture:
     Missing head counts and widths get Megatron's defaults: as many key/value as query heads, four times the hidden size.
     """
     names = {f.name for f in fields(Architecture)}
-    flat = dict(data)
+    flat: dict[str, Any] = dict(data)
     flat.update(flat.pop("provider", None) or {})
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in flat.items() if k in names and v is not None}
+    given: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in flat.items() if k in names and v is not None
+    }
     if (window := _window_tokens(flat.get("window_size"))) is not None:
         given["window_size"] = window
     dsa = flat.get("dsa") or {}
@@ -313,7 +315,8 @@ def architecture_from_json(data: Mapping[str, Any]) -> Architecture:
             flat.get("vision") or flat.get("audio"), (flat.get("params") or {}).get("hf_meta_vision_audio")
         )
     heads, hidden = given.get("num_attention_heads") or 0, given.get("hidden_size") or 0
-    return Architecture(**{
+    sizes: dict[str, Any] = {
         "num_layers": 0, "hidden_size": 0, "ffn_hidden_size": 4 * hidden, "num_attention_heads": 0, "num_query_groups": heads,
         "kv_channels": hidden // heads if heads else 0, "vocab_size": 0,
-    } | given)  # fmt: skip
+    }  # fmt: skip
+    return Architecture(**sizes | given)

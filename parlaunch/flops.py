@@ -7,9 +7,12 @@ router. Dividing a published TFLOP/s by it gives tokens a second.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 from parlaunch.architecture import Architecture, LayerKind
+from parlaunch.layout import Recompute
 from parlaunch.parameters import padded_vocab
 
 
@@ -101,17 +104,68 @@ def layer_macs(a: Architecture, k: LayerKind, seq_length: float) -> tuple[float,
     return mixer, mlp
 
 
+def attention_macs(a: Architecture, k: LayerKind, seq_length: float) -> float:
+    """The part of `layer_macs` that multiplies activations with each other: scores and values, without weights."""
+    if k.mixer in ("joint", "single"):
+        return 2.0 * a.hidden_size * seq_length
+    if k.mixer == "attention":
+        return 2 * k.heads * k.head_dim * _context(k, seq_length)
+    if k.mixer == "mla":
+        width = (a.qk_head_dim or 0) + (a.qk_pos_emb_head_dim or 0) + (a.v_head_dim or 0)
+        return _context(k, seq_length) * a.num_attention_heads * width
+    if k.mixer == "csa":
+        return _csa(a, k, seq_length) - _csa(a, replace(k, window=0, compress=0), seq_length)
+    return 0.0
+
+
 @lru_cache(maxsize=1024)
-def model_flops_per_token(a: Architecture, seq_length: int, tp: int = 1) -> float:
+def model_flops_per_token(a: Architecture, seq_length: int, tp: int = 1, *, peft: bool = False) -> float:
     """FLOPs of forward and backward for one token of a sequence of that length, as published TFLOP/s are counted.
 
     `tp` matters only through the padding of the vocabulary. Sub-sequences of a packed sequence are counted by their own
-    length: pass that length for fine-tuning on packed data.
+    length: pass that length for fine-tuning on packed data. `peft`: frozen weights have no gradient, so that backward
+    costs as much as forward, attention apart.
     """
     depth = a.mtp_num_layers or 0
-    macs = sum(sum(layer_macs(a, k, seq_length)) for k in (*a.layers(), *a.mtp_layers()))
-    hybrid = bool(a.hybrid_layer_pattern)
-    if depth and not hybrid:
+    layers = (*a.layers(), *a.mtp_layers())
+    macs = sum(sum(layer_macs(a, k, seq_length)) for k in layers)
+    if depth and not a.hybrid_layer_pattern:
         macs += depth * (3 * a.hidden_size + 2 * a.hidden_size**2)
     macs += a.hidden_size * padded_vocab(a, tp) * (1 + depth)
-    return 6.0 * macs
+    if not peft:
+        return 6.0 * macs
+    return 4.0 * macs + 2.0 * sum(attention_macs(a, k, seq_length) for k in layers)
+
+
+RECOMPUTED: Mapping[str, Callable[[Architecture, LayerKind, float], float]] = {
+    "mlp": lambda a, k, s: layer_macs(a, k, s)[1] if k.mlp == "dense" else 0.0,
+    "moe": lambda a, k, s: layer_macs(a, k, s)[1] if k.mlp == "moe" else 0.0,
+    "core_attn": attention_macs,
+    "shared_experts": lambda a, k, _: _shared(a) if k.mlp == "moe" else 0.0,
+    "mla_up_proj": lambda a, k, _: _up_projections(a) if k.mixer == "mla" else 0.0,
+}
+"""Multiply-adds a token of one layer that a recomputed module runs again; modules without matrix products are not here."""
+
+
+def _shared(a: Architecture) -> float:
+    return (3.0 if a.gated_linear_unit else 2.0) * (a.moe_shared_expert_intermediate_size or 0) * a.hidden_size
+
+
+def _up_projections(a: Architecture) -> float:
+    heads, nope, rope = a.num_attention_heads, a.qk_head_dim or 0, a.qk_pos_emb_head_dim or 0
+    return heads * ((a.q_lora_rank or 0) * (nope + rope) + (a.kv_lora_rank or 0) * (nope + (a.v_head_dim or 0)))
+
+
+@lru_cache(maxsize=1024)
+def hardware_flops_per_token(a: Architecture, seq_length: int, recompute: Recompute, tp: int = 1) -> float:
+    """What the GPUs have to do: the model's FLOPs and one more forward pass of what is recomputed.
+
+    `block` recomputes some layers of each stage only; here it counts as all of them.
+    """
+    extra = 0.0
+    for kind in a.layers():
+        if recompute.granularity == "full":
+            extra += sum(layer_macs(a, kind, seq_length))
+        elif recompute.granularity == "selective":
+            extra += sum(RECOMPUTED[m](a, kind, seq_length) for m in recompute.modules if m in RECOMPUTED)
+    return model_flops_per_token(a, seq_length, tp) + 2.0 * extra

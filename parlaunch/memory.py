@@ -286,7 +286,7 @@ def estimate_memory(recipe: Recipe, layout: Layout, rates: Rates, *, headroom: f
         if total > best[0]:
             best = (total, weights, gradients, optimizer, activations, logits, buffers, st.at)
     _, weights, gradients, optimizer, activations, logits, buffers, index = best
-    workspace = WORKSPACE.get(gpu, 4 * MIB) * (2 + (4 if a.num_moe_experts else 0))
+    workspace: float = WORKSPACE.get(gpu, 4 * MIB) * (2 + (4 if a.num_moe_experts else 0))
     if layout.ep > 1 and f.dispatcher == "deepep":
         workspace += DEEPEP_BUFFER
     keeping = keeping_of(f.framework)
