@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,10 +45,11 @@ ACCEPTED = (
     "accepted: a capture of `parlaunch probe --save`; `nvidia-smi topo -m`, `-q`, `-q -x` or `-L`; NCCL topology XML; "
     "hwloc XML (`lstopo FILE.xml`); lspci; ibstat; a captured /sys as folder or tar"
 )
+_JSON = re.compile(r'\s*(\{\s*["}]|\[\s*[\[{"\]])')  # "[user@host ~]$" is a prompt
 _SCHEMAS = ("parlaunch.probe/1", "parlaunch.plan/1")
 # In the order in which they are believed where two speak of the same thing.
 _TEXTS: tuple[Callable[[str], Facts | None], ...] = (
-    smi_q.find, smi_text.find_list, smi_text.find_table, topo_m.find, lspci.find, ib_text.find, host_text.find,
+    smi_q.find, smi_text.find_list, smi_text.find_csv, smi_text.find_table, topo_m.find, lspci.find, ib_text.find, host_text.find,
 )  # fmt: skip
 _FAILURES = (
     ("NVIDIA-SMI has failed because", "nvidia-smi could not reach the driver there"),
@@ -105,7 +107,7 @@ def _content(content: bytes, path: Path) -> Cluster:
         raise ProbeError(f"{path} is a zip archive", hint="unpack it first; " + ACCEPTED)
     text = decode(content)
     source = f"file {path.name}"
-    if text.lstrip()[:1] in ("{", "["):
+    if _JSON.match(text):
         return _json(text, path, source)
     found = racks.find_imex(text, source) or racks.find_ibnetdiscover(text, source)
     if found is not None:

@@ -11,7 +11,10 @@ from parlaunch_probes.files.clean import mebibytes
 from parlaunch_probes.files.facts import Facts
 from parlaunch_probes.text import pci_address
 
-_LISTED = re.compile(r"^GPU (\d{1,3}): (.{2,80}?) \(UUID: (GPU-[0-9a-fA-F-]{8,40})\)")
+_LISTED = re.compile(r"^\s{0,4}GPU (\d{1,3}): (.{2,80}?) \(UUID: (GPU-[0-9a-fA-F-]{8,40})\)")
+# As PyTorch's collect_env and its kin write it: "GPU 0: NVIDIA L40S", "GPU 0,1,2,3: NVIDIA L40S".
+_NAMED = re.compile(r"^\s{0,4}GPU (\d{1,3}(?:,\d{1,3}){0,31}): ((?:NVIDIA|Tesla|Quadro|GeForce) [\w .()/-]{1,60}?)\s*$")
+_DRIVER = re.compile(r"^\s*(?:Nvidia driver version|CUDA Driver Version)\s*:\s*([\d.]{3,20})", re.MULTILINE)
 _SLICE = re.compile(r"^\s+MIG (\S{2,30})\s+Device\s+\d{1,3}: \(UUID: (MIG-[\w/-]{8,80})\)")
 _LINK = re.compile(r"^\s+Link (\d{1,2}): (?:([0-9.]{1,10}) GB/s|<?(inactive)>?)", re.IGNORECASE)
 _DOWN = re.compile(r"all links are in[Aa]ctive")
@@ -32,6 +35,9 @@ def find_list(text: str) -> Facts | None:
         if match := _LISTED.match(line):
             current = int(match[1])
             gpus.setdefault(current, Gpu(index=current, name=match[2], uuid=match[3]))
+        elif match := _NAMED.match(line):
+            for number in match[1].split(","):
+                gpus.setdefault(int(number), Gpu(index=int(number), name=match[2]))
         elif current is not None and (match := _SLICE.match(line)):
             slices.setdefault(current, []).append((match[2], f"MIG {match[1]}", None))
         elif current is not None and (match := _LINK.match(line)):
@@ -41,6 +47,8 @@ def find_list(text: str) -> Facts | None:
     if not gpus:
         return None
     facts = Facts("nvidia-smi nvlink -s" if links else "nvidia-smi -L")
+    if (driver := _DRIVER.search(text)) is not None:
+        facts.node["driver"] = driver[1]
     for index in sorted(gpus):
         gpu = gpus[index]
         if links:
@@ -107,3 +115,52 @@ def _whole_name(name: str) -> str:
     full = {nvml_name(s) for p in product_names() if (s := product(p)) is not None}
     fits = sorted(n for n in full if n.startswith(start))
     return fits[0] if len(fits) == 1 else UNKNOWN
+
+
+_COLUMNS = {
+    "index": "index", "name": "name", "gpu_name": "name", "uuid": "uuid", "gpu_uuid": "uuid", "pci.bus_id": "pci",
+    "gpu_bus_id": "pci", "memory.total": "memory", "driver_version": "driver", "serial": "serial",
+    "mig.mode.current": "mig", "compute_cap": "capability",
+}  # fmt: skip
+
+
+def find_csv(text: str) -> Facts | None:
+    """`nvidia-smi --query-gpu=... --format=csv` with its heading."""
+    facts = Facts("nvidia-smi --query-gpu")
+    columns: list[str] = []
+    for line in text.split("\n"):
+        cells = [c.strip() for c in line.split(",")] if len(line) < 2000 else []
+        names = [c.split(" [")[0] for c in cells]
+        if (
+            not columns
+            and len(cells) > 1
+            and ("name" in names or "gpu_name" in names)
+            and set(names) & {"memory.total", "uuid", "index", "pci.bus_id", "gpu_bus_id", "gpu_uuid"}
+        ):
+            columns = names
+        elif columns and len(cells) == len(columns):
+            row = {_COLUMNS[name]: cell for name, cell in zip(columns, cells, strict=True) if name in _COLUMNS}
+            gpu = _of_row(len(facts.gpus), row)
+            if any(g.index == gpu.index for g in facts.gpus):
+                break  # another node's list
+            facts.gpus.append(gpu)
+            if row.get("driver"):
+                facts.node["driver"] = row["driver"]
+        elif columns:
+            break
+    return facts if facts.gpus else None
+
+
+def _of_row(at: int, row: dict[str, str]) -> Gpu:
+    memory = row.get("memory") or ""
+    capability = re.fullmatch(r"(\d{1,2})\.(\d)", row.get("capability") or "")
+    index = row.get("index") or ""
+    return Gpu(
+        index=int(index) if index.isascii() and index.isdigit() and len(index) < 4 else at,
+        name=row.get("name") or UNKNOWN,
+        uuid=row.get("uuid"),
+        pci=pci_address(row.get("pci")),
+        memory_bytes=mebibytes(memory if not memory.isdigit() else f"{memory} MiB"),
+        mig={"Enabled": True, "Disabled": False}.get(row.get("mig") or ""),
+        compute_capability=(int(capability[1]), int(capability[2])) if capability else None,
+    )

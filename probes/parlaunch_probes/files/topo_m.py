@@ -32,13 +32,17 @@ class _Row:
 def find(text: str) -> Facts | None:
     """The machine of the first matrix in the text; None when there is none."""
     lines = text.split("\n")
+    blank: Facts | None = None
     for at, line in enumerate(lines):
         labels = _header(line)
         if labels is not None:
             rows, end = _rows(lines, at, labels)
             if any(label in rows for label in labels if label.startswith("GPU")):
-                return _facts(lines, at, end, labels, rows)
-    return None
+                facts = _facts(lines, at, end, labels, rows)
+                if any(len(row.cells) > 1 for row in rows.values()) or len(labels) == 1:
+                    return facts
+                blank = blank or facts  # `nvidia-smi topo -p2p`: as many GPUs, no paths
+    return blank
 
 
 def _header(line: str) -> list[str] | None:
@@ -91,22 +95,22 @@ def _row(line: str, start: int, count: int, header: str) -> _Row:
 
 
 def _affinity(line: str, at: int, header: str) -> tuple[str, str, str]:
+    """CPU affinity may be blank, and people turn tabs into spaces: values go by their order where all are there, else
+    by place, where the first heading takes only a value that starts below it."""
     rest = line[at:]
-    if "\t" in rest:
+    names = [name for name in _AFFINITY if name in header]
+    values = [(m.start() + at, m[0]) for m in re.finditer(r"[^\s]+", rest)]
+    if len(values) >= len(names):
+        found = dict(zip(names, (value for _, value in values), strict=False))
+    elif "\t" in rest:
         fields = [f.strip() for f in rest.strip(" ").split("\t")][1:]
-        own = next((f for f in fields[2:] if f), "")
-        return (fields[0] if fields else "", fields[1] if len(fields) > 1 else "", own)
-    # Spaces: each value belongs to the heading that starts nearest to it.
-    found = {name: "" for name in _AFFINITY}
-    places = {name: header.index(name) for name in _AFFINITY if name in header}
-    values = [(m.start() + at, m[0]) for m in re.finditer(r"\S+", rest)]
-    if len(values) == len(places):
-        found |= dict(zip(sorted(places, key=places.__getitem__), (v for _, v in values), strict=True))
+        fields = [*fields[:2], *(f for f in fields[2:] if f)]
+        found = dict(zip(names, fields, strict=False))
     else:
-        for place, value in values:
-            if places:
-                found[min(places, key=lambda name: abs(places[name] - place))] = value
-    return (found["CPU Affinity"], found["NUMA Affinity"], found["GPU NUMA ID"])
+        blank = bool(values) and names[:1] == ["CPU Affinity"] and values[0][0] > header.index("CPU Affinity") + 3
+        found = dict(zip(names[1:] if blank else names, (value for _, value in values), strict=False))
+    cpus, numa, own = (found.get(name, "") for name in _AFFINITY)
+    return cpus, numa, own
 
 
 def _facts(lines: list[str], header: int, end: int, labels: list[str], rows: dict[str, _Row]) -> Facts:
@@ -137,7 +141,11 @@ def _facts(lines: list[str], header: int, end: int, labels: list[str], rows: dic
             else:
                 far.append((number[a], number[b], LEVELS[word]))
     missing = [name for name in gpus if name not in rows or len(rows[name].cells) < len(labels)]
-    if missing:
+    if all(not row.cells for row in rows.values()) and len(labels) > 1:
+        facts.notes.append(
+            "this matrix shows no paths between GPUs (`nvidia-smi topo -p2p`?): give `nvidia-smi topo -m`"
+        )
+    elif missing:
         facts.notes.append(f"the rows of {', '.join(missing)} are cut off: filled from the other side of the matrix")
     facts.links = _links(lines, header, links, shown, len(gpus), facts)
     facts.gpus = _gpus(gpus, number, rows, facts, far)
@@ -154,12 +162,13 @@ def _links(
     lines: list[str], header: int, links: dict[tuple[int, int], int], shown: bool, gpus: int, facts: Facts
 ) -> dict[tuple[int, int], int] | None:
     """None where the matrix cannot tell: `topo -mp` leaves NVLink out, and its legend does not speak of NV#."""
-    if links or gpus == 1:
+    if links or gpus == 1 or not shown:
         return links if links else None
     asked = [c for c in commands("\n".join(lines[: header + 1])) if "topo" in c]
     without = bool(asked) and re.search(r"\s-(mp|m?p2p)\b", asked[-1]) is not None
     legend = [line for line in lines[header:] if re.match(r"\s*(X|SYS|SOC|NODE|PHB|PXB|PIX|NV#)\s+=\s", line)]
-    if without or (legend and not any("NV#" in line for line in legend)) or not shown:
+    old = any(re.match(r"\s*SOC\s+=\s", line) for line in legend)  # drivers from before NVLink
+    if without or (legend and not old and not any("NV#" in line for line in legend)):
         facts.notes.append(
             "only PCIe paths are in this matrix (`nvidia-smi topo -mp`?): NVLink is not known; `nvidia-smi topo -m` shows it"
         )
