@@ -25,9 +25,9 @@ TP_OVERLAP = 0.75
 EP_OVERLAP = 0.80
 """Share of the expert all-to-all that hides under another micro batch's compute."""
 LORA_RANK = 32
-MOE_KERNELS = 140
+MOE_KERNELS = 180
 """Kernels of router, permutation, dispatch, combine and glue of one eager MoE layer, forward."""
-MOE_WAIT = 0.8
+MOE_WAIT = 1.0
 """Share of the time to issue an MoE layer that stands free, since dropless routing waits for the token counts."""
 UNFUSED_SOFTMAX = 12
 """Kernels of a softmax in plain PyTorch, with its conversions, mask and scale."""

@@ -45,7 +45,7 @@ SOFTWARE: Mapping[str, Software] = {
         fused_attention=False, softmax_batch=4, sequence_parallel=False, backward_overlap=0.0, collective_s=1e-4, dp_overlap=False, p2p_overlap=False,
         distributed_optimizer=False, fused_elementwise=1.2, dropout=True, logits_bytes=18.0, host=4.3, iteration_s=0.010,
     ),
-    "internevo": Software(logits_bytes=14.0, fused_elementwise=1.1, iteration_s=0.020),
+    "internevo": Software(logits_bytes=24.0, fused_elementwise=2.0, iteration_s=0.020),
 }  # fmt: skip
 
 _NAMES = (
