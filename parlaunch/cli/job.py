@@ -31,6 +31,7 @@ class Job:
     wishes: Wishes
     pins: Mapping[str, Any]
     device: str
+    saved: Plan | None = None  # --plan: launch exactly this
 
     def runner(self) -> tuple[tuple[str, ...], str | None]:
         """The runner's argv prefix, and what is wrong with it here, if anything."""
@@ -55,6 +56,8 @@ class Job:
 
 def job_of(request: Request, situation: Situation) -> Job:
     """Read recipe, machine and wishes. Raises ParlaunchError for anything that cannot be."""
+    if request.plan_file is not None:
+        return _saved_job(request, situation)
     pins = inputs.merged_pins(request)
     recipe = inputs.recipe_of(request, pins)
     cluster = _cluster(request, situation)
@@ -72,6 +75,46 @@ def job_of(request: Request, situation: Situation) -> Job:
         request=request, situation=situation, recipe=recipe, cluster=cluster,
         wishes=inputs.wishes_of(request, pins), pins=pins, device=request.device,
     )  # fmt: skip
+
+
+def _saved_job(request: Request, situation: Situation) -> Job:
+    """The job of a saved plan. What would change the plan may not be given beside it."""
+    from parlaunch.cli.compare import saved
+    from parlaunch.cpu import CPU_RANK
+
+    sizes = ("recipe", "model_config", "tp", "pp", "vp", "cp", "ep", "etp", "micro_batch_size", "recompute", "fsdp",
+             "seq_length", "global_batch_size", "precision")  # fmt: skip
+    given = [name for name in sizes if getattr(request, name) is not None]
+    if given:
+        option = "--" + given[0].replace("_", "-")
+        raise UsageError(
+            f"--plan and {option} contradict each other", hint="plan anew, or launch the saved plan as it is"
+        )
+    assert request.plan_file is not None
+    plan = saved(request.plan_file)
+    device = "cpu" if plan.cluster.gpu.name == CPU_RANK.name else "cuda"
+    request = replace(request, device=device, nproc_per_node=request.nproc_per_node or plan.cluster.gpus_per_node)
+    preview = request.command == "plan" or request.dry_run
+    cluster = plan.cluster if preview and request.hardware == "auto" else _cluster(request, situation)
+    return Job(
+        request=request, situation=situation, recipe=plan.recipe, cluster=cluster, wishes=Wishes(), pins={},
+        device=device, saved=plan,
+    )  # fmt: skip
+
+
+def _same_machine(plan: Plan, here: Cluster) -> None:
+    """Raise ParlaunchError with the differences unless the saved plan was made for this machine."""
+    facts = {
+        "GPU": (plan.cluster.gpu.name, here.gpu.name),
+        "nodes": (len(plan.cluster.nodes), len(here.nodes)),
+        "GPUs a node": (plan.cluster.gpus_per_node, here.gpus_per_node),
+        "GPUs that share NVLink": (plan.cluster.nvlink_domain_size, here.nvlink_domain_size),
+    }
+    wrong = [f"{what}: {there} in the plan, {now} here" for what, (there, now) in facts.items() if there != now]
+    if wrong:
+        raise ParlaunchError(
+            "the saved plan is for another machine: " + "; ".join(wrong), hint="plan anew for this one"
+        )
 
 
 def _cluster(request: Request, situation: Situation) -> Cluster:
@@ -114,7 +157,11 @@ def finish(job: Job, cluster: Cluster) -> Plan:
     from parlaunch.planner import plan
 
     cluster = order_nodes(cluster)
-    made = plan(cluster, job.recipe, job.wishes)
+    if job.saved is not None:
+        _same_machine(job.saved, cluster)
+        made = replace(job.saved, cluster=cluster)
+    else:
+        made = plan(cluster, job.recipe, job.wishes)
     ours = overrides(job.recipe, made.layout, device=job.device, cluster=cluster)
     tiny: tuple[str, ...] = ()
     if job.device == "cpu":

@@ -51,15 +51,14 @@ def own_words() -> list[str]:
 
 
 def _text(plan: Plan, request: Request) -> None:
+    from parlaunch.cli.screen import as_text, show
+
+    if not sys.stdout.isatty():
+        print(as_text(plan, verbose=request.verbose), end="")
+        return
     from rich.console import Console
 
-    from parlaunch.cli.screen import show
-
-    # Without a terminal the text is as wide as our own page, whatever COLUMNS says: logs and goldens stay stable.
-    console = (
-        Console(soft_wrap=False) if sys.stdout.isatty() else Console(width=100, color_system=None, soft_wrap=False)
-    )
-    show(plan, console, verbose=request.verbose)
+    show(plan, Console(), verbose=request.verbose)
 
 
 def _why_not(asked: str, plan: Plan, job: Job) -> None:

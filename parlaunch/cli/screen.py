@@ -5,12 +5,12 @@ Colour where there is a terminal, plain and stable where there is none; NO_COLOR
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from parlaunch import __version__
 from parlaunch.plan import Candidate, Plan
+from parlaunch.scripts import quoted
 from parlaunch.units import count, gib, percent, rate, seconds
 
 if TYPE_CHECKING:
@@ -31,15 +31,26 @@ TIME_PARTS = (
 
 
 def show(plan: Plan, console: Console, *, verbose: bool = False) -> None:
-    """Print the whole plan. `verbose` leaves nothing out and wraps nothing away."""
+    """Print the whole plan on a terminal. `verbose` leaves nothing out."""
     for part in _parts(plan, console.width, verbose):
-        console.print(part, highlight=False, soft_wrap=False)
+        console.print(part, highlight=False)
+
+
+def as_text(plan: Plan, *, width: int = 100, verbose: bool = False) -> str:
+    """The same without colour, for logs and files: no blanks at the ends of lines, the same everywhere."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    page = StringIO()
+    show(plan, Console(file=page, width=width, color_system=None, legacy_windows=False), verbose=verbose)
+    return "\n".join(line.rstrip() for line in page.getvalue().splitlines()) + "\n"
 
 
 def _parts(plan: Plan, width: int, verbose: bool) -> Iterable[RenderableType]:
     from rich.text import Text
 
-    yield _title(plan)
+    yield from _title(plan)
     yield Text()
     yield _facts(plan)
     yield from _bars(plan, width)
@@ -63,13 +74,13 @@ def _parts(plan: Plan, width: int, verbose: bool) -> Iterable[RenderableType]:
         yield from (_item(sentence) for sentence in plan.warnings)
     if plan.environment:
         yield _heading("Environment")
-        yield _environment(plan)
+        yield _environment(plan, verbose)
     if plan.overrides:
         yield _heading("Overrides")
-        yield Text("  " + " ".join(plan.overrides), overflow="fold")
+        yield _item(" ".join(plan.overrides))
     if plan.argv:
         yield _heading("Command")
-        yield Text("  " + shlex.join(plan.argv), overflow="fold")
+        yield _item(quoted(plan.argv))
 
 
 def _heading(word: str, style: str = "bold") -> Text:
@@ -85,18 +96,17 @@ def _item(sentence: str) -> RenderableType:
     return Padding(Text(sentence), (0, 0, 0, 2))
 
 
-def _title(plan: Plan) -> Text:
+def _title(plan: Plan) -> Iterable[Text]:
     from rich.text import Text
 
     r = plan.recipe
-    text = Text()
-    text.append(r.name, style="bold")
-    text.append(f"  {r.task} · {count(r.architecture.total_params)} parameters")
-    if r.architecture.active_params < r.architecture.total_params:
-        text.append(f", {count(r.architecture.active_params)} active")
-    text.append(f" · {r.precision} · {r.seq_length:,} tokens · global batch {r.global_batch_size:,}")
-    text.append(f"  (parlaunch {__version__}, recipe from {r.source})", style="bright_black")
-    return text
+    head = Text(r.name, style="bold")
+    head.append(f"   parlaunch {__version__}, recipe from {r.source}", style="bright_black")
+    yield head
+    active = r.architecture.active_params
+    size = count(r.architecture.total_params) + " parameters"
+    size += f", {count(active)} active" if active < r.architecture.total_params else ""
+    yield Text(f"{r.task} · {size} · {r.precision} · {r.seq_length:,} tokens · global batch {r.global_batch_size:,}")
 
 
 def layout_words(plan: Plan) -> str:
@@ -178,12 +188,10 @@ def _bars(plan: Plan, width: int) -> Iterable[RenderableType]:
         _bar([(getattr(b, name), glyph, style) for name, _, glyph, style in TIME_PARTS], b.total, room),
         f"{seconds(e.iteration_time_s)} ± {percent(e.error_band)} an iteration",
     )
-    table.add_row(
-        "",
-        "",
-        f"{e.tokens_per_s_per_gpu:,.0f} tokens/s/GPU · {e.model_tflops_per_gpu:,.0f} TFLOP/s/GPU · MFU {percent(e.mfu)}",
-    )
     yield table
+    yield _item(
+        f"{e.tokens_per_s_per_gpu:,.0f} tokens/s/GPU · {e.model_tflops_per_gpu:,.0f} TFLOP/s/GPU · MFU {percent(e.mfu)}"
+    )
     yield _legend("memory", [(n, gib(getattr(m, n)), g, s) for n, g, s in MEMORY_PARTS if getattr(m, n)])
     yield _legend(
         "time", [(w, seconds(getattr(b, n)), g, s) for n, w, g, s in TIME_PARTS if getattr(b, n) > 0.0005 * b.total]
@@ -231,13 +239,14 @@ def layout_label(c: Candidate) -> str:
     return text.split(" recompute=")[0]
 
 
-def _environment(plan: Plan) -> RenderableType:
+def _environment(plan: Plan, verbose: bool) -> RenderableType:
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
-    table.add_column(overflow="fold")
+    longest = max(len(v.name) + len(v.value) for v in plan.environment) + 3
+    table.add_column(overflow="fold", width=min(longest, 50))
     table.add_column(overflow="fold", style="bright_black")
     for v in plan.environment:
         reason = f"yours, kept: {v.warning or v.reason}" if v.kept else v.reason
-        table.add_row(f"  {v.name}={v.value}", reason)
+        table.add_row(f"  {v.name}={v.value}", reason if verbose else reason.partition("; the recipe's own value")[0])
     return table
