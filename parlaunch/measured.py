@@ -38,6 +38,7 @@ class Site:
     mark: str  # in the row's source
     fabric_bytes_per_s_per_gpu: float
     why: str
+    framework: str | None = None  # a closer name than the table's
 
 
 SITES = (
@@ -49,6 +50,12 @@ SITES = (
     ),
     Site("InternEvo", 6.25e9, "50 GB/s a node of eight A100, as its table says"),
 )
+
+
+def site_of(row: Mapping[str, Any]) -> Site | None:
+    """The machine that a row's source ran on, where we know better than the table."""
+    return next((site for site in SITES if site.mark in str(row.get("source") or "")), None)
+
 
 MEASURED = (
     "iteration_time_s", "tokens_per_s_per_gpu", "model_tflops_per_gpu", "tflops_per_gpu", "peak_memory_gb", "peak_mem",
@@ -189,7 +196,8 @@ def _features(row: Mapping[str, Any], framework: str, recompute: Recompute, note
     if framework == "Megatron-LM" and recompute.granularity == "full" and "sequence_parallel" not in features:
         # Korthikanti et al. compare with the code as it was before: all-reduces, no sequence parallelism.
         features["sequence_parallel"] = False
-    return features | {"framework": framework or None}
+    site = site_of(row)
+    return features | {"framework": (site.framework if site and site.framework else framework) or None}
 
 
 def _benchmark_features(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,11 +231,10 @@ class Machines:
             raise UsageError("the row names no hardware", hint="give a preset, e.g. dgx-h100")
         fabric = row.get("fabric_bytes_per_s_per_gpu")
         nodes = max(1, -(-int(row.get("gpus") or 1) // preset(str(name)).gpus_per_node))
-        source = str(row.get("source") or "")
-        for site in SITES:
-            if fabric is None and nodes > 1 and site.mark in source:
-                fabric = site.fabric_bytes_per_s_per_gpu
-                notes.append(site.why)
+        site = site_of(row)
+        if fabric is None and nodes > 1 and site is not None:
+            fabric = site.fabric_bytes_per_s_per_gpu
+            notes.append(site.why)
         key = (str(name), nodes, None if fabric is None else float(fabric))
         if key not in self._known:
             rates = rates_of(preset(str(name), nodes), machine_file=self.file)

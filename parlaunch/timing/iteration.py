@@ -169,7 +169,8 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
     # Pipeline
     send = 0.0
     if pp > 1:
-        moved = 2.0 * split.mbs * (recipe.seq_length // layout.cp) * recipe.architecture.hidden_size / layout.tp
+        moved = 2.0 * split.mbs * (recipe.seq_length // layout.cp) * recipe.architecture.hidden_size
+        moved /= layout.tp if software.p2p_scattered else 1
         near = pp * (layout.world // pp) <= links.reach
         send = links.send(moved, near=near)
     ideal = m * slow.seconds

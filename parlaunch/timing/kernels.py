@@ -74,10 +74,10 @@ class Kernels:
         for down, across, share in _TILES:
             tm, tn = rows * down, columns * across
             tiles = groups * min(ceil(m / tm) * ceil(n / tn), ceil(m / tn) * ceil(n / tm))
-            # One SM works a tile at its share of the whole GPU's rate; the last wave is rarely full, and a scheduler
-            # that splits tiles along k (stream-K, split-K) takes half of that loss back.
+            # One SM works a tile at its share of the whole GPU's rate. The last wave is rarely full; a scheduler that
+            # splits tiles along k (stream-K, split-K) takes a part of that loss back.
             waves = tiles / sms
-            waves = 0.5 * (waves + ceil(waves)) if waves > 1 else max(waves, 0.5 * (1 + waves))
+            waves += self.silicon.wave * (ceil(waves) - waves)
             tile = 2.0 * tm * tn * k / (rate / sms * share) + self.silicon.fill * 1e-6
             best = min(best, waves * tile)
         element = OPERAND_BYTES[fmt]

@@ -22,6 +22,9 @@ class Silicon:
     attention_forward: float  # fused attention, head dim 128, long causal sequence, share of the 16-bit peak
     attention_backward: float
     epilogue: float  # share of the traffic of a GEMM's results that no other tile's work hides
+    wave: float = (
+        0.5  # share of the idle time in a GEMM's last wave of tiles that scheduling along k does not take back
+    )
     fill: float = 1.0  # µs a tile waits for its first operands
     tile: tuple[int, int] = (128, 256)  # output tile one SM works on
     scan: float = 250.0  # FLOP an SM and clock in state-space scans (Mamba-2's kernels on A100)
@@ -41,7 +44,7 @@ GENERATIONS: Mapping[str, Silicon] = {
         epilogue=0.7, tile=(128, 128), hbm=0.82, kernel=2.5e-6,
     ),
     "ampere": Silicon(
-        gemm_bf16=0.83, gemm_fp8=0.83, gemm_fp4=0.83, attention_forward=0.62, attention_backward=0.52, epilogue=0.9, fill=2.5,
+        gemm_bf16=0.86, gemm_fp8=0.86, gemm_fp4=0.86, wave=1.0, attention_forward=0.62, attention_backward=0.52, epilogue=0.9, fill=2.5,
     ),
     "ada": Silicon(
         gemm_bf16=0.72, gemm_fp8=0.65, gemm_fp4=0.65, attention_forward=0.55, attention_backward=0.45,

@@ -22,6 +22,7 @@ class Software:
     )
     dp_overlap: bool = True  # gradients are reduced under the backward pass, weights gathered under the forward pass
     p2p_overlap: bool = True  # interleaved pipelines send while they compute
+    p2p_scattered: bool = True  # each TP rank sends its slice of the activation to the next stage, not all of it
     distributed_optimizer: bool = True
     fused_elementwise: float = 1.0  # bytes moved by norms, activations, dropout over those of fused kernels
     softmax_batch: int = 1  # the fused softmax kernel wants this many (sequence, head) pairs, or a multiple
@@ -45,6 +46,12 @@ SOFTWARE: Mapping[str, Software] = {
         fused_attention=False, softmax_batch=4, sequence_parallel=False, backward_overlap=0.0, collective_s=1e-4, dp_overlap=False, p2p_overlap=False,
         distributed_optimizer=False, fused_elementwise=1.2, dropout=True, logits_bytes=18.0, host=4.3, iteration_s=0.010,
     ),
+    # The same under DeepSpeed's pipeline engine.
+    "deepspeed-pipeline": Software(
+        fused_attention=False, softmax_batch=4, sequence_parallel=False, backward_overlap=0.0, collective_s=1e-4,
+        dp_overlap=False, p2p_overlap=False, p2p_scattered=False, distributed_optimizer=False, fused_elementwise=1.2,
+        dropout=True, logits_bytes=18.0, host=4.3, iteration_s=0.010,
+    ),
     "internevo": Software(logits_bytes=24.0, fused_elementwise=2.0, iteration_s=0.020),
 }  # fmt: skip
 
@@ -53,8 +60,9 @@ _NAMES = (
     ("megatron-core", "megatron-core"),
     ("megatron-lm (sc21)", "megatron-lm-2021"),
     ("megatron-lm", "megatron-lm-2022"),
+    ("megatron-deepspeed (pipeline", "deepspeed-pipeline"),
     ("megatron-deepspeed", "megatron-lm-2021"),
-    ("gpt-neox", "megatron-lm-2021"),
+    ("gpt-neox", "deepspeed-pipeline"),
     ("internevo", "internevo"),
 )
 
