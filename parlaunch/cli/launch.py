@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from parlaunch.cli import inputs, output
 from parlaunch.cli.inputs import note
@@ -15,6 +15,7 @@ from parlaunch.plan import Plan
 
 if TYPE_CHECKING:
     from parlaunch.where import Situation
+    from parlaunch_launch.agreement import Agreement
 
 FORMATS = ("text", "json", "shell", "sbatch")
 
@@ -30,11 +31,15 @@ def run(request: Request) -> None:
 
         note(explain(situation))
     if launching and request.hardware == "auto":
+        from parlaunch_launch import srun
+
+        for sentence in situation.notes:
+            note(f"parlaunch: {sentence}")
         _step_aside(situation)
-        if situation.needs_srun:
+        if srun.needed(situation, request.srun_arg):
             _become_srun(request, situation)
     job = job_of(request, situation)
-    if launching and (situation.nnodes or 1) > 1:
+    if launching and (situation.nnodes or 1) > 1 and not situation.needs_srun:
         from parlaunch.cli.together import launch_together
 
         launch_together(request, job, situation)
@@ -108,13 +113,17 @@ def preflight(job: Job, request: Request) -> None:
         raise ParlaunchError("preflight: a warning, and --strict is given", hint="`parlaunch doctor` shows all")
 
 
-def become(plan: Plan, job: Job, request: Request) -> None:
-    """Set the plan's environment and replace this process by torchrun."""
+def become(plan: Plan, job: Job, request: Request, agreement: Agreement | None = None) -> NoReturn:
+    """Set the plan's environment and replace this process by torchrun; on several nodes by its supervisor."""
     from parlaunch.environment import problems
     from parlaunch_launch.become import become as execute
 
     if request.strict and (bad := problems(plan.environment)):
         raise ParlaunchError(bad[0], hint="unset the variable, or launch without --strict")
     job.runner_or_error()
-    environment = dict(os.environ) | {v.name: v.value for v in plan.environment if not v.kept}
-    execute(list(plan.argv), environment)
+    argv = list(plan.argv)
+    if agreement is not None:
+        from parlaunch_launch import supervise
+
+        argv = supervise.command(argv, agreement)
+    execute(argv, dict(os.environ) | {v.name: v.value for v in plan.environment if not v.kept})

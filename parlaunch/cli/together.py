@@ -13,7 +13,7 @@ from parlaunch.cli import output
 from parlaunch.cli.inputs import note
 from parlaunch.cli.job import Job, command, environment, finish
 from parlaunch.cli.request import Request
-from parlaunch.machine import Cluster, cluster_from_json, cluster_to_json
+from parlaunch.machine import Cluster, Gpu, Nic, Node, cluster_from_json, cluster_to_json
 from parlaunch.plan import plan_from_json, plan_to_json
 
 if TYPE_CHECKING:
@@ -46,16 +46,42 @@ def launch_together(request: Request, job: Job, situation: Situation) -> NoRetur
     if agreed.node_rank is None:
         note(f"parlaunch: {situation.hostname} is a spare and not needed")
         raise SystemExit(0)
+    rank = agreed.node_rank
     plan = plan_from_json(json.loads(agreed.plan_bytes), where="the plan of the first node")
+    cluster = _with_own(plan.cluster, rank, job.cluster)
     plan = replace(
         plan,
-        environment=environment(job, plan.cluster, plan.layout, node=agreed.node_rank),
-        argv=command(job, plan, node_rank=agreed.node_rank, master=(agreed.master, agreed.port)),
+        cluster=cluster,
+        environment=environment(job, cluster, plan.layout, node=rank),
+        argv=command(job, plan, node_rank=rank, master=(agreed.master, agreed.port)),
     )
-    if agreed.node_rank == 0:
+    if rank == 0:
         output.emit(plan, job, request)
-    become(plan, job, request)
-    raise AssertionError("exec came back")
+    become(plan, job, request, agreed)
+
+
+def _with_own(cluster: Cluster, rank: int, here: Cluster) -> Cluster:
+    """The cluster of the plan, with all that is known of this node in its place."""
+    nodes = list(cluster.nodes)
+    nodes[rank] = replace(here.nodes[0], gpus=here.nodes[0].gpus[: len(nodes[rank].gpus)])
+    return replace(cluster, nodes=tuple(nodes))
+
+
+def _slim(cluster: Cluster) -> Cluster:
+    """What every node has to know of all others: a thousand nodes read it."""
+    gpu = ("index", "name", "memory_bytes", "compute_capability", "numa", "nvlink_domain", "fabric_id")
+    nic = ("name", "kind", "bytes_per_s", "up", "rail")
+    nodes = tuple(
+        Node(
+            hostname=n.hostname,
+            link_type=n.link_type,
+            switch=n.switch,
+            gpus=tuple(Gpu(**{k: getattr(g, k) for k in gpu}) for g in n.gpus),
+            nics=tuple(Nic(**{k: getattr(x, k) for k in nic}) for x in n.nics if x.rail),
+        )
+        for n in cluster.nodes
+    )
+    return replace(cluster, nodes=nodes)
 
 
 def _plan(job: Job, request: Request, everyone: list[dict[str, Any]]) -> bytes:
@@ -66,7 +92,7 @@ def _plan(job: Job, request: Request, everyone: list[dict[str, Any]]) -> bytes:
     kept = healthy(everyone, spares=request.spares, force=request.force)
     cluster = gather([_cluster(mine) for mine in kept])
     plan = finish(job, cluster)
-    return json.dumps(plan_to_json(plan, version=__version__)).encode()
+    return json.dumps(plan_to_json(replace(plan, cluster=_slim(plan.cluster)), version=__version__)).encode()
 
 
 def _cluster(mine: Mapping[str, Any]) -> Cluster:
