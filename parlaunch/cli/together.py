@@ -33,11 +33,12 @@ def launch_together(request: Request, job: Job, situation: Situation) -> NoRetur
         "hardware": cluster_to_json(job.cluster),
         "notes": list(job.cluster.notes),
         "sick": [f.saw for f in found if f.severity == "FAIL"],
+        "warned": [f.saw for f in found if f.severity == "WARN"],
     }
     agreed = agree(
         situation,
         mine,
-        lambda everyone: _plan(job, request, everyone),
+        lambda everyone: _plan(job, request, everyone, situation.nnodes or 1),
         timeout_s=request.agree_timeout,
         spares=request.spares,
         check=lambda data, rank: _objection(job.cluster, data, rank),
@@ -84,12 +85,12 @@ def _slim(cluster: Cluster) -> Cluster:
     return replace(cluster, nodes=nodes)
 
 
-def _plan(job: Job, request: Request, everyone: list[dict[str, Any]]) -> bytes:
+def _plan(job: Job, request: Request, everyone: list[dict[str, Any]], nnodes: int) -> bytes:
     """On the first node: the plan for what all nodes have, as bytes."""
     from parlaunch.gather import gather
     from parlaunch.spares import healthy
 
-    kept = healthy(everyone, spares=request.spares, force=request.force)
+    kept = healthy(everyone, nnodes=nnodes, spares=request.spares, force=request.force)
     cluster = gather([_cluster(mine) for mine in kept])
     plan = finish(job, cluster)
     return json.dumps(plan_to_json(replace(plan, cluster=_slim(plan.cluster)), version=__version__)).encode()
