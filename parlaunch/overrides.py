@@ -1,23 +1,29 @@
-"""KEY=VALUE for Megatron Bridge: the ones that make it run exactly one layout, and the ones a user typed.
+"""KEY=VALUE for Megatron Bridge that makes it run exactly one layout and nothing else.
 
-Ours come from a table: key, value as a function of (recipe, layout, machine), reason. The grammar is Hydra's, as
-`process_config_with_overrides` reads it. What belongs to convergence is never among ours: a batch or a sequence length
-appears only when the user asked for another than the recipe's.
+From a table: keys with values as a function of (recipe, layout, machine), and the reason. The grammar is Hydra's, as
+`process_config_with_overrides` reads it. What belongs to convergence is never here: a batch appears only when the user
+asked for another than the recipe's. What users type themselves is read by `parlaunch.user_overrides`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from parlaunch import catalog
-from parlaunch.datasheet import product
 from parlaunch.errors import UsageError
-from parlaunch.layout import NO_RECOMPUTE, Layout, Recompute
+from parlaunch.layout import Layout
 from parlaunch.machine import Cluster
-from parlaunch.recipe import Features, Recipe
+from parlaunch.parameters import chunk_sizes
+from parlaunch.recipe import Recipe
+from parlaunch.switches import dispatcher_problem, graph_problem, legal_features, offload_problem, overlap_problem
+from parlaunch.user_overrides import UserOverrides, pins_from, read_overrides, spoken
+
+__all__ = [
+    "Override", "UserOverrides", "account_flags", "explained", "hydra", "legal_features", "override_reasons", "overrides",
+    "pins_from", "pipeline_layout", "read_overrides", "spoken",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,26 +57,28 @@ def hydra(value: object) -> str:
 # --- Where the layers go ----------------------------------------------------------------------------------------------
 
 
-def account_flags(layout: Layout, num_layers: int) -> tuple[bool, bool] | None:
-    """(embedding, loss) counted as one layer each, when that alone gives the layout's chunks; None when it does not."""
-    chunks = layout.layers_per_chunk
-    if chunks is None or sum(chunks) != num_layers:
-        return (False, False) if chunks is None else None
+def account_flags(chunks: Sequence[int]) -> tuple[bool, bool] | None:
+    """(embedding, loss) counted as one layer each, when that alone gives these chunks; None when it does not.
+
+    >>> account_flags((4, 4)), account_flags((3, 4, 3)), account_flags((4, 3)), account_flags((4, 4, 2))
+    ((False, False), (True, True), (False, True), None)
+    """
     full = max(chunks)
-    first, last = chunks[0] == full - 1, chunks[-1] == full - 1
-    expected = [full] * len(chunks)
-    expected[0] -= first
-    expected[-1] -= last
-    return (first, last) if list(chunks) == expected and len(chunks) > 1 else None
+    for first, last in ((False, False), (False, True), (True, True), (True, False)):
+        expected = [full] * len(chunks)
+        expected[0] -= first
+        expected[-1] -= last
+        if list(chunks) == expected:
+            return first, last
+    return None
 
 
-def pipeline_layout(layout: Layout, mtp_layers: int = 0) -> str:
+def pipeline_layout(chunks: Sequence[int], mtp_layers: int = 0) -> str:
     """Megatron's string form: one part a virtual stage, E embedding, t decoder, m multi-token prediction, L loss.
 
-    >>> pipeline_layout(Layout(world=2, pp=2, layers_per_chunk=(4, 3)), mtp_layers=1)
+    >>> pipeline_layout((4, 3), mtp_layers=1)
     'Et*4|t*3mL'
     """
-    chunks = layout.layers_per_chunk or ()
     parts = [("t" if n == 1 else f"t*{n}") if n else "" for n in chunks]
     parts[0] = "E" + parts[0]
     parts[-1] += "m" * mtp_layers + "L"
@@ -86,7 +94,8 @@ class _Row:
 
     values: Callable[[Recipe, Layout, Cluster | None], Mapping[str, object]]
     reason: str
-    bridge_only: bool = False  # no such section in the runner for CPU ranks
+    bridge_only: bool = False  # the runner for CPU ranks has no such section
+    problem: Callable[[Recipe, Layout, Cluster | None], str | None] = lambda _r, _x, _c: None  # why, for this layout
 
 
 def _sizes(_r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
@@ -132,10 +141,10 @@ def _recompute(_r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
 
 
 def _stages(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
-    flags = account_flags(x, r.architecture.num_layers)
-    text = None
+    chunks = chunk_sizes(r.architecture, x)
+    flags, text = account_flags(chunks), None
     if flags is None:
-        text, flags = pipeline_layout(x, r.architecture.mtp_num_layers or 0), (False, False)
+        text, flags = pipeline_layout(chunks, r.architecture.mtp_num_layers or 0), (False, False)
     return {
         "model.pipeline_model_parallel_layout": text,
         "model.account_for_embedding_in_pipeline_split": flags[0],
@@ -150,8 +159,47 @@ def _pipeline_dtype(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, objec
     return {"model.pipeline_dtype": dtype} if x.pp > 1 else {}
 
 
-def _context(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
+def _context(_r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
     return {"model.cp_comm_type": x.cp_comm_type} if x.cp > 1 and x.cp_comm_type else {}
+
+
+def _tokens_count(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
+    if r.task == "pretrain" or x.cp == 1 or (r.defaults.cp or 1) > 1:
+        return {}
+    return {"model.calculate_per_token_loss": True, "ddp.average_in_collective": False}
+
+
+def _fsdp(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
+    if x.fsdp == r.features.fsdp:
+        return {}
+    values: dict[str, object] = {"dist.use_megatron_fsdp": x.fsdp, "ddp.use_megatron_fsdp": x.fsdp}
+    if x.fsdp:
+        values["ddp.data_parallel_sharding_strategy"] = "optim_grads_params"
+    return values | {"checkpoint.ckpt_format": "fsdp_dtensor" if x.fsdp else "torch_dist"}
+
+
+def _ep_overlap(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
+    if not r.features.ep_overlap or not overlap_problem(r, x):
+        return {}
+    return {"comm_overlap.overlap_moe_expert_parallel_comm": False, "comm_overlap.delay_wgrad_compute": False}
+
+
+def _tp_overlap(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
+    return {"comm_overlap.tp_comm_overlap": False} if r.features.tp_overlap and x.tp == 1 else {}
+
+
+def _graphs(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
+    return {"model.cuda_graph_impl": "none"} if r.features.cuda_graph and graph_problem(r, x) else {}
+
+
+def _layer_offload(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
+    return {"model.cpu_offloading": False} if r.features.cpu_offload_layers and offload_problem(r, x) else {}
+
+
+def _dispatcher(r: Recipe, x: Layout, c: Cluster | None) -> dict[str, object]:
+    if not dispatcher_problem(r, x, c):
+        return {}
+    return {"model.moe_token_dispatcher_type": "alltoall", "model.moe_flex_dispatcher_backend": None}
 
 
 TABLE: tuple[_Row, ...] = (
@@ -160,6 +208,17 @@ TABLE: tuple[_Row, ...] = (
     _Row(_stages, "which decoder layers each pipeline stage holds"),
     _Row(_context, "how context parallel ranks exchange keys and values"),
     _Row(_pipeline_dtype, "Megatron needs to know what pipeline stages send each other", bridge_only=True),
+    _Row(
+        _tokens_count,
+        "fine-tuning with context parallelism: Megatron Bridge refuses a loss that is not averaged by token",
+        True,
+    ),
+    _Row(_fsdp, "Megatron-FSDP in place of the distributed optimizer, or the other way round", True),
+    _Row(_ep_overlap, "expert all-to-all overlap off", True, problem=lambda r, x, _c: overlap_problem(r, x)),
+    _Row(_tp_overlap, "tensor parallel overlap off", True, problem=lambda _r, _x, _c: "it needs tp above 1"),
+    _Row(_graphs, "CUDA graphs off", True, problem=lambda r, x, _c: graph_problem(r, x)),
+    _Row(_layer_offload, "layer offloading off", True, problem=lambda r, x, _c: offload_problem(r, x)),
+    _Row(_dispatcher, "alltoall dispatches tokens", True, problem=dispatcher_problem),
     _Row(_batch, "the user asked for another global batch than the recipe's"),
 )
 
@@ -168,12 +227,15 @@ def explained(
     recipe: Recipe, layout: Layout, *, device: str = "cuda", cluster: Cluster | None = None
 ) -> tuple[Override, ...]:
     """The overrides of a layout with their reasons, in the order they are handed on."""
-    return tuple(
-        Override(key=key, value=hydra(value), reason=row.reason)
-        for row in TABLE
-        if not (row.bridge_only and device == "cpu")
-        for key, value in row.values(recipe, layout, cluster).items()
-    )
+    found = []
+    for row in TABLE:
+        if row.bridge_only and device == "cpu":
+            continue
+        values = row.values(recipe, layout, cluster)
+        why = row.problem(recipe, layout, cluster) if values else None
+        reason = f"{row.reason}: {why}" if why else row.reason
+        found += [Override(key=key, value=hydra(value), reason=reason) for key, value in values.items()]
+    return tuple(found)
 
 
 def overrides(
@@ -188,240 +250,3 @@ def override_reasons(
 ) -> dict[str, str]:
     """Key to reason, for `--explain` and the comments of a job script."""
     return {o.key: o.reason for o in explained(recipe, layout, device=device, cluster=cluster)}
-
-
-# --- What a layout or machine makes illegal ---------------------------------------------------------------------------
-
-
-def overlap_problem(recipe: Recipe, layout: Layout) -> str | None:
-    """Why the expert all-to-all cannot run under the next micro batch's compute, or None when it can."""
-    if not recipe.architecture.num_moe_experts:
-        return "the model has no experts"
-    if layout.ep == 1:
-        return "it needs ep above 1"
-    if layout.pp > 1 and not layout.vp:
-        return f"pp={layout.pp} needs virtual stages for it"
-    if layout.recompute.granularity == "full":
-        return "it excludes full recomputation"
-    if "moe" in layout.recompute.modules or "shared_experts" in layout.recompute.modules:
-        return "it excludes recomputing the experts"
-    if (recipe.architecture.mtp_num_layers or 0) > 1:
-        return "it takes at most one multi-token prediction layer"
-    return None
-
-
-def graph_problem(recipe: Recipe, layout: Layout) -> str | None:
-    """Why the recipe's CUDA graphs cannot be captured in this layout, or None when they can."""
-    f, r = recipe.features, layout.recompute
-    if r.granularity == "full" and f.cuda_graph != "full_iteration":
-        return "full recomputation excludes graphs of single modules"
-    if "moe" in r.modules and "moe_router" in f.cuda_graph_scope:
-        return "recomputing the experts excludes a captured router"
-    return None
-
-
-def dispatcher_problem(recipe: Recipe, layout: Layout, cluster: Cluster | None) -> str | None:
-    """Why the recipe's token dispatcher cannot run here, or None when it can."""
-    kind = recipe.features.dispatcher
-    if kind not in ("deepep", "hybridep"):
-        return None
-    if kind == "deepep" and layout.ep * layout.etp == 1:
-        return "DeepEP needs ep or etp above 1"
-    if cluster is None or not any(n.gpus for n in cluster.nodes):
-        return None
-    sheet = product(cluster.gpu.name)
-    capability = cluster.gpu.compute_capability or (sheet.compute_capability if sheet else None)
-    if capability is None:
-        return None
-    if (
-        kind == "deepep"
-        and capability[0] not in (8, 9)
-        and not cluster.gpu.name.startswith(("NVIDIA B200", "NVIDIA B300"))
-    ):
-        return f"DeepEP runs on Ampere, Hopper, B200 and B300, not on {cluster.gpu.name}"
-    if kind == "hybridep" and capability[0] not in (8, 9, 10):
-        return f"HybridEP runs on compute capability 8, 9 and 10, not on {cluster.gpu.name}"
-    return None
-
-
-def legal_features(recipe: Recipe, layout: Layout, cluster: Cluster | None = None) -> Features:
-    """The recipe's features less what this layout or machine makes illegal: what will really be on."""
-    f = recipe.features
-    changes: dict[str, Any] = {"fsdp": layout.fsdp}
-    if f.ep_overlap and overlap_problem(recipe, layout):
-        changes["ep_overlap"] = False
-    if f.tp_overlap and layout.tp == 1:
-        changes["tp_overlap"] = False
-    if f.cuda_graph and graph_problem(recipe, layout):
-        changes |= {"cuda_graph": None, "cuda_graph_scope": ()}
-    if dispatcher_problem(recipe, layout, cluster):
-        changes["dispatcher"] = "alltoall"
-    return replace(f, **changes)
-
-
-# --- The user's -------------------------------------------------------------------------------------------------------
-
-PINS: Mapping[str, tuple[str, str]] = {
-    "model.tensor_model_parallel_size": ("tp", "size"),
-    "model.pipeline_model_parallel_size": ("pp", "size"),
-    "model.virtual_pipeline_model_parallel_size": ("vp", "size or null"),
-    "model.context_parallel_size": ("cp", "size"),
-    "model.expert_model_parallel_size": ("ep", "size"),
-    "model.expert_tensor_parallel_size": ("etp", "size or null"),
-    "model.sequence_parallel": ("sequence_parallel", "bool"),
-    "train.micro_batch_size": ("micro_batch_size", "size"),
-    "train.global_batch_size": ("global_batch_size", "size"),
-    "model.seq_length": ("seq_length", "size"),
-    "dataset.seq_length": ("seq_length", "size"),
-    "dataset.sequence_length": ("seq_length", "size"),
-    "dist.use_megatron_fsdp": ("fsdp", "bool"),
-    "ddp.use_megatron_fsdp": ("fsdp", "bool"),
-    "model.recompute_granularity": ("granularity", "granularity"),
-    "model.recompute_modules": ("modules", "names"),
-    "model.recompute_method": ("method", "method"),
-    "model.recompute_num_layers": ("num_layers", "size or null"),
-}
-"""Override keys that name something planned: the pin and the kind of its value."""
-
-_RECOMPUTE = ("granularity", "modules", "method", "num_layers")
-
-_EXPECTED = {
-    "size": "a whole number of 1 or more",
-    "size or null": "a whole number of 1 or more, or null",
-    "bool": "True or False",
-    "granularity": "full, selective or null",
-    "method": "uniform, block or null",
-    "names": "a list: [core_attn,mlp]",
-}
-_EXAMPLE = {"bool": "True", "granularity": "selective", "method": "uniform", "names": "[core_attn]"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UserOverrides:
-    """What a user typed after the options: `pairs` as typed and in order, `pins` what of it fixes a planned size."""
-
-    pairs: tuple[str, ...]
-    pins: Mapping[str, Any]
-
-
-def _value(kind: str, text: str) -> Any:
-    """One value of the kind. Raises ValueError."""
-    word = text.strip()
-    if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"":
-        word = word[1:-1]
-    if word.lower() in ("null", "none", "") and kind in ("size or null", "granularity", "method", "names"):
-        return None
-    if kind.startswith("size"):
-        if not re.fullmatch(r"\+?[0-9]+(_[0-9]+)*", word) or int(word) < 1:
-            raise ValueError
-        return int(word)
-    if kind == "bool":
-        return {"true": True, "false": False}[word.lower()]
-    if kind == "names":
-        names = re.fullmatch(r"\[(.*)\]", word)
-        if names is None:
-            raise ValueError
-        return tuple(n.strip().strip("'\"") for n in names[1].split(",") if n.strip())
-    if word not in {"granularity": ("full", "selective"), "method": ("uniform", "block")}[kind]:
-        raise ValueError
-    return word
-
-
-def read_overrides(pairs: Sequence[str]) -> UserOverrides:
-    """Read KEY=VALUE arguments. A repeated key: the last one counts, as in Hydra.
-
-    Raises `UsageError` for an argument without `=`, a value of the wrong type for a planned size, or two keys that
-    fix one size differently (`model.seq_length` and `dataset.seq_length`).
-    """
-    given: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if pair.startswith("~"):
-            continue  # Hydra's deletion: KEY alone, handed on
-        bare = key.lstrip("+")
-        if not equals or not re.fullmatch(r"[A-Za-z_][\w./@-]*", bare):
-            near = "" if equals else "; options start with --, what follows `--` goes to the runner"
-            raise UsageError(
-                f"{pair!r} is no KEY=VALUE override", hint=f"for example model.tensor_model_parallel_size=2{near}"
-            )
-        if bare not in PINS:
-            continue
-        try:
-            given[bare] = _value(PINS[bare][1], text)
-        except (ValueError, KeyError):
-            raise UsageError(
-                f"{bare}={text}: {text!r} is not {_EXPECTED[PINS[bare][1]]}",
-                hint=f"for example {bare}={_EXAMPLE.get(PINS[bare][1], '2')}",
-            ) from None
-    return UserOverrides(pairs=tuple(pairs), pins=_pins(given))
-
-
-def _pins(given: Mapping[str, Any]) -> dict[str, Any]:
-    pins: dict[str, Any] = {}
-    origin: dict[str, str] = {}
-    for key, value in given.items():
-        name = PINS[key][0]
-        if name in _RECOMPUTE or (name == "etp" and value is None):
-            continue  # etp null: Megatron's default, which the planner knows too
-        if name == "vp" and value is None:
-            value = 1  # no interleaving
-        if name in pins and pins[name] != value:
-            raise UsageError(
-                f"{origin[name]}={pins[name]} and {key}={value} contradict each other", hint="give both the same value"
-            )
-        pins[name], origin[name] = value, key
-    recompute = {PINS[key][0]: value for key, value in given.items() if PINS[key][0] in _RECOMPUTE}
-    if recompute:
-        pins["recompute"] = _recompute_pin(recompute)
-    return pins
-
-
-def _recompute_pin(given: Mapping[str, Any]) -> Recompute:
-    granularity = given.get("granularity")
-    if "granularity" not in given:
-        granularity = (
-            "full" if given.get("method") or given.get("num_layers") else "selective" if given.get("modules") else None
-        )
-    if granularity is None:
-        return NO_RECOMPUTE
-    if granularity == "selective":
-        if given.get("method") or given.get("num_layers"):
-            raise UsageError(
-                "model.recompute_granularity=selective takes neither recompute_method nor recompute_num_layers",
-                hint="set model.recompute_modules=[core_attn,…], or granularity full",
-            )
-        return Recompute(granularity="selective", modules=given.get("modules") or ("core_attn",))
-    return Recompute(
-        granularity="full", method=given.get("method") or "uniform", num_layers=given.get("num_layers") or 1
-    )
-
-
-MIXED_PRECISION = {
-    "bf16": "bf16_mixed",
-    "fp16": "fp16_mixed",
-    "fp8cs": "bf16_with_fp8_current_scaling_mixed",
-    "fp8ds": "bf16_with_fp8_delayed_scaling_mixed",
-    "fp8sc": "bf16_with_fp8_subchannel_scaling_mixed",
-    "fp8mx": "bf16_with_mxfp8_mixed",
-    "nvfp4": "bf16_with_nvfp4_mixed",
-}
-"""Our short names to those of Megatron Bridge's `MIXED_PRECISION_RECIPES`."""
-
-
-def spoken(recipe: Recipe, *, seq_length: int | None = None, precision: str | None = None) -> tuple[str, ...]:
-    """What the user said by option and Megatron Bridge must hear: it belongs to convergence, so only they may say it.
-
-    `recipe` already has the user's values. The global batch is part of the layout (`overrides`).
-    """
-    said = []
-    if seq_length is not None:
-        said += [f"model.seq_length={seq_length}", f"dataset.seq_length={seq_length}"]
-    if precision is not None:
-        said.append(f"mixed_precision={MIXED_PRECISION.get(precision, 'null')}")
-    return tuple(said)
-
-
-def pins_from(pairs: Sequence[str]) -> dict[str, Any]:
-    """The pins among a user's overrides: tp, pp, vp (1: no interleaving), cp, ep, etp, micro_batch_size,
-    global_batch_size, seq_length, sequence_parallel, fsdp, recompute (a `Recompute`); absent keys are not pinned."""
-    return dict(read_overrides(pairs).pins)
