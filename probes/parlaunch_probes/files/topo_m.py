@@ -141,14 +141,14 @@ def _facts(lines: list[str], header: int, end: int, labels: list[str], rows: dic
             else:
                 far.append((number[a], number[b], LEVELS[word]))
     missing = [name for name in gpus if name not in rows or len(rows[name].cells) < len(labels)]
-    if all(not row.cells for row in rows.values()) and len(labels) > 1:
+    if not shown and len(gpus) > 1:
         facts.notes.append(
             "this matrix shows no paths between GPUs (`nvidia-smi topo -p2p`?): give `nvidia-smi topo -m`"
         )
     elif missing:
         facts.notes.append(f"the rows of {', '.join(missing)} are cut off: filled from the other side of the matrix")
     facts.links = _links(lines, header, links, shown, len(gpus), facts)
-    facts.gpus = _gpus(gpus, number, rows, facts, far)
+    facts.gpus = _gpus(gpus, number, rows, facts, far, column="NUMA Affinity" in lines[header])
     facts.node["gpu_distances"] = tuple(far)
     names = {m[1]: m[2] for line in lines[end:] if len(line) < 200 and (m := _LEGEND.match(line))}
     for label in nics:
@@ -179,7 +179,13 @@ def _links(
 
 
 def _gpus(
-    names: list[str], number: dict[str, int], rows: dict[str, _Row], facts: Facts, far: list[tuple[int, int, str]]
+    names: list[str],
+    number: dict[str, int],
+    rows: dict[str, _Row],
+    facts: Facts,
+    far: list[tuple[int, int, str]],
+    *,
+    column: bool,
 ) -> list[Gpu]:
     gpus = []
     masked: dict[str, list[str]] = {}
@@ -208,7 +214,7 @@ def _gpus(
         facts.notes.append(
             f"NUMA affinity {numa} of {', '.join(those)} is a range, not a node: the job sees a part of the CPUs"
         )
-    if all(not rows[n].affinity[1] for n in names if n in rows):
+    if not column:
         gpus = _by_cpus(gpus, far, facts)
     return _grace_pairs(gpus, facts)
 
