@@ -46,8 +46,8 @@ class Agreement:
     master: str  # address of node 0, as the others reached it
     port: int  # free on node 0, for torchrun
     seat: int
-    watch: tuple[str, int] | None = None  # where node 0 watches over the others
-    watch_socket: socket.socket | None = field(default=None, compare=False)  # on node 0: listens there already
+    watch_socket: socket.socket | None = field(default=None, compare=False)
+    """For `supervise`: on node 0 the listening socket, on the others a connection to it."""
 
 
 def agree(
@@ -112,6 +112,7 @@ def _held(
     if verdict.get("problem") is None:
         place = {s: r for r, s in enumerate(verdict["order"])}
         rank = place.get(seat)
+        watch = watcher if rank == 0 else _connected(verdict, rank, say)
         data = _checked(meeting, verdict, seat, rank, check)
         if meeting.host:
             _Host(meeting, situation, time.monotonic(), timeout_s, spares).confirm(verdict)
@@ -126,13 +127,12 @@ def _held(
     decided = verdict["plan"]
     if meeting.host:
         say(decided["report"])
-    leads = rank == 0
-    if not leads:
+    if watch is not watcher:
         watcher.close()
     return Agreement(
         plan_bytes=data, node_rank=rank, order=tuple(decided["names"]),
         report=decided["report"], master=decided["master"], port=decided["port"], seat=seat,
-        watch=(decided["master"], decided["watch"]), watch_socket=watcher if leads else None,
+        watch_socket=watch,
     )  # fmt: skip
 
 
@@ -181,6 +181,22 @@ def _wait(meeting: Meeting, key: str, seat: int, situation: Situation, patience:
     said = json.loads(meeting.take(key))
     assert isinstance(said, dict)
     return said
+
+
+def _connected(verdict: Mapping[str, Any], rank: int | None, say: Callable[[str], None]) -> socket.socket | None:
+    """The connection by which node 0's supervisor and ours will watch each other; None for a spare."""
+    if rank is None:
+        return None
+    address = (str(verdict["master"]), int(verdict["watch"]))
+    try:
+        made = socket.create_connection(address, timeout=5)
+        made.sendall(json.dumps({"hello": rank, "name": verdict["names"][rank]}).encode() + b"\n")
+    except OSError as error:
+        say(
+            f"parlaunch: no connection to node 0 at {address[0]} port {address[1]} ({error}): its end would go unnoticed"
+        )
+        return None
+    return made
 
 
 def _checked(meeting: Meeting, verdict: Mapping[str, Any], seat: int, rank: int | None, check: Check | None) -> bytes:
