@@ -35,7 +35,7 @@ def plan(cluster: Cluster, recipe: Recipe, wishes: Wishes, *, rates: Rates | Non
     recipe = _as_wished(recipe, wishes)
     _check(recipe, rates, wishes)
     search = Search(recipe, rates, wishes)
-    found = search.run(keep=max(wishes.top, 1) + 3) if wishes.objective == "time" else search.least(keep=wishes.top + 1)
+    found = search.run(keep=wishes.top + 1) if wishes.objective == "time" else search.least(keep=wishes.top + 1)
     ranked = found.ranked
     if not ranked:
         fixed = _evaluation(search)

@@ -66,6 +66,28 @@ class Found:
     timed: int = 0
 
 
+@dataclass(slots=True)
+class _Ladder:
+    """What may still be recomputed to make `base` fit, by rising bound."""
+
+    base: Layout
+    steps: list[tuple[float, Layout]] | None = None  # None: not asked for yet
+    at: int = 0
+    short: list[frozenset[str]] = field(default_factory=list)  # sets of modules that did not free enough
+
+    def next(self, failed: Layout) -> tuple[float, Layout] | None:
+        """The next step, given that `failed` does not fit. What a set of modules does not free, no subset of it frees."""
+        if failed.recompute.granularity == "selective":
+            self.short.append(frozenset(failed.recompute.modules))
+        for step in (self.steps or [])[self.at :]:
+            self.at += 1
+            again = step[1].recompute
+            modules = frozenset(again.modules)
+            if again.granularity != "selective" or not any(modules <= s for s in self.short):
+                return step
+        return None
+
+
 class Search:
     """One search. Estimates are remembered, so that planner and advice may ask again."""
 
@@ -75,6 +97,7 @@ class Search:
         self.layers = len(recipe.architecture.layers())
         self.found = Found()
         self._passes: dict[tuple[_Core, Recompute], float] = {}
+        self._fastest = float("inf")  # GPU seconds a sequence, of the passes known
         self._candidates: dict[Layout, Candidate] = {}
         self._memory: dict[Layout, Memory] = {}
         self._floor: dict[tuple[int, int, int, int, int, int], bool] = {}
@@ -117,6 +140,7 @@ class Search:
             )  # fmt: skip
             parts = estimate_time(self.recipe, alone, self.rates).breakdown
             known = self._passes[core, recompute] = parts.compute_s + parts.tp_s + parts.cp_s + parts.ep_s
+            self._fastest = min(self._fastest, known * tp * cp / mbs)
         return known
 
     def bound(self, layout: Layout) -> float:
@@ -196,25 +220,36 @@ class Search:
         once, m = self.one_pass(core), node.num_microbatches
         for vp in interleavings(self.recipe, self.wishes, node.pp, m):
             for split in splits(self.recipe.architecture, node.pp, vp):
-                yield _bound(once, node.pp, vp, m), replace(node, vp=vp, layers_per_chunk=split)
+                base = replace(node, vp=vp, layers_per_chunk=split, recompute=self.wishes.recompute or NO_RECOMPUTE)
+                yield _bound(once, node.pp, vp, m), base
 
-    def _fitting(self, base: Layout, limit: float) -> Layout | None:
-        """The base with the cheapest recomputation that makes it fit and that Megatron accepts, if that can beat `limit`."""
+    def _ladder(self, base: Layout) -> list[tuple[float, Layout]]:
+        """The base with everything that may be recomputed, by rising bound; empty when not even all of it makes it fit."""
         chunk = max(base.layers_per_chunk) if base.layers_per_chunk else self.layers // base.chunks
         choices = recomputes(self.recipe, self.wishes, chunk)
-        if choices[0] == NO_RECOMPUTE and self.memory(base).fits and self.legal(base):
-            return base
-        if len(choices) > 1 and not self.memory(replace(base, recompute=FULL_RECOMPUTE)).fits:
-            return None
+        if len(choices) == 1 or not self.memory(replace(base, recompute=FULL_RECOMPUTE)).fits:
+            return []
         m = base.num_microbatches
         once = self.one_pass((base.tp, base.cp, base.ep, base.etp, base.micro_batch_size))
-        for more, i in sorted((self._again(base, r, chunk), i) for i, r in enumerate(choices)):
-            if _bound(once + more, base.pp, base.vp, m) > limit:
-                return None
-            layout = replace(base, recompute=choices[i])
-            if self.memory(layout).fits and self.legal(layout):
-                return layout
-        return None
+        rungs = [
+            (_bound(once + self._again(base, r, chunk), base.pp, base.vp, m), i)
+            for i, r in enumerate(choices)
+            if r != NO_RECOMPUTE
+        ]
+        return [(bound, replace(base, recompute=choices[i])) for bound, i in sorted(rungs)]
+
+    def _short(self, steps: list[tuple[float, Layout]]) -> list[frozenset[str]]:
+        """The largest sets of modules that do not make it fit: asked first, since they speak for all their subsets."""
+        short: list[frozenset[str]] = []
+        selective = [s for _, s in steps if s.recompute.granularity == "selective"]
+        for layout in sorted(selective, key=lambda s: -len(s.recompute.modules)):
+            modules = frozenset(layout.recompute.modules)
+            if any(modules <= s for s in short):
+                continue
+            if self.memory(layout).fits:
+                break
+            short.append(modules)
+        return short
 
     def _again(self, base: Layout, recompute: Recompute, chunk: int) -> float:
         """Seconds of recomputation for one micro batch. Modules add up; a block is its share of full."""
@@ -233,52 +268,52 @@ class Search:
         return why_not(layout, self.recipe, self.rates) is None
 
     def run(self, *, keep: int = 6, sizes: tuple[int, ...] | None = None) -> Found:
-        """The `keep` best grids by time, over the numbers of GPUs in `sizes` (default: all that `worlds` names).
+        """The best layout and those that the model cannot tell from it (within `NEAR`), each the best of its grid; then
+        other grids with their first fitting layout, `keep` in all.
 
-        Equal times keep the order in which the space is laid out: smaller sizes first.
+        `sizes`: the numbers of GPUs to use (default: all that `worlds` names). Equal times keep the order in which the
+        space is laid out: smaller sizes first.
         """
-        heap: list[tuple[float, int, bool, Layout]] = []
+        heap: list[tuple[float, int, Layout, _Ladder | None]] = []
         number = count()
         best: dict[Grid, Candidate] = {}
-        limit = float("inf")
+        near = float("inf")  # beyond, nothing is left that the model could confuse with the best
         waiting = list(sizes if sizes is not None else worlds(self.rates))
         while heap or waiting:
             # A smaller world is opened once the larger ones have nothing left that could be faster than it.
-            while waiting and (not heap or self._opening(waiting[0]) <= heap[0][0]):
+            while waiting and (not heap or self._opening(waiting[0]) <= min(heap[0][0], near)):
                 world = waiting.pop(0)
-                if self._opening(world) > limit:
+                if self._opening(world) > near:
                     waiting.clear()
                     break
                 for bound, node in self.nodes(world):
-                    if bound <= limit:
-                        heapq.heappush(heap, (bound, next(number), False, node))
+                    heapq.heappush(heap, (bound, next(number), node, None))
             if not heap:
                 continue
-            bound, _, is_base, layout = heapq.heappop(heap)
-            if bound > limit:
+            bound, _, layout, ladder = heapq.heappop(heap)
+            if bound > near and len(best) >= keep + keep // 2:
                 break
-            if not is_base:
-                grid = grid_of(layout)
-                if grid in best and bound >= best[grid].estimate.iteration_time_s:
-                    continue
+            grid = grid_of(layout)
+            mine = best[grid].estimate.iteration_time_s if grid in best else float("inf")
+            if bound >= mine or (grid in best and bound > near):
+                continue  # this grid has a layout that no other can beat, or is known to be slower than the best
+            if ladder is None:
                 if self._could_fit(layout):
                     for tighter, base in self.bases(layout):
-                        if tighter <= limit:
-                            heapq.heappush(heap, (tighter, next(number), True, base))
+                        if self.legal(base):
+                            heapq.heappush(heap, (tighter, next(number), base, _Ladder(base)))
                 continue
-            grid = grid_of(layout)
-            mine = best[grid].estimate.iteration_time_s if grid in best else limit
-            if bound >= mine:
-                continue  # this grid has a layout that no other split or VP of it can beat by what is left
-            fitting = self._fitting(layout, mine)
-            if fitting is None:
+            if self.memory(layout).fits and (layout is ladder.base or self.legal(layout)):
+                made = self.candidate(layout)
+                if made.estimate.iteration_time_s < mine:
+                    best[grid] = made
+                    near = min(near, made.estimate.iteration_time_s * (1 + NEAR))
                 continue
-            made = self.candidate(fitting)
-            seconds = made.estimate.iteration_time_s
-            if grid not in best or seconds < mine:
-                best[grid] = made
-                times = sorted(c.estimate.iteration_time_s for c in best.values())
-                limit = max(times[keep - 1], times[0] * (1 + NEAR)) if len(times) >= keep else float("inf")
+            if ladder.steps is None:
+                ladder.steps = self._ladder(ladder.base)
+                ladder.short = self._short(ladder.steps)
+            if (step := ladder.next(layout)) is not None:
+                heapq.heappush(heap, (step[0], next(number), step[1], ladder))
         self.found.ranked = sorted(best.values(), key=_order)[:keep]
         return self.found
 
@@ -321,10 +356,7 @@ class Search:
 
     def _opening(self, world: int) -> float:
         """Seconds that no layout on so many GPUs can beat: the fastest pass known, spread without any bubble."""
-        if not self._passes:
-            return 0.0
-        per_gpu = min(seconds * core[0] * core[1] / core[4] for (core, _), seconds in self._passes.items())
-        return per_gpu * self.recipe.global_batch_size / world
+        return self._fastest * self.recipe.global_batch_size / world if self._passes else 0.0
 
     def _could_fit(self, node: Layout) -> bool:
         """Whether any split of this node fits without interleaving and with everything recomputed."""
