@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import typing
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from math import gcd
 from typing import Any
@@ -274,20 +274,23 @@ def _types(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _is(value: Any, wanted: Any) -> bool:
-    """Whether a value is of an annotated type; a whole number will do where any number is wanted."""
-    origin, inside = typing.get_origin(wanted), typing.get_args(wanted)
+@functools.cache
+def _is(wanted: Any) -> Callable[[Any], bool]:
+    """A test for values of an annotated type; a whole number will do where any number is wanted."""
+    origin, inside = typing.get_origin(wanted), tuple(map(_is, typing.get_args(wanted)))
+    if origin is tuple and typing.get_args(wanted)[-1] is Ellipsis:
+        return lambda value: isinstance(value, tuple) and all(map(inside[0], value))
     if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if inside[-1] is Ellipsis:
-            return all(_is(v, inside[0]) for v in value)
-        return len(value) == len(inside) and all(map(_is, value, inside))
+        return lambda value: (
+            isinstance(value, tuple)
+            and len(value) == len(inside)
+            and all(good(v) for good, v in zip(inside, value, strict=True))
+        )
     if inside:
-        return any(_is(value, one) for one in inside)
+        return lambda value: any(good(value) for good in inside)
     if wanted in (int, float):
-        return isinstance(value, (int, wanted)) and not isinstance(value, bool)
-    return isinstance(value, wanted)
+        return lambda value: isinstance(value, (int, wanted)) and not isinstance(value, bool)
+    return lambda value: isinstance(value, wanted)
 
 
 def _make(kind: type[Any], given: Mapping[str, Any], **known: Any) -> Any:
@@ -295,7 +298,7 @@ def _make(kind: type[Any], given: Mapping[str, Any], **known: Any) -> Any:
     made = {k: _tuples(v) for k, v in given.items() if k in types} | known
     made |= {word: UNKNOWN for word in _WORDS if word in made and made[word] is None}
     for name, value in made.items():
-        if not _is(value, types[name]):
+        if not _is(types[name])(value):
             raise TypeError(f"{name} of a {kind.__name__} cannot be {value!r:.60}")
     return kind(**made)
 

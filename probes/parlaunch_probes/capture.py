@@ -88,13 +88,24 @@ def save(path: str | Path, capture: Capture, *, redact: bool = False, about: str
             target.mkdir(parents=True, exist_ok=True)
             (target / ABOUT).write_text((about or "saved by parlaunch probe --save") + "\n")
             target = target / FILE
-        target.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+        target.write_text(_lines(data, 3) + "\n")
     except OSError as error:
         raise ProbeError(
             f"cannot write the capture to {path}: {error.strerror}",
             hint="name a file NAME.json, or a folder, that you may write",
         ) from error
     return target
+
+
+def _lines(value: Any, depth: int, indent: str = "") -> str:
+    """JSON that a person can read and compare: objects and lists of objects line by line, down to a depth."""
+    deeper = indent + " "
+    if isinstance(value, Mapping) and value and depth > 0:
+        rows = [f"{deeper}{json.dumps(k)}: {_lines(value[k], depth - 1, deeper)}" for k in sorted(value)]
+        return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return "[\n" + ",\n".join(deeper + _lines(v, depth - 1, deeper) for v in value) + f"\n{indent}]"
+    return json.dumps(value, sort_keys=True)
 
 
 def is_capture(path: str | Path) -> bool:

@@ -230,5 +230,5 @@ def unanswered(reading: NvmlReading) -> tuple[str, ...]:
                 silent.setdefault((key, why), []).append(gpu["index"])
     return tuple(
         f"{key.replace('_', ' ')} of GPU {', '.join(map(str, indexes))} is not known: NVML answered {why}"
-        for (key, why), indexes in silent.items()
+        for (key, why), indexes in sorted(silent.items())
     )

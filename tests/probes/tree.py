@@ -342,3 +342,56 @@ def aws_p5(root: Path) -> Tree:
     ena = t.pci("pci0000:00/0000:00:05.0", 0, "ena", ETHERNET_CARD, AMAZON, "0xec20")
     t.net("eno1", ena, speed=-1)
     return t
+
+
+def h100_vm(root: Path) -> Tree:
+    """A virtual machine with everything flat on one bus: GPUs, eight virtual functions of InfiniBand, virtio."""
+    t = Tree(root)
+    t.host("vm-17", cpu="Intel Xeon Processor (SapphireRapids)", sockets=1, cores=160, memory_gib=1800, guest=True)
+    t.put("sys/class/dmi/id/sys_vendor", "QEMU")
+    t.driver("535.183.01")
+    for at in range(8):
+        t.gpu(f"pci0000:00/0000:00:{4 + at:02x}.0", -1)
+        card = t.pci(f"pci0000:00/0000:00:{16 + at:02x}.0", -1, "mlx5_core", IB_CARD, MELLANOX, "0x101e")
+        t.verbs(f"mlx5_{at}", card, model="MT4126", board="MT_0000000838")
+    eno = t.pci("pci0000:00/0000:00:03.0", -1, "virtio-pci", ETHERNET_CARD)
+    t.put(f"{eno}/virtio1/x", "")
+    t.net("eno1", f"{eno}/virtio1", speed=-1)
+    return t
+
+
+def desktop(root: Path) -> Tree:
+    """Two cards under the CPU's own root ports, one 10 Gb/s interface."""
+    t = Tree(root)
+    t.host(
+        "tower",
+        cpu="AMD Ryzen Threadripper PRO 5975WX 32-Cores",
+        sockets=1,
+        cores=32,
+        memory_gib=256,
+        memlock="8388608",
+    )
+    t.driver("560.35.03")
+    t.put("proc/modules", "nvidia 56000000 800 - Live 0x0")
+    for root_bus, bus in (("00", "01"), ("40", "41")):
+        t.gpu(f"pci0000:{root_bus}/0000:{root_bus}:01.1/0000:{bus}:00.0", 0, "0x2684", kind="0x030000")
+    eno = t.pci("pci0000:60/0000:60:01.0/0000:61:00.0", 0, "atlantic", ETHERNET_CARD)
+    t.net("eno1", eno, speed=10000)
+    return t
+
+
+def container(root: Path) -> Tree:
+    """One socket of a DGX H100 in a container that was given one GPU and no /dev/infiniband."""
+    t = dgx_h100(root)
+    t.put(
+        "proc/self/cgroup",
+        "0::/kubepods.slice/kubepods-burstable.slice/kubepods-pod1234567890ab.slice/cri-containerd-00ff00ff00ff00ff.scope",
+    )
+    t.put("proc/mounts", "shm /dev/shm tmpfs rw,nosuid,nodev,noexec,relatime,size=65536k 0 0")
+    t.put("proc/sys/kernel/hostname", "train-worker-0")
+    t.put("etc/hosts", "127.0.0.1 localhost\n10.244.1.9 train-worker-0")
+    for node in (t.root / "dev/infiniband").iterdir():
+        node.unlink()
+    t.put("sys/fs/cgroup/memory.max", 256 << 30)
+    t.put("sys/fs/cgroup/cpu.max", "1600000 100000")
+    return t

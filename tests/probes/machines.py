@@ -1,0 +1,160 @@
+"""Whole machines for tests: a synthetic file tree and what the fake NVML answers beside it. `scripts/make_machines.py`
+saves each as a capture under `tests/machines/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from parlaunch_probes import Host
+from parlaunch_probes.capture import Capture, take
+from parlaunch_probes.nvml import LibraryNvml
+from tests.fake_nvml import Fake
+from tests.probes import tree
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One row: descriptions for the fake NVML, the file tree, the environment, and where the machine comes from."""
+
+    nvml: tuple[str, ...]
+    files: Callable[[Path], tree.Tree]
+    about: str
+    extra: str = ""
+    visible: str | None = None
+    environ: Mapping[str, str] = field(default_factory=dict)
+    change: Callable[[tree.Tree], None] | None = None
+
+
+def _port_down(t: tree.Tree) -> None:
+    at = "sys/class/infiniband/mlx5_7/ports/1"
+    t.put(f"{at}/state", "1: DOWN")
+    t.put(f"{at}/phys_state", "2: Polling")
+    t.put("sys/class/infiniband/mlx5_2/ports/1/rate", "200 Gb/sec (2X NDR)")
+
+
+def _acs(t: tree.Tree) -> None:
+    t.put("sys/bus/pci/devices/0000:1a:00.0/config", tree.acs_config(0x1D))
+    t.put("sys/kernel/iommu_groups/1/type", "DMA-FQ")
+
+
+def _proc_gpus(t: tree.Tree) -> None:
+    for number, bus in enumerate(tree.H100_BUSES):
+        t.put(
+            f"proc/driver/nvidia/gpus/0000:{bus}:00.0/information",
+            f"Model: \t\t NVIDIA H100 80GB HBM3\nGPU UUID: \t GPU-11000000-000{number}-4a5b-8c9d-11001100000{number}\n"
+            f"Bus Location: \t 0000:{bus}:00.0\nDevice Minor: \t {number}\nGPU Excluded:\t No",
+        )
+
+
+def _plain(t: tree.Tree) -> tree.Tree:
+    t.host()
+    t.driver("535.161.08", open_modules=False)
+    return t
+
+
+H100 = "DGX H100 as its user guide draws it: a switch, an NDR port and a GPU together, eight times"
+MACHINES: Mapping[str, Machine] = {
+    "nvml-dgx-h100": Machine(("dgx_h100",), tree.dgx_h100, f"{H100}; healthy"),
+    "nvml-dgx-h100-gpu-lost": Machine(("dgx_h100", "x_gpu_lost"), tree.dgx_h100, f"{H100}; GPU 3 fell off the bus"),
+    "nvml-dgx-h100-sick": Machine(
+        ("dgx_h100", "x_ecc_errors", "x_throttled", "x_busy"),
+        tree.dgx_h100,
+        f"{H100}; ECC, heat, a power cap, a narrow slot and another user's process",
+    ),
+    "nvml-dgx-h100-ports": Machine(
+        ("dgx_h100", "x_nvlink_down"),
+        tree.dgx_h100,
+        f"{H100}; two NVLinks and a port down, a port at half rate",
+        change=_port_down,
+    ),
+    "nvml-dgx-h100-acs": Machine(
+        ("dgx_h100",), tree.dgx_h100, f"{H100}; ACS redirects below one switch, the IOMMU translates", change=_acs
+    ),
+    "nvml-dgx-h100-driver-updated": Machine(
+        ("dgx_h100", "x_driver_mismatch"),
+        tree.dgx_h100,
+        f"{H100}; the driver was updated and the node not rebooted",
+        change=_proc_gpus,
+    ),
+    "nvml-h100-pod": Machine(
+        ("dgx_h100",),
+        tree.container,
+        "a Kubernetes pod on a DGX H100 with one GPU and without /dev/infiniband",
+        visible="5",
+    ),
+    "nvml-h100-vm": Machine(
+        ("h100_vm",), tree.h100_vm, "eight H100 in a KVM guest that hides switches and NUMA (NVIDIA/nccl#1182)"
+    ),
+    "nvml-aws-p5": Machine(
+        ("dgx_h100",), tree.aws_p5, "an AWS p5.48xlarge as its topology file draws it: four EFA devices a GPU"
+    ),
+    "nvml-hgx-b200-off-fabric": Machine(
+        ("hgx_b200",),
+        lambda root: _plain(tree.Tree(root)),
+        "HGX B200 whose GPU 2 left the fabric (leptonai/gpud#1085)",
+        extra="nvdown 2 *\nset 2 fab=1,0,0,0,0",
+    ),
+    "nvml-gb200-tray": Machine(("gb200_tray",), tree.gb200, "a GB200 NVL72 tray; fabric ids as in leptonai/gpud#1106"),
+    "nvml-gb200-no-imex": Machine(
+        ("gb200_tray",),
+        lambda root: tree.gb200(root, channel=False),
+        "a GB200 NVL72 tray whose container has no IMEX channel",
+    ),
+    "nvml-gb200-fabric-stuck": Machine(
+        ("gb200_tray", "x_fabric_stuck"), tree.gb200, "a GB200 tray whose fabric registration does not end"
+    ),
+    "nvml-a100-pairs": Machine(
+        ("a100_pcie_pairs",), tree.a100_pairs, "four A100 PCIe with two bridges, RoCE without GPUDirect"
+    ),
+    "nvml-a100-one-bridge": Machine(
+        ("a100_pcie_pairs",),
+        tree.a100_pairs,
+        "the same with one bridge not up (NVIDIA/k8s-device-plugin#436)",
+        extra="nvdown 2-3 *",
+    ),
+    "nvml-hgx-a100-4": Machine(
+        ("hgx_a100_4",),
+        lambda root: _plain(tree.Tree(root)),
+        "HGX A100 4-GPU: four links between any two, minors reversed",
+    ),
+    "nvml-slurm-cgroup": Machine(
+        ("hgx_a100_4",),
+        lambda root: _plain(tree.Tree(root)),
+        "two GPUs of an HGX A100 in a Slurm job with device cgroups: ordinals count from 0",
+        visible="1,3",
+        environ={"CUDA_VISIBLE_DEVICES": "0,1"},
+    ),
+    "nvml-a100-mig": Machine(
+        ("a100_mig",), lambda root: _plain(tree.Tree(root)), "two A100, the first cut into three MIG devices"
+    ),
+    "nvml-dgx1-v100": Machine(
+        ("dgx1_v100",), lambda root: _plain(tree.Tree(root)), "DGX-1: the hybrid cube mesh of NVIDIA/nccl#671"
+    ),
+    "nvml-dgx2-v100": Machine(
+        ("dgx2_v100",), lambda root: _plain(tree.Tree(root)), "DGX-2: sixteen V100 behind NVSwitches"
+    ),
+    "nvml-l40s": Machine(
+        ("l40s",), tree.l40s, "four L40S, two behind each of two switches, one RoCE port behind the first"
+    ),
+    "nvml-rtx4090-x2": Machine(
+        ("rtx4090_x2",), tree.desktop, "two RTX 4090: the driver refuses peer access (noonghunna/club-3090#1229)"
+    ),
+    "nvml-mixed": Machine(
+        ("mixed",),
+        lambda root: _plain(tree.Tree(root)),
+        "a display card before two A100 (vllm-project/vllm#53834)",
+        environ={"CUDA_VISIBLE_DEVICES": "0,1"},
+    ),
+}
+
+
+def capture(name: str, fake: Fake, root: Path) -> Capture:
+    """Build the machine under `root` and probe it."""
+    machine = MACHINES[name]
+    built = machine.files(root)
+    if machine.change is not None:
+        machine.change(built)
+    variables = fake.variables(*machine.nvml, extra=machine.extra, visible=machine.visible)
+    return take(Host(root), LibraryNvml({**variables, "PATH": "/usr/bin:/bin"}), environ=machine.environ)
