@@ -18,7 +18,7 @@ from parlaunch.recipe import Features, Recipe
 NVL72 = ("GB200", "GB300", "VR200")
 """Products whose NVLink leaves the node."""
 
-RACK_GPUS = 72  # what one NVL72 rack joins, whatever part of it a job holds
+RACK_GPUS, HALF_RACK_GPUS = 72, 36  # what one rack joins, NVL72 and NVL36
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +62,19 @@ class Situation:
         return named or any(node.link_type == "nvswitch_mnnvl" for node in nodes)
 
     @cached_property
+    def in_reach(self) -> int:
+        """GPUs of this job that one NVLink domain joins."""
+        sizes = [len(domain) for domain in self.cluster.nvlink_domains]
+        largest = max(sizes, default=1)
+        return largest if self.rack_nvlink else min(largest, max(self.cluster.gpus_per_node, 1))
+
+    @cached_property
     def nvlink_domain(self) -> int:
         """GPUs that one NVLink domain joins: the rack's where it is one, whatever part of it the job holds."""
-        sizes = [len(domain) for domain in self.cluster.nvlink_domains]
         if not self.rack_nvlink:
-            return min(max(sizes, default=1), max(self.cluster.gpus_per_node, 1))
-        largest = max(sizes, default=self.cluster.gpus_per_node)
-        whole = len(sizes) > 2 and sizes.count(largest) > 1  # several domains of one size: racks smaller than 72
-        return largest if whole and largest < RACK_GPUS else RACK_GPUS
+            return self.in_reach
+        sizes = [len(domain) for domain in self.cluster.nvlink_domains]
+        return HALF_RACK_GPUS if sizes.count(HALF_RACK_GPUS) > 1 and max(sizes) == HALF_RACK_GPUS else RACK_GPUS
 
     @property
     def multi_node(self) -> bool:
@@ -207,7 +212,9 @@ def _domain_size(s: Situation) -> Value:
 
 
 def hybrid_ranks(s: Situation) -> Value:
-    return str(min(s.layout.ep, s.nvlink_domain)) if s.hybridep else None
+    if not s.hybridep:
+        return None
+    return str(max(n for n in range(1, s.in_reach + 1) if s.layout.ep % n == 0))
 
 
 def _combine_chunk(s: Situation) -> Value:
