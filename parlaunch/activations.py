@@ -116,7 +116,7 @@ def _self_attention(items: _Items, a: Architecture, k: LayerKind) -> float:
     if a.qk_layernorm:
         items.add(WIDE * (q + kv))
     if gate:
-        items.add(WIDE * 2 * q)  # the gate, and the output it multiplies
+        items.add((4 + WIDE) * q)  # the gate's sigmoid, in float32, and the output it multiplied
     return _attend(items, q, kv, kv, q, k.heads / s.tp)
 
 

@@ -193,7 +193,7 @@ def _features(row: Mapping[str, Any], framework: str, recompute: Recompute, note
         features["no_distributed_optimizer"] = True
     if "tp-comm-overlap" in sharding:
         features["tp_overlap"] = True
-    if framework == "Megatron-LM" and recompute.granularity == "full" and "sequence_parallel" not in features:
+    if framework == "Megatron-LM" and recompute.granularity != "selective" and "sequence_parallel" not in features:
         # Korthikanti et al. compare with the code as it was before: all-reduces, no sequence parallelism.
         features["sequence_parallel"] = False
     site = site_of(row)

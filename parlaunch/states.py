@@ -37,7 +37,7 @@ class Keeping:
     """What a framework holds beyond weights, main gradients and optimizer."""
 
     gradients: Mapping[str, float]  # bytes of a gradient by precision; others: as the features say
-    sharded: float = 0.0  # bytes a parameter, spread as the optimizer is
+    sharded: float = 0.0  # bytes a parameter, spread as the optimizer is; where that is not spread, there only while it steps
     buckets: Mapping[str, float] | None = (
         None  # bytes of flat communication buffers by precision, with a sharded optimizer
     )
@@ -111,4 +111,4 @@ def bytes_a_parameter(precision: str, f: Features, gpu_arch: str) -> Bytes:
     moments = 2 * MOMENT.get(f.moments, 4) if f.precision_aware_optimizer else 8
     remainder_only = f.precision_aware_optimizer and precision != "fp16" and not kept_low and f.distributed_optimizer
     master = 2 if remainder_only else 4
-    return Bytes(layer, 2, gradient, (master + moments) * (1 - f.optimizer_offload) + keeping.sharded)
+    return Bytes(layer, 2, gradient, (master + moments) * (1 - f.optimizer_offload))
