@@ -208,13 +208,23 @@ def train(recipe_name: str, overrides: Sequence[str]) -> None:
     said, unused = settings(recipe_name, overrides, int(os.environ.get("WORLD_SIZE", "1")))
     train_on_cpu()
     dist.init_process_group("gloo")
-    _initialize(said)
     if dist.get_rank() == 0:
         for sentence in unused:
             say(f"note: {sentence}")
-    _loop(said)
+    run(said)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def run(said: dict[str, dict[str, Any]]) -> None:
+    """One training in Megatron's process groups, which are gone afterwards. torch.distributed is up, the stand-ins are in."""
+    from megatron.core import num_microbatches_calculator as microbatches
+    from megatron.core import parallel_state as mpu
+
+    _initialize(said)
+    _loop(said)
+    mpu.destroy_model_parallel()
+    microbatches.destroy_num_microbatches_calculator()
 
 
 def _initialize(said: dict[str, dict[str, Any]]) -> None:
