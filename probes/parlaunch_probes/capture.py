@@ -24,6 +24,7 @@ from parlaunch_probes.nvml import LibraryNvml, NoNvml, Nvml, NvmlReading
 
 SCHEMA = "parlaunch.capture/1"
 FILE, ABOUT = "capture.json", "about"
+_UUID = re.compile(r"GPU-[0-9a-fA-F-]{36}")
 MOST = 64 << 20  # bytes of a capture file
 # What a damaged recording can make of code that expects a machine's own answers.
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError, StopIteration)
@@ -201,7 +202,7 @@ def _token(token: str, devices: list[str]) -> str:
     """An entry of CUDA_VISIBLE_DEVICES that still means the same devices after their UUIDs have changed."""
     if not token.startswith(("GPU-", "MIG-")) or "/" in token:
         return token
-    hits = [d for d in devices if d.startswith(token)]
+    hits = [d for d in dict.fromkeys(devices) if d.startswith(token)]
     if len(hits) == 1:
         return _device(hits[0])
     return token[:4] if hits else token[:4] + "unknown"
@@ -224,6 +225,9 @@ def redacted(capture: Capture) -> Capture:
             said["serial"] = "0"
         if said.get("fabric"):
             said["fabric"]["uuid"] = _uuid(said["fabric"]["uuid"])
+    for path, answer in capture.files.get("text", {}).items():
+        if path.startswith("/proc/driver/nvidia/gpus/") and isinstance(answer, str):
+            devices += _UUID.findall(answer)
     environ = dict(capture.environ)
     if "CUDA_VISIBLE_DEVICES" in environ:
         entries = environ["CUDA_VISIBLE_DEVICES"].split(",")
@@ -250,7 +254,7 @@ def _redacted_file(kind: str, path: str, answer: Any, known: dict[str, str]) -> 
     if path.endswith("/node_guid"):
         return answer if not answer.strip("0:") else "0000:0000:0000:0001"
     if path.startswith("/proc/driver/nvidia/gpus/"):
-        return re.sub(r"GPU-[0-9a-fA-F-]{36}", lambda m: _device(m[0]), answer)
+        return _UUID.sub(lambda m: _device(m[0]), answer)
     if path in ("/proc/self/cgroup", "/proc/1/cgroup"):
         return _group(answer)
     return answer
