@@ -1,0 +1,103 @@
+"""Bad input: one clear message, the exit code of its kind, no traceback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Said
+
+Run = Callable[..., Said]
+LLAMA = ("--recipe", "llama32_1b_pretrain_config", "--hardware", "dgx-h100:1", "--dry-run")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentences"),
+    [
+        (("--dry-run",), 2, ["neither --recipe nor --model-config"]),
+        (("--recipe", "llama32_1b_pretrain_confg", "--dry-run"), 2, ["unknown recipe", "llama32_1b_pretrain_config"]),
+        (("--recipe", "llama32_1b_pretrain_config", "--hardware", "dgx-h10:2", "--dry-run"), 2, ["dgx-h10", "dgx-h100"]),
+        (("--recipe", "llama32_1b_pretrain_config", "--hardware", "dgx-h100:0", "--dry-run"), 2, ["no node"]),
+        (("--recipe", "llama32_1b_pretrain_config", "--hardware", "gone/topo.txt", "--dry-run"), 1, ["gone/topo.txt"]),
+        ((*LLAMA, "model.tensor_model_parallel_size=two"), 2, ["'two'", "whole number"]),
+        ((*LLAMA, "model.sequence_parallel=maybe"), 2, ["maybe", "True or False"]),
+        ((*LLAMA, "nonsense"), 2, ["'nonsense'", "KEY=VALUE"]),
+        ((*LLAMA, "--tp", "2", "model.tensor_model_parallel_size=4"), 2, ["--tp 2 contradicts", "4"]),
+        ((*LLAMA, "--seq-length", "4096", "dataset.seq_length=8192"), 2, ["--seq-length 4096 contradicts", "8192"]),
+        ((*LLAMA, "--tp", "3"), 2, ["3"]),
+        ((*LLAMA, "--tp", "8", "--pp", "2"), 2, ["16"]),
+        ((*LLAMA, "--format", "yaml"), 2, ["yaml", "json"]),
+        ((*LLAMA, "--precision", "int4"), 2, ["int4", "bf16"]),
+        ((*LLAMA, "--objective", "beauty"), 2, ["beauty", "memory"]),
+        ((*LLAMA, "--recompute", "everything"), 2, ["everything", "selective"]),
+        ((*LLAMA, "--device", "tpu"), 2, ["tpu", "cuda"]),
+        ((*LLAMA, "--why-not", "tp8"), 2, ["tp8", "tp=8"]),
+        ((*LLAMA, "--nproc-per-node", "16"), 1, ["16", "8 GPUs"]),
+        ((*LLAMA, "--nnodes", "4"), 2, ["--nnodes 4", "dgx-h100:1"]),
+        (("plan", "--recipe", "llama31_405b_pretrain_config", "--hardware", "l4-8:1"), 3, ["GiB"]),
+        (("--recipe", "llama3_70b_pretrain_config", "--hardware", "dgx-h100:1", "--tp", "1", "--pp", "1", "--cp", "1",
+          "--micro-batch-size", "1", "--recompute", "none", "--dry-run"), 3, ["GiB"]),
+        (("plan", "--model-config", "gone.json"), 2, ["gone.json"]),
+        (("--plan", "gone.json", "--dry-run"), 2, ["gone.json", "--save-plan"]),
+        (("diff", "gone.json", "also.json"), 2, ["also.json"]),
+        (("validate", "gone.json"), 2, ["gone.json", "rows"]),
+        (("recipes", "--task", "eat"), 2, ["eat", "pretrain"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_what_to_try(
+    parlaunch: Run, words: tuple[str, ...], code: int, sentences: list[str]
+) -> None:
+    said = parlaunch(*words)
+    assert said.code == code, said.err
+    assert said.err.splitlines()[0].startswith(("error: ", "note: ")) or "error: " in said.err
+    for sentence in sentences:
+        assert sentence in said.err
+    assert "Traceback" not in said.err
+
+
+def test_no_gpu_and_no_hardware_says_what_to_do_instead(parlaunch: Run, tmp_path: Path) -> None:
+    (tmp_path / "sys").mkdir()
+    capture = tmp_path / "empty.json"
+    capture.write_text(
+        json.dumps({"schema": "parlaunch.probe/1", "hardware": {"source": "probe", "nodes": [{"hostname": "laptop"}]}})
+    )
+    said = parlaunch("--recipe", "llama32_1b_pretrain_config", "--hardware", str(capture), "--dry-run")
+    assert said.code == 1
+    assert "no GPU on this machine" in said.err
+    assert "--hardware dgx-h100:2" in said.err
+    assert "--device cpu" in said.err
+
+
+def test_an_unreadable_capture_is_named(parlaunch: Run, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"schema": "parlaunch.capture/1", "hardware": ')
+    said = parlaunch("probe", "--hardware", str(broken))
+    assert said.code == 1
+    assert "broken.json" in said.err
+
+
+def test_a_missing_runner_stops_the_launch_and_says_how_to_get_one(
+    parlaunch: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEGATRON_BRIDGE_HOME", "/nowhere")
+    said = parlaunch("--recipe", "llama32_1b_pretrain_config", "--hardware", "dgx-h100:1", "--force")
+    assert said.code in (1, 2)
+    assert "MEGATRON_BRIDGE_HOME" in said.err
+
+
+def test_data_goes_to_stdout_and_everything_else_to_stderr(parlaunch: Run) -> None:
+    said = parlaunch(*LLAMA, "--format", "json")
+    assert said.code == 0
+    assert json.loads(said.out)["schema"] == "parlaunch.plan/1"
+
+
+def test_an_evaluation_that_does_not_fit_is_still_reported(parlaunch: Run) -> None:
+    said = parlaunch(
+        "plan", "--recipe", "llama3_70b_pretrain_config", "--hardware", "dgx-h100:1", "--tp", "8", "--pp", "1", "--cp", "1",
+        "--vp", "1", "--ep", "1", "--etp", "1", "--micro-batch-size", "1", "--recompute", "none", "--format", "json",
+    )  # fmt: skip
+    assert said.code == 3
+    assert json.loads(said.out)["memory"]["fits"] is False
