@@ -58,17 +58,11 @@ def find_imex(text: str, source: str) -> Cluster | None:
     notes = [
         f"IMEX domain {state or 'of unknown state'}, {len(listed)} nodes; {TRAY} GPUs a node, as NVLink racks have"
     ]
-    place = {number: at for at, (number, _, _, _) in enumerate(listed)}
-    good = []
+    good = _connected([n for n, _, ready, _ in listed if ready == "READY"], [n for n, _, _, _ in listed], rows)
     for number, _, ready, _ in listed:
-        row = rows.get(number)
-        cut = row is not None and any(row[place[n]] != "C" for n in place if place[n] < len(row))
-        if ready == "READY" and not cut:
-            good.append(number)
-        else:
-            notes.append(
-                f"node #{number} is {ready}{', not connected to all' if cut else ''}: left out of the NVLink domain"
-            )
+        if number not in good:
+            why = ready if ready != "READY" else "not connected to the others"
+            notes.append(f"node #{number} is {why}: left out of the NVLink domain")
     if state == "DOWN":
         notes.append("the domain is DOWN: no multi-node NVLink")
         good = []
@@ -84,6 +78,20 @@ def find_imex(text: str, source: str) -> Cluster | None:
         for at, (number, host, _, version) in enumerate(listed)
     ]
     return _cluster(nodes, source, notes)
+
+
+def _connected(ready: list[int], order: list[int], rows: Mapping[int, list[str]]) -> list[int]:
+    """The ready nodes that are all connected with each other: the one with most gaps leaves until there is none."""
+    column = {number: at for at, number in enumerate(order)}
+
+    def gaps(number: int, among: list[int]) -> int:
+        row = rows.get(number, [])
+        return sum(column[other] < len(row) and row[column[other]] != "C" for other in among)
+
+    left = list(ready)
+    while left and (worst := max(left, key=lambda n: gaps(n, left))) is not None and gaps(worst, left):
+        left.remove(worst)
+    return left
 
 
 def is_netq(data: Any) -> bool:
