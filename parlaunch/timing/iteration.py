@@ -46,6 +46,7 @@ class _Stage:
     backward: Cost  # with recompute
     seconds: float
     host_exposed: float
+    forward_share: float
 
 
 class _Model:
@@ -106,7 +107,7 @@ class _Model:
             if graphs < 1.0:
                 issue = (1.0 - graphs) * (f[4] + b[4]) + self.software.host * HOST_PER_CHUNK * (layout.vp or 1)
             both = (gpu**HOST_BLEND + issue**HOST_BLEND) ** (1.0 / HOST_BLEND)
-            made.append(_Stage(f, b, both, both - gpu))
+            made.append(_Stage(f, b, both, both - gpu, sum(f[:4]) / gpu))
         return tuple(made)
 
     def parameters(self, layout: Layout) -> tuple[float, float]:
@@ -174,7 +175,8 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
         near = pp * (layout.world // pp) <= links.reach
         send = links.send(moved, near=near)
     ideal = m * slow.seconds
-    bubble = pipeline_time([s.seconds for s in stages], vp=vp, microbatches=m) - ideal
+    ahead, back = [s.forward_share * s.seconds for s in stages], [(1 - s.forward_share) * s.seconds for s in stages]
+    bubble = max(0.0, pipeline_time(ahead, back, vp=vp, microbatches=m) - ideal)
     # Steady state: an interleaved pipeline sends while it computes, plain 1F1B waits for both directions.
     hidden = 0.9 if software.p2p_overlap and vp > 1 else 0.3 if software.p2p_overlap else 0.0
     p2p = 2.0 * send * (m * vp * (1.0 - hidden) + (pp - 1)) if pp > 1 else 0.0

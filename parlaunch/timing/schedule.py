@@ -99,11 +99,26 @@ def timeline(
     return slots
 
 
-def pipeline_time(work: Sequence[float], *, vp: int, microbatches: int) -> float:
-    """Seconds of one iteration from the work of each stage for one micro batch (all its chunks, both directions).
+def pipeline_time(forward: Sequence[float], backward: Sequence[float], *, vp: int, microbatches: int) -> float:
+    """Seconds of one iteration from the work of each stage for one micro batch (all its chunks), by direction.
 
-    The slowest stage works without a pause once it is fed; before and after, one chunk travels through the others.
-    Exact for even stages, with and without interleaving.
+    Every stage works off its micro batches, waits until the first one has come down to it, and its last gradients have to
+    go on from it; while the first one is on its way further down and back, the stage runs its warm-up forwards, and
+    likewise at the end its last backwards. The stage for which this is longest sets the time. Exact for even stages and,
+    without interleaving, a few per cent below the simulation for uneven ones.
     """
-    slowest = max(work)
-    return microbatches * slowest + (sum(work) - slowest) / vp
+    pp = len(forward)
+    work = [f + b for f, b in zip(forward, backward, strict=True)]
+    longest, above, below = 0.0, 0.0, sum(work)
+    for stage in range(pp):
+        below -= work[stage]
+        if vp == 1:
+            ahead = min(pp - 1 - stage, microbatches - 1)
+            idle = max(0.0, below - ahead * forward[stage])
+            if ahead < microbatches - 1:  # else all forwards are warm-up, and the two waits are one
+                idle += max(0.0, below - ahead * backward[stage])
+        else:
+            idle = below / vp
+        longest = max(longest, above / vp + microbatches * work[stage] + idle)
+        above += work[stage]
+    return longest

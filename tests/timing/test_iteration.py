@@ -1,0 +1,208 @@
+"""Whole iterations: sums, monotony, and a handful of published runs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parlaunch.layout import FULL_RECOMPUTE, Layout, Recompute
+from parlaunch.measured import Machines, run_of
+from parlaunch.timing import estimate_time
+from tests.timing.make import dense, features, layout, rates, recipe
+
+DENSE_LAYOUTS = st.sampled_from([
+    {}, {"tp": 2}, {"tp": 4, "pp": 2}, {"pp": 4, "vp": 2}, {"tp": 2, "cp": 2}, {"tp": 8}, {"pp": 2, "micro_batch_size": 2},
+    {"tp": 2, "recompute": FULL_RECOMPUTE}, {"fsdp": True},
+])  # fmt: skip
+MACHINES = st.sampled_from(["dgx-a100-80g", "dgx-h100", "dgx-b200", "l40s-pcie-8", "dgx1-v100"])
+
+
+@given(DENSE_LAYOUTS, MACHINES, st.sampled_from(["bf16", "fp8cs", "fp8mx", "nvfp4", "fp16"]))
+@settings(deadline=None, max_examples=60)
+def test_the_breakdown_adds_up_and_nothing_in_it_is_negative(
+    sizes: dict[str, Any], machine: str, precision: str
+) -> None:
+    e = estimate_time(recipe(precision=precision), layout(**sizes), rates(machine))
+    b = e.breakdown
+    assert b.total == pytest.approx(e.iteration_time_s)
+    parts = (b.compute_s, b.tp_s, b.cp_s, b.ep_s, b.pp_bubble_s, b.pp_p2p_s, b.dp_exposed_s, b.optimizer_s, b.host_s)
+    assert all(part >= 0 for part in parts)
+    assert 0 < e.mfu < 1
+    assert e.tokens_per_s_per_gpu == pytest.approx(64 * 4096 / 8 / e.iteration_time_s)
+    assert 0 < e.error_band < 0.5
+
+
+@given(DENSE_LAYOUTS, st.floats(1.0, 3.0))
+@settings(deadline=None, max_examples=40)
+def test_more_bandwidth_is_never_slower(sizes: dict[str, Any], factor: float) -> None:
+    base = rates("dgx-h100", 2)
+    wide = layout(16, **sizes)
+    slow = estimate_time(recipe(), wide, base).iteration_time_s
+    sheet = replace(base.product, hbm_bytes_per_s=base.product.hbm_bytes_per_s * factor)
+    for better in (
+        replace(base, nvlink_bytes_per_s=base.nvlink_bytes_per_s * factor),
+        replace(base, fabric_bytes_per_s=base.fabric_bytes_per_s * factor),
+        replace(base, product=sheet),
+    ):
+        assert estimate_time(recipe(), wide, better).iteration_time_s <= slow * (1 + 1e-9)
+
+
+@given(DENSE_LAYOUTS, st.sampled_from(["num_layers", "hidden_size", "ffn_hidden_size", "vocab_size"]))
+@settings(deadline=None, max_examples=40)
+def test_a_bigger_model_is_never_faster(sizes: dict[str, Any], field: str) -> None:
+    arch = dense()
+    bigger = dense(**{field: 2 * getattr(arch, field)} | ({"kv_channels": 128} if field == "hidden_size" else {}))
+    small = estimate_time(recipe(arch), layout(**sizes), rates()).iteration_time_s
+    assert estimate_time(recipe(bigger), layout(**sizes), rates()).iteration_time_s > small
+
+
+def test_recompute_costs_time_and_full_costs_most() -> None:
+    def seconds(recompute: Recompute) -> float:
+        return estimate_time(recipe(), layout(tp=2, recompute=recompute), rates()).iteration_time_s
+
+    core = Recompute(granularity="selective", modules=("core_attn",))
+    mlp = Recompute(granularity="selective", modules=("core_attn", "mlp"))
+    half = Recompute(granularity="full", method="block", num_layers=16)
+    none, full = seconds(Recompute()), seconds(FULL_RECOMPUTE)
+    assert none < seconds(core) < seconds(mlp) < full
+    assert none < seconds(half) < full
+    assert full == pytest.approx(none * 4 / 3, rel=0.06)
+
+
+def test_longer_sequences_cost_more_a_token() -> None:
+    short = estimate_time(recipe(seq_length=4096), layout(tp=2), rates())
+    long = estimate_time(recipe(seq_length=65536), layout(tp=2), rates())
+    assert long.tokens_per_s_per_gpu < 0.8 * short.tokens_per_s_per_gpu
+
+
+def test_tensor_parallelism_across_nodes_is_ruinous() -> None:
+    inside = estimate_time(recipe(), layout(16, tp=8), rates("dgx-h100", 2)).iteration_time_s
+    assert estimate_time(recipe(), layout(16, tp=16), rates("dgx-h100", 2)).iteration_time_s > 1.4 * inside
+
+
+def test_interleaving_shrinks_the_bubble() -> None:
+    plain = estimate_time(recipe(), layout(pp=4), rates()).breakdown
+    woven = estimate_time(recipe(), layout(pp=4, vp=4), rates()).breakdown
+    assert woven.pp_bubble_s < 0.5 * plain.pp_bubble_s
+
+
+def test_overlap_hides_communication() -> None:
+    plain = estimate_time(recipe(), layout(tp=8), rates()).breakdown.tp_s
+    assert estimate_time(recipe(features=features(tp_overlap=True)), layout(tp=8), rates()).breakdown.tp_s < 0.6 * plain
+
+
+def test_experts_over_the_network_cost_more_than_over_nvlink() -> None:
+    moe = recipe("Qwen/Qwen3-30B-A3B", features=features(dispatcher="hybridep"))
+    near = estimate_time(moe, layout(16, ep=8), rates("dgx-h100", 2)).breakdown.ep_s
+    assert estimate_time(moe, layout(16, ep=16), rates("dgx-h100", 2)).breakdown.ep_s > 1.3 * near
+
+
+def test_tokens_that_go_once_to_each_domain_beat_a_plain_all_to_all() -> None:
+    def seconds(dispatcher: str) -> float:
+        moe = recipe("deepseek-ai/DeepSeek-V3", features=features(dispatcher=dispatcher))
+        return estimate_time(moe, layout(64, ep=64), rates("dgx-h100", 8)).breakdown.ep_s
+
+    assert seconds("deepep") < seconds("alltoall") < seconds("allgather")
+
+
+def test_graphs_help_where_the_host_is_the_limit() -> None:
+    small = dense(
+        num_layers=16, hidden_size=512, ffn_hidden_size=2048, num_attention_heads=8, kv_channels=64, vocab_size=32000
+    )
+    eager = estimate_time(recipe(small, seq_length=1024), layout(), rates())
+    graphed = estimate_time(
+        recipe(small, seq_length=1024, features=features(cuda_graph="full_iteration")), layout(), rates()
+    )
+    assert eager.breakdown.host_s > 0.3 * eager.iteration_time_s
+    assert graphed.iteration_time_s < 0.7 * eager.iteration_time_s
+
+
+def test_frozen_weights_save_the_weight_gradients() -> None:
+    full = estimate_time(recipe(task="sft"), layout(tp=2), rates())
+    lora = estimate_time(recipe(task="peft", benchmark=True), layout(tp=2), rates())
+    assert 0.62 < lora.iteration_time_s / full.iteration_time_s < 0.75
+    assert lora.breakdown.dp_exposed_s < full.breakdown.dp_exposed_s
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [
+        ("deepseek-ai/DeepSeek-V3", {"ep": 8, "pp": 2}),
+        ("deepseek-ai/DeepSeek-V4-Flash", {"ep": 8}),
+        ("nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16", {"ep": 8}),
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", {"ep": 8}),
+        ("openai/gpt-oss-120b", {"ep": 8}),
+        ("zai-org/GLM-5.1", {"ep": 8, "cp": 2, "pp": 2}),
+    ],
+)
+def test_every_kind_of_layer_has_a_time(model: str, sizes: dict[str, int]) -> None:
+    world = 16
+    e = estimate_time(recipe(model), layout(world, **sizes), rates("dgx-h100", 2))
+    assert 0 < e.iteration_time_s < 1000
+    assert e.breakdown.ep_s > 0
+
+
+def test_an_estimate_is_quick_enough_for_a_search() -> None:
+    r, here = recipe("deepseek-ai/DeepSeek-V3"), rates("gb200-nvl72", 64)
+    layouts = [layout(256, pp=pp, ep=ep, micro_batch_size=m) for pp in (4, 8, 16) for ep in (8, 16) for m in (1, 2)]
+    for each in layouts:
+        estimate_time(r, each, here)
+    start = time.process_time()
+    for _ in range(20):
+        for each in layouts:
+            estimate_time(r, each, here)
+    assert (time.process_time() - start) / (20 * len(layouts)) < 500e-6  # 40 µs on an idle core; CI cores are shared
+
+
+# Published runs, one for each kind of machine and model: facts with their source. The whole tables are in docs/accuracy.md.
+KORTHIKANTI = {
+    "arch": {"num_layers": 96, "hidden_size": 12288, "num_attention_heads": 96, "ffn_hidden_size": 49152, "vocab_size": 51200},
+    "hardware": "dgx-a100-80g", "gpus": 64, "precision": "fp16", "seq": 2048, "gbs": 64, "mbs": 1, "tp": 8, "pp": 8, "vp": 3,
+    "framework": "Megatron-LM", "sharding": "none", "source": "arXiv:2205.05198 table 5",
+}  # fmt: skip
+BRIDGE = {"framework": "megatron-bridge 26.06", "mbs": 1, "source": "Megatron Bridge docs/performance-summary.md"}
+RUNS: list[tuple[dict[str, Any], float]] = [
+    (KORTHIKANTI | {"recompute": "full", "iteration_time_s": 18.13}, 0.05),
+    (KORTHIKANTI | {"recompute": "selective", "iteration_time_s": 13.75}, 0.05),
+    (BRIDGE | {
+        "model_id": "meta-llama/Meta-Llama-3-70B", "hardware": "dgx-h100", "gpus": 64, "precision": "fp8cs", "seq": 8192,
+        "gbs": 256, "tp": 4, "pp": 8, "vp": 5, "features": {"tp_overlap": True, "fp8_param_gather": True},
+        "tokens_per_s_per_gpu": 1639,
+    }, 0.07),
+    (BRIDGE | {
+        "model_id": "meta-llama/Meta-Llama-3.1-405B", "hardware": "gb200-nvl72", "gpus": 256, "precision": "fp8cs",
+        "seq": 8192, "gbs": 1536, "tp": 4, "pp": 16, "vp": 4, "features": {"tp_overlap": True, "fp8_param_gather": True},
+        "tokens_per_s_per_gpu": 843,
+    }, 0.07),
+    (BRIDGE | {
+        "model_id": "Qwen/Qwen3-235B-A22B", "hardware": "gb300-nvl72", "gpus": 256, "precision": "fp8mx", "seq": 4096,
+        "gbs": 8192, "mbs": 2, "tp": 1, "pp": 4, "vp": 12, "ep": 32, "features": {
+            "dispatcher": "hybridep", "ep_overlap": True, "cuda_graph": ["full_iteration", "full"], "force_balance": True,
+        }, "tokens_per_s_per_gpu": 9015,
+    }, 0.10),
+    (BRIDGE | {
+        "model_id": "meta-llama/Meta-Llama-3-70B", "task": "peft_lora", "hardware": "dgx-h100", "gpus": 8,
+        "precision": "fp8cs", "seq": 4096, "gbs": 32, "tp": 2, "pp": 4, "vp": 20, "features": {"tp_overlap": True},
+        "tokens_per_s_per_gpu": 2643,
+    }, 0.08),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "within"), RUNS)
+def test_published_runs_are_predicted(row: dict[str, Any], within: float) -> None:
+    run = run_of({"id": "x"} | row, Machines())
+    e = estimate_time(run.recipe, run.layout, run.rates)
+    ((name, measured),) = run.measured.items()
+    assert getattr(e, name) == pytest.approx(measured, rel=within)
+
+
+def test_unlike_stages_are_paced_by_the_slowest() -> None:
+    even = Layout(world=8, pp=4, global_batch_size=64, layers_per_chunk=(8, 8, 8, 8))
+    skewed = Layout(world=8, pp=4, global_batch_size=64, layers_per_chunk=(12, 8, 8, 4))
+    fair = estimate_time(recipe(), even, rates()).iteration_time_s
+    assert estimate_time(recipe(), skewed, rates()).iteration_time_s > 1.1 * fair
