@@ -164,7 +164,8 @@ def _context(_r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
 
 
 def _tokens_count(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
-    if r.task == "pretrain" or x.cp == 1 or (r.defaults.cp or 1) > 1:
+    packed = r.task != "pretrain" or r.architecture.kind == "multimodal"  # their data sets have tokens without a loss
+    if not packed or x.cp == 1 or (r.defaults.cp or 1) > 1:
         return {}
     return {"model.calculate_per_token_loss": True, "ddp.average_in_collective": False}
 
@@ -186,6 +187,21 @@ def _ep_overlap(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
 
 def _tp_overlap(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
     return {"comm_overlap.tp_comm_overlap": False} if r.features.tp_overlap and x.tp == 1 else {}
+
+
+def _deferred(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
+    staged = r.defaults.pp is None or r.defaults.pp > 1
+    return (
+        {"comm_overlap.defer_embedding_wgrad_compute": False} if r.features.tp_overlap and staged and x.pp == 1 else {}
+    )
+
+
+def _shared_experts(_r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
+    return {"model.moe_shared_expert_overlap": False} if "shared_experts" in x.recompute.modules else {}
+
+
+def _energon(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
+    return {"dataset.micro_batch_size": x.micro_batch_size} if "energon" in r.name else {}
 
 
 def _graphs(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
@@ -210,12 +226,15 @@ TABLE: tuple[_Row, ...] = (
     _Row(_pipeline_dtype, "Megatron needs to know what pipeline stages send each other", bridge_only=True),
     _Row(
         _tokens_count,
-        "fine-tuning with context parallelism: Megatron Bridge refuses a loss that is not averaged by token",
+        "masked tokens and context parallelism: Megatron Bridge refuses a loss that is not averaged by token",
         True,
     ),
     _Row(_fsdp, "Megatron-FSDP in place of the distributed optimizer, or the other way round", True),
     _Row(_ep_overlap, "expert all-to-all overlap off", True, problem=lambda r, x, _c: overlap_problem(r, x)),
     _Row(_tp_overlap, "tensor parallel overlap off", True, problem=lambda _r, _x, _c: "it needs tp above 1"),
+    _Row(_deferred, "deferred weight gradients of the embedding off: they hide in a pipeline's bubble", True),
+    _Row(_shared_experts, "shared experts cannot be recomputed while they overlap with the dispatch"),
+    _Row(_energon, "Energon's loader cuts micro batches itself, and Megatron Bridge asks for one size", True),
     _Row(_graphs, "CUDA graphs off", True, problem=lambda r, x, _c: graph_problem(r, x)),
     _Row(_layer_offload, "layer offloading off", True, problem=lambda r, x, _c: offload_problem(r, x)),
     _Row(_dispatcher, "alltoall dispatches tokens", True, problem=dispatcher_problem),

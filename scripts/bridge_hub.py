@@ -96,14 +96,21 @@ def hf_config(key: str, a: Mapping[str, Any]) -> dict[str, Any] | None:
             "query_pre_attn_scalar": 256, "sliding_window": 4096, "attn_logit_softcapping": 50.0,
             "final_logit_softcapping": 30.0, "hidden_activation": "gelu_pytorch_tanh", "rope_local_base_freq": 10_000.0,
         }  # fmt: skip
+    if "ForConditionalGeneration" in str(name):
+        config = {"architectures": [name], "model_type": kind, "text_config": config}
     return config
 
 
 def bridge_source() -> tuple[set[str], set[str]]:
     """The hub names and the pinned commits that the installed Bridge's recipes mention."""
     spec = importlib.util.find_spec("megatron.bridge")
-    assert spec is not None and spec.submodule_search_locations, "megatron-bridge is not installed"
-    texts = [p.read_text() for d in ("recipes", "perf_recipes") for p in Path(spec.submodule_search_locations[0], d).rglob("*.py")]
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit("megatron-bridge is not installed")
+    texts = [
+        p.read_text()
+        for d in ("recipes", "perf_recipes")
+        for p in Path(spec.submodule_search_locations[0], d).rglob("*.py")
+    ]
     names = {n for text in texts for n in re.findall(r"[\"']([A-Za-z-]+/[A-Za-z0-9_.-]+)[\"']", text)}
     return names, {c for text in texts for c in re.findall(r"[\"']([0-9a-f]{40})[\"']", text)}
 
