@@ -188,7 +188,7 @@ def conclude(facts: Facts, virtual: set[str | None], peers: Sequence[str | None]
         facts.switched = True
     minors = [g.minor for g in facts.gpus if g.minor is not None]
     if len(minors) == len(facts.gpus) > 0 and sorted(minors) != list(range(len(minors))):
-        gap = sorted(set(range(max(minors) + 1)) - set(minors))
+        gap = sorted(set(range(min(max(minors), 255) + 1)) - set(minors))
         if gap and len(gap) <= 64:
             facts.notes.append(f"device minors {gap} are not here: the host has more GPUs than this view, or lost some")
     facts.gpus = [replace(g, index=i) for i, g in enumerate(facts.gpus)]
