@@ -1,6 +1,9 @@
 """What a GPU generation reaches of its data sheet: a few shares and latencies, each with unit, meaning and source.
 
-None of these is fitted to a row of training runs; they come from kernel benchmarks that vendors and users publish.
+Sizes come from kernel benchmarks: maximum achievable matmul FLOPS of A100 and H100 (ml-engineering: 271 of 312 and 795 of 989
+TFLOP/s for short runs; sustained training settles lower under the power limit), FlashAttention-2 and -3 and cuDNN for attention,
+NCCL's tuning constants a link (20.0, 20.6 and 40.1 GB/s of 25, 25 and 50) for `nvlink`. Where those leave room, mostly on
+Blackwell, the share was settled on published training runs as a whole, never for one model (`docs/accuracy.md`).
 A machine file (`parlaunch.calibrate`) replaces them by what was measured on the machine itself.
 """
 
