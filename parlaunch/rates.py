@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from parlaunch.cpu import CPU_RANK
 from parlaunch.datasheet import Product, product
 from parlaunch.errors import ProbeError
-from parlaunch.machine import Cluster
+from parlaunch.machine import UNKNOWN, Cluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,11 @@ def rates_of(cluster: Cluster, *, machine_file: Mapping[str, object] | None = No
     """
     gpu = cluster.gpu
     sheet = CPU_RANK if gpu.name == CPU_RANK.name else product(gpu.name)
+    if sheet is None and gpu.name == UNKNOWN:
+        raise ProbeError(
+            f"the GPU model is not known: {cluster.source} does not say it",
+            hint="append the output of `nvidia-smi -L` or `nvidia-smi -q` to the file",
+        )
     if sheet is None:
         raise ProbeError(
             f"no data sheet for {gpu.name!r}",
