@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -225,7 +226,7 @@ LINKS = {
 }
 
 
-def archive(mode: str, prefix: str = "", links: dict[str, str] | None = None) -> bytes:
+def archive(mode: Any, prefix: str = "", links: dict[str, str] | None = None) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode=mode) as tar:
         for path, text in FILES.items():

@@ -97,7 +97,7 @@ def _content(content: bytes, path: Path) -> Cluster:
         or content[:6] == b"\xfd7zXZ\x00"
         or content[257:262] == b"ustar"
     ):
-        found = sysfs_tree.read_archive(content, path.name)
+        found = sysfs_tree.read_archive(content, path)
         if found is not None:
             return found
         if content[:2] != b"\x1f\x8b":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import posixpath
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def read_folder(path: Path) -> Cluster:
     return _cluster(Host(top), path.name)
 
 
-def read_archive(content: bytes, name: str) -> Cluster | None:
+def read_archive(content: bytes, given: Path) -> Cluster | None:
     """The machine in a tar; None when the bytes are no tar, or hold no /sys. Raises `ProbeError` for a damaged one."""
     nodes: dict[str, bytes | str | None] = {}
     total = 0
@@ -130,7 +131,7 @@ def read_archive(content: bytes, name: str) -> Cluster | None:
                     nodes[path] = file.read(LIMIT)
                     total += len(nodes[path] or b"")
                 if total > MOST or count > MEMBERS:
-                    raise ProbeError(f"{name} unpacks to more than {MOST >> 20} MiB: not a capture of /sys")
+                    raise ProbeError(f"{given} unpacks to more than {MOST >> 20} MiB: not a capture of /sys")
     except (tarfile.TarError, EOFError, OSError, ValueError, IndexError) as error:
         damage = str(error) or type(error).__name__
     except Exception as error:  # zlib.error and lzma.LZMAError have no common parent; damaged headers raise others
@@ -150,14 +151,12 @@ def read_archive(content: bytes, name: str) -> Cluster | None:
     )
     if top is None:
         raise ProbeError(
-            f"{name} is an archive without a captured /sys",
+            f"{given} is an archive without a captured /sys",
             hint="it should hold `sys` (and `proc`) at its top or one level down",
         )
     under = {p[len(top) :].lstrip("/"): v for p, v in nodes.items() if p.startswith(top)}
-    cluster = _cluster(TarHost({p: v for p, v in under.items() if p}), name)
+    cluster = _cluster(TarHost({p: v for p, v in under.items() if p}), given.name)
     if damage is not None:
-        from dataclasses import replace
-
         cluster = replace(
             cluster,
             notes=(*cluster.notes, f"the archive is damaged ({damage}): what stands before the damage was read"),
@@ -170,8 +169,6 @@ def _holds(nodes: Mapping[str, Any], folder: str) -> bool:
 
 
 def _cluster(host: Host, name: str) -> Cluster:
-    from dataclasses import replace
-
     found = probe(host, NoNvml(_WHY), environ={})
     notes = [n for n in found.notes if not n.startswith("NVML was not asked")]
     node = found.nodes[0]
@@ -185,6 +182,3 @@ def _cluster(host: Host, name: str) -> Cluster:
         nvlink_domains=domains_of((node,)),
         notes=tuple(dict.fromkeys(notes)),
     )
-
-
-Reader = Callable[[bytes, str], Cluster | None]
