@@ -159,6 +159,7 @@ def memory_to_json(memory: Memory) -> dict[str, Any]:
     return {
         "peak_bytes": memory.peak,
         "allocated_bytes": memory.allocated,
+        "reserved_bytes": memory.reserved,
         "error_band": memory.error_band,
         "capacity_bytes": memory.capacity,
         "limit_bytes": memory.limit,
