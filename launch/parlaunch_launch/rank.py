@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable
 
 from parlaunch.errors import ParlaunchError
+from parlaunch_launch.bind import bind_here
 
 
 def run_rank(train: Callable[[], None]) -> None:
     """Train; a failure's traceback goes into torchrun's report, our own refusals are one message and an exit code."""
+    bind_here()  # before torch is imported: what allocates later allocates near
     from torch.distributed.elastic.multiprocessing.errors import record
 
     def refusing() -> None:
