@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 WHAT = "hwloc XML"
 _TYPE = re.compile(r"([0-9a-f]{4}) \[([0-9a-f]{4}):([0-9a-f]{4})\]")
-SOFTWARE = re.compile(r"^(lo|docker|veth|virbr|br-|bond|tap|tun|vlan|ib\d+\.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +120,7 @@ def _inside(device: _Device) -> Iterator[tuple[str, dict[str, str], Element]]:
 def _gpu(index: int, device: _Device) -> Gpu:
     gpu = Gpu(index=index, name=UNKNOWN, pci=device.bus, numa=device.numa)
     for name, infos, _ in _inside(device):
-        if not name.startswith(("cuda", "nvml")):
+        if not name.startswith(("cuda", "nvml", "opencl")):
             continue
         kilobytes = whole(infos.get("CUDAGlobalMemorySize"))
         gpu = replace(
@@ -143,10 +142,9 @@ def _nics(device: _Device, places: dict[int, tuple[pci.Place, int | None]]) -> l
         if (level := pci.distance(place, device.place, numa, device.numa, vm=False)) is not None
     )
     inside = list(_inside(device))
-    verbs = [
-        (name, infos) for name, infos, _ in inside if "NodeGUID" in infos or any(k.startswith("Port1") for k in infos)
-    ]
-    netdevs = [name for name, infos, _ in inside if "Address" in infos and "NodeGUID" not in infos]
+    verbs = [(name, infos) for name, infos, _ in inside if "NodeGUID" in infos or "Port1State" in infos]
+    named = {name for name, _ in verbs}
+    netdevs = [name for name, infos, _ in inside if name not in named and not infos.get("Backend")]
     efa = device.vendor == "1d0f" and device.device.startswith("efa")
     out = []
     for name, infos in verbs:
@@ -154,8 +152,6 @@ def _nics(device: _Device, places: dict[int, tuple[pci.Place, int | None]]) -> l
         for port in ports:
             state = infos.get(f"Port{port}State")
             kind = "efa" if efa else "infiniband" if device.kind == "0207" else "roce"
-            if efa and state is None:
-                state = "4"
             words = {"1": "DOWN", "2": "INIT", "3": "ARMED", "4": "ACTIVE", "5": "ACTIVE_DEFER"}
             out.append(
                 Nic(
