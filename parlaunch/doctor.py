@@ -105,15 +105,19 @@ def examine(
     ranks_per_node: int | None = None,
     headroom: float = 0.08,
     multi_node_nvlink: bool = False,
+    nodes: int | None = None,
 ) -> tuple[Finding, ...]:
     """Everything that the catalogue finds, the worst first.
 
     `ranks_per_node` is what the job starts on every node (None: one a GPU), `headroom` the share of GPU memory that the
-    plan leaves free, `multi_node_nvlink` whether the plan counts on NVLink between nodes. Several nodes are compared
-    with each other; what most of them have is taken for right.
+    plan leaves free, `multi_node_nvlink` whether the plan counts on NVLink between nodes, `nodes` how many the job has when
+    `cluster` shows fewer. Several nodes are compared with each other; what most of them have is taken for right.
     """
     job = Job(
-        nodes=len(cluster.nodes), ranks_per_node=ranks_per_node, headroom=headroom, multi_node_nvlink=multi_node_nvlink
+        nodes=nodes or len(cluster.nodes),
+        ranks_per_node=ranks_per_node,
+        headroom=headroom,
+        multi_node_nvlink=multi_node_nvlink,
     )
     found = []
     for node in cluster.nodes:
@@ -152,19 +156,34 @@ _COLOURS = {FAIL: "\x1b[1;31m", WARN: "\x1b[33m", INFO: "\x1b[2m"}
 
 
 def findings_to_text(findings: Sequence[Finding], *, colour: bool = False, width: int = 100) -> str:
-    """The findings as paragraphs: severity and sight, then why and what to do. Ends with a count."""
-    lines = []
-    several = len({f.node for f in findings if f.node}) > 1
-    for f in findings:
-        mark = f"{_COLOURS[f.severity]}{f.severity}\x1b[0m" if colour else f.severity
-        where = f"{f.node}: " if several and f.node else ""
-        saw = textwrap.wrap(f"{where}{f.saw}  [{f.check}]", width - 6, break_long_words=False) or [""]
-        lines += [f"{mark}  {saw[0]}", *(f"      {line}" for line in saw[1:])]
-        lines += textwrap.wrap(f"{f.why}.", width, initial_indent="      why  ", subsequent_indent="           ")
-        if f.do and f.do != "nothing":
-            lines += textwrap.wrap(f.do, width, initial_indent="      do   ", subsequent_indent="           ")
-    counts = findings_to_json(findings)["counts"]
+    """The findings as paragraphs: severity and sights, then why and what to do. Ends with a count.
+
+    What several nodes share is said once, and what one row of the catalogue saw several times has one reason.
+    """
     if not findings:
         return "nothing to report\n"
+    several = len({f.node for f in findings if f.node}) > 1
+    rows: dict[tuple[str, str, str, str], dict[str, list[str]]] = {}
+    for f in findings:
+        rows.setdefault((f.severity, f.check, f.why, f.do), {}).setdefault(f.saw, []).append(f.node)
+    lines = []
+    for (severity, check, why, do), sights in rows.items():
+        mark = f"{_COLOURS[severity]}{severity}\x1b[0m" if colour else severity
+        for saw, nodes in sights.items():
+            text = f"{_where(nodes) if several else ''}{saw}  [{check}]"
+            first, *rest = textwrap.wrap(text, width - 6, break_long_words=False) or [""]
+            lines += [f"{mark}  {first}", *(f"      {line}" for line in rest)]
+        lines += textwrap.wrap(f"{why}.", width, initial_indent="      why  ", subsequent_indent="           ")
+        if do and do != "nothing":
+            lines += textwrap.wrap(do, width, initial_indent="      do   ", subsequent_indent="           ")
+    counts = findings_to_json(findings)["counts"]
     lines.append(", ".join(f"{n} {s}" for s, n in counts.items() if n))
     return "\n".join(lines) + "\n"
+
+
+def _where(nodes: Sequence[str]) -> str:
+    named = [n for n in nodes if n]
+    if not named:
+        return ""
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    return f"{', '.join(named[:3])}{more}: "

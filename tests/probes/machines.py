@@ -48,9 +48,10 @@ def _proc_gpus(t: tree.Tree) -> None:
         )
 
 
-def _plain(t: tree.Tree) -> tree.Tree:
+def _plain(root: Path) -> tree.Tree:
+    """A host of which only the operating system is known: NVML says the rest."""
+    t = tree.Tree(root)
     t.host()
-    t.driver("535.161.08", open_modules=False)
     return t
 
 
@@ -92,7 +93,7 @@ MACHINES: Mapping[str, Machine] = {
     ),
     "nvml-hgx-b200-off-fabric": Machine(
         ("hgx_b200",),
-        lambda root: _plain(tree.Tree(root)),
+        _plain,
         "HGX B200 whose GPU 2 left the fabric (leptonai/gpud#1085)",
         extra="nvdown 2 *\nset 2 fab=1,0,0,0,0",
     ),
@@ -116,25 +117,19 @@ MACHINES: Mapping[str, Machine] = {
     ),
     "nvml-hgx-a100-4": Machine(
         ("hgx_a100_4",),
-        lambda root: _plain(tree.Tree(root)),
+        _plain,
         "HGX A100 4-GPU: four links between any two, minors reversed",
     ),
     "nvml-slurm-cgroup": Machine(
         ("hgx_a100_4",),
-        lambda root: _plain(tree.Tree(root)),
+        _plain,
         "two GPUs of an HGX A100 in a Slurm job with device cgroups: ordinals count from 0",
         visible="1,3",
         environ={"CUDA_VISIBLE_DEVICES": "0,1"},
     ),
-    "nvml-a100-mig": Machine(
-        ("a100_mig",), lambda root: _plain(tree.Tree(root)), "two A100, the first cut into three MIG devices"
-    ),
-    "nvml-dgx1-v100": Machine(
-        ("dgx1_v100",), lambda root: _plain(tree.Tree(root)), "DGX-1: the hybrid cube mesh of NVIDIA/nccl#671"
-    ),
-    "nvml-dgx2-v100": Machine(
-        ("dgx2_v100",), lambda root: _plain(tree.Tree(root)), "DGX-2: sixteen V100 behind NVSwitches"
-    ),
+    "nvml-a100-mig": Machine(("a100_mig",), _plain, "two A100, the first cut into three MIG devices"),
+    "nvml-dgx1-v100": Machine(("dgx1_v100",), _plain, "DGX-1: the hybrid cube mesh of NVIDIA/nccl#671"),
+    "nvml-dgx2-v100": Machine(("dgx2_v100",), _plain, "DGX-2: sixteen V100 behind NVSwitches"),
     "nvml-l40s": Machine(
         ("l40s",), tree.l40s, "four L40S, two behind each of two switches, one RoCE port behind the first"
     ),
@@ -143,7 +138,7 @@ MACHINES: Mapping[str, Machine] = {
     ),
     "nvml-mixed": Machine(
         ("mixed",),
-        lambda root: _plain(tree.Tree(root)),
+        _plain,
         "a display card before two A100 (vllm-project/vllm#53834)",
         environ={"CUDA_VISIBLE_DEVICES": "0,1"},
     ),
