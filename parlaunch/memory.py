@@ -28,7 +28,7 @@ from parlaunch.parameters import (
 from parlaunch.plan import Memory
 from parlaunch.rates import Rates
 from parlaunch.recipe import Features, Recipe
-from parlaunch.states import Bytes, bytes_a_parameter, keeping_of
+from parlaunch.states import Bytes, Keeping, bytes_a_parameter, keeping_of
 from parlaunch.timing.software import software_of
 
 GIB = 2**30
@@ -319,8 +319,20 @@ def _states(st: _Stage, p: _Plan, each: Bytes, held_back: float, spread: int, ex
     return weights, gradients_dense / spread + gradients_routed / expert_spread, optimizer, working
 
 
-def estimate_memory(recipe: Recipe, layout: Layout, rates: Rates, *, headroom: float = 0.08) -> Memory:
-    """Peak memory of the fullest GPU of the fullest stage, in bytes, with the machine's capacity beside it."""
+class _Frame(NamedTuple):
+    """What of recipe, layout and machine all stages share."""
+
+    p: _Plan
+    each: Bytes
+    keeping: Keeping
+    tokens: float
+    spread: int
+    expert_spread: int
+    held_back: float
+    step: float  # bytes a parameter of float32 gradients while the optimizer steps
+
+
+def _frame(recipe: Recipe, layout: Layout, rates: Rates) -> _Frame:
     f, a, gpu = recipe.features, recipe.architecture, rates.product.arch
     vp, pp = layout.vp, layout.pp
     fsdp = layout.fsdp or f.fsdp
@@ -330,34 +342,41 @@ def estimate_memory(recipe: Recipe, layout: Layout, rates: Rates, *, headroom: f
         min(layout.num_microbatches, 2 * pp + 1 if vp else pp + 1) or 1,
     )  # fmt: skip
     each, keeping = bytes_a_parameter(recipe.precision, f, gpu), keeping_of(f.framework)
-    tokens = layout.micro_batch_size * recipe.seq_length / layout.cp
     spread = expert_spread = 1
     if f.distributed_optimizer or fsdp:
         spread, expert_spread = max(layout.world // (layout.tp * pp), 1), max(layout.edp, 1)
-    held_back = keeping.sharded if spread > 1 else 0.0
     # An optimizer that is not precision-aware makes float32 gradients of narrower ones while it steps.
-    step = 4.0 if each.gradient < 4 and not f.precision_aware_optimizer else 0.0
-    best: tuple[float, ...] = (-1.0,)
-    for st in _stages(p, recipe.seq_length):
-        weights, gradients, optimizer, working = _states(st, p, each, held_back, spread, expert_spread)
-        logits = st.logits * tokens
-        on_top = max(st.transient * tokens, st.embedding_gradient - st.one * tokens)
-        activations = st.saved * tokens + max(0.0, on_top - logits)
-        buffers = st.buffers * tokens + working
-        if step and not p.peft:
-            dense, routed = st.layer_params + st.other_params, st.routed_params
-            optimizer += max(0.0, step * (dense / spread + routed / expert_spread) - activations - logits)
-        total = weights + gradients + optimizer + logits + activations + buffers
-        if total > best[0]:
-            best = (total, weights, gradients, optimizer, activations, logits, buffers, st.at)
-    _, weights, gradients, optimizer, activations, logits, buffers, index = best
-    buffers += WORKSPACE.get(gpu, 4 * MIB) * (2 + (4 if a.num_moe_experts else 0))
+    step = 4.0 if each.gradient < 4 and not f.precision_aware_optimizer and not p.peft else 0.0
+    tokens = layout.micro_batch_size * recipe.seq_length / layout.cp
+    return _Frame(p, each, keeping, tokens, spread, expert_spread, keeping.sharded if spread > 1 else 0.0, step)
+
+
+def _parts(st: _Stage, x: _Frame) -> tuple[float, float, float, float, float, float]:
+    """Bytes of weights, gradients, optimizer, activations, logits and buffers of one stage."""
+    weights, gradients, optimizer, working = _states(st, x.p, x.each, x.held_back, x.spread, x.expert_spread)
+    logits = st.logits * x.tokens
+    on_top = max(st.transient * x.tokens, st.embedding_gradient - st.one * x.tokens)
+    activations = st.saved * x.tokens + max(0.0, on_top - logits)
+    buffers = st.buffers * x.tokens + working
+    if x.step:
+        dense, routed = st.layer_params + st.other_params, st.routed_params
+        optimizer += max(0.0, x.step * (dense / x.spread + routed / x.expert_spread) - activations - logits)
+    return weights, gradients, optimizer, activations, logits, buffers
+
+
+def _memory(
+    parts: tuple[float, ...], stage: int, x: _Frame, recipe: Recipe, layout: Layout, rates: Rates, headroom: float
+) -> Memory:
+    """The parts of a stage, with what every process holds on top."""
+    weights, gradients, optimizer, activations, logits, buffers = parts
+    f, gpu, keeping = recipe.features, rates.product.arch, x.keeping
+    buffers += WORKSPACE.get(gpu, 4 * MIB) * (2 + (4 if recipe.architecture.num_moe_experts else 0))
     if layout.ep > 1 and f.dispatcher == "deepep":
         buffers += DEEPEP_BUFFER
-    if keeping.buckets and spread > 1:
+    if keeping.buckets and x.spread > 1:
         buffers += keeping.buckets.get(recipe.precision, 0)
     slack = int((keeping.slack + GRAPH_SLACK.get(f.cuda_graph or "", 0.0)) * (activations + logits + buffers))
-    dimensions = (layout.tp, pp, layout.cp, layout.ep, layout.etp, layout.dp, layout.edp)
+    dimensions = (layout.tp, layout.pp, layout.cp, layout.ep, layout.etp, layout.dp, layout.edp)
     communicators = sum(n > 1 for n in dimensions) + keeping.communicators
     outside = (
         (CONTEXT.get(gpu, 0.6) + keeping.loading) * GIB + communicators * COMMUNICATOR + (GRAPH if f.cuda_graph else 0)
@@ -373,6 +392,32 @@ def estimate_memory(recipe: Recipe, layout: Layout, rates: Rates, *, headroom: f
         slack=slack,
         capacity=rates.memory_bytes,
         limit=int(rates.memory_bytes * (1 - headroom)),
-        stage=int(index),
+        stage=stage,
         error_band=error_band(recipe, layout),
     )
+
+
+def estimate_memory(recipe: Recipe, layout: Layout, rates: Rates, *, headroom: float = 0.08) -> Memory:
+    """Peak memory of the fullest GPU of the fullest stage, in bytes, with the machine's capacity beside it."""
+    x = _frame(recipe, layout, rates)
+    fullest: tuple[float, ...] = ()
+    at, most = 0, -1.0
+    for st in _stages(x.p, recipe.seq_length):
+        parts = _parts(st, x)
+        total = sum(parts)
+        if total > most:
+            fullest, at, most = parts, st.at, total
+    return _memory(fullest, at, x, recipe, layout, rates, headroom)
+
+
+def stage_memories(recipe: Recipe, layout: Layout, rates: Rates, *, headroom: float = 0.08) -> tuple[Memory, ...]:
+    """The same for every pipeline stage, in order."""
+    x = _frame(recipe, layout, rates)
+    p = x.p
+    chunks = _chunks(p.architecture, p.pp, p.vp, p.layers_per_chunk)
+    setting = _setting(p, recipe.seq_length)
+    made = []
+    for i in range(p.pp):
+        stage = _stage(i, [chunks[c * p.pp + i] for c in range(p.vp or 1)], p, setting)
+        made.append(_memory(_parts(stage, x), i, x, recipe, layout, rates, headroom))
+    return tuple(made)
