@@ -86,6 +86,12 @@ def test_missing_minors_and_a_higher_count_are_told(read: Read) -> None:
     assert [g.minor for g in cluster.nodes[0].gpus] == [0, 6]
 
 
+def test_a_listing_that_is_there_twice_counts_once(read: Read) -> None:
+    cluster = read(2 * smi_q("NVIDIA L40S", 2))
+    assert len(cluster.nodes[0].gpus) == 2
+    assert any("repeat" in note for note in cluster.notes)
+
+
 def test_a_block_that_is_cut_off_keeps_what_it_said(read: Read) -> None:
     text = smi_q(H100, 8, fabric=DONE)
     cluster = read(text[: text.index("FB Memory Usage")])

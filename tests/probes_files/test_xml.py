@@ -84,6 +84,13 @@ def test_a_virtual_machine_hides_switches_and_locality(read: Read) -> None:
     assert any("hypervisor" in note for note in cluster.notes)
 
 
+def test_gpus_of_another_maker_are_left_out_and_told(read: Read) -> None:
+    other = nccl_gpu("0000:03:00.0").replace("0x10de", "0x1002")
+    cluster = read(nccl([(0, nccl_gpu("0000:01:00.0") + other)]))
+    assert [g.pci for g in cluster.nodes[0].gpus] == ["0000:01:00.0"]
+    assert any("another maker" in note for note in cluster.notes)
+
+
 def test_a_real_dump_without_links_has_none(read: Read) -> None:
     text = nccl([(0, nccl_gpu("0000:01:00.0", device="0x26b9") + nccl_gpu("0000:02:00.0", device="0x26b9"))])
     assert read(text).nodes[0].link_type == "none"

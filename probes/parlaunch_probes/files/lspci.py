@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from parlaunch.datasheet import Product, product, product_of_pci
 from parlaunch.machine import UNKNOWN, Gpu, Nic
@@ -34,7 +34,6 @@ class _Device:
     numa: int | None = None
     buses: tuple[int, int] | None = None  # a bridge's secondary and subordinate
     redirects: bool | None = None
-    virtual: bool = field(default=False)
 
 
 def find(text: str) -> Facts | None:

@@ -34,6 +34,7 @@ class _Found:
     nics: list[tuple[str | None, int | None, tuple[str, ...], Element]] = field(default_factory=list)
     bare: list[tuple[str, int | None, tuple[str, ...]]] = field(default_factory=list)  # neither class nor content
     switches: list[str] = field(default_factory=list)
+    others: int = 0  # GPUs of another maker
 
 
 def find(root: Element, text: str) -> Facts | None:
@@ -50,6 +51,8 @@ def find(root: Element, text: str) -> Facts | None:
     facts = Facts(WHAT)
     facts.preset = _named(text)
     _classify(found, facts)
+    if found.others:
+        facts.notes.append(f"{found.others} GPUs of another maker than NVIDIA in this file: left out")
     places: dict[int, tuple[pci.Place, int | None]] = {}
     for index, (bus, numa, chain, element) in enumerate(sorted(found.gpus, key=lambda g: g[0])):
         facts.gpus.append(_gpu(index, bus, numa, element))
@@ -86,7 +89,9 @@ def _walk(element: Element, numa: int | None, chain: tuple[str, ...], found: _Fo
             continue
         kind = (child.get("class") or "").lower().removeprefix("0x")[:4]
         below = (*chain, bus)
-        if kind in ("0302", "0300") or child.find("gpu") is not None:
+        if (kind in ("0302", "0300") or child.find("gpu") is not None) and _other_maker(child):
+            found.others += 1
+        elif kind in ("0302", "0300") or child.find("gpu") is not None:
             found.gpus.append((bus, numa, below, child))
         elif kind in ("0200", "0207") or child.find("nic") is not None:
             found.nics.append((bus, numa, below, child))
@@ -95,6 +100,10 @@ def _walk(element: Element, numa: int | None, chain: tuple[str, ...], found: _Fo
         elif not kind and child.find("pci") is None:
             found.bare.append((bus, numa, below))
         _walk(child, numa, below, found, depth + 1)
+
+
+def _other_maker(element: Element) -> bool:
+    return (element.get("vendor") or "0x10de").lower() != "0x10de" or element.find("gpu/xgmi") is not None
 
 
 def _named(text: str) -> str | None:

@@ -43,8 +43,12 @@ def find(text: str) -> Facts | None:
     blocks: list[tuple[str, dict[str, str]]] = []
     lost: list[tuple[str, str]] = []
     stack: list[tuple[int, str]] = []
+    again = False
     for line in text.split("\n"):
         if match := _GPU.match(line):
+            if any(bus == match[1] for bus, _ in blocks):
+                again = True
+                break  # the same listing once more, or another node's
             blocks.append((match[1], {}))
             stack = []
             continue
@@ -75,6 +79,8 @@ def find(text: str) -> Facts | None:
     facts.gpus = [gpu_of(i, bus, fields) for i, (bus, fields) in enumerate(blocks)]
     virtual = {f.get("GPU Virtualization Mode/Virtualization Mode") for _, f in blocks}
     conclude(facts, virtual, [f.get("Platform Info/Peer Type") for _, f in blocks])
+    if again:
+        facts.notes.append("the GPUs repeat in this file: only the first listing was read")
     for address, why in lost:
         facts.notes.append(f"GPU {address} cannot be used: {why or 'no device handle'}")
     return facts
