@@ -35,7 +35,7 @@ def node_of(facts: Facts) -> tuple[Node, Fabric, tuple[str, ...]]:
     gpus = _named(facts, notes)
     sheet = product(gpus[0].name) if gpus else None
     board = _board(facts, gpus, sheet, notes)
-    gpus = [_linked(g, board, facts, sheet) for g in gpus]
+    gpus = [_linked(g, board, facts) for g in gpus]
     nics = _chosen(facts.nics)
     if gpus and all(g.numa is None for g in gpus):
         notes.append("the NUMA nodes of the GPUs are not in this file")
@@ -177,7 +177,7 @@ def _key(a: int, b: int) -> tuple[int, int]:
     return (a, b) if a < b else (b, a)
 
 
-def _linked(gpu: Gpu, board: Board, facts: Facts, sheet: Product | None) -> Gpu:
+def _linked(gpu: Gpu, board: Board, facts: Facts) -> Gpu:
     domain = next((n for n, group in enumerate(board.groups) if gpu.index in group), None)
     nvlinks = gpu.nvlinks
     if nvlinks is None and facts.links is not None and not facts.hidden:
@@ -263,7 +263,7 @@ def with_board(node: Node, notes: list[str]) -> Node:
     facts.node = {"cpu_model": node.cpu_model or "", "virtual": node.virtual}
     sheet = product(node.gpus[0].name)
     board = _board(facts, list(node.gpus), sheet, notes)
-    return replace(node, gpus=tuple(_linked(g, board, facts, sheet) for g in node.gpus), link_type=board.link_type)
+    return replace(node, gpus=tuple(_linked(g, board, facts) for g in node.gpus), link_type=board.link_type)
 
 
 def by_product(gpu: Gpu, sheet: Product | None) -> Gpu:
