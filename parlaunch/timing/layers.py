@@ -335,7 +335,7 @@ class _Builder:
         flops = 2.0 * rows * seen * heads * (qk + value)
         if not self.software.fused_attention:
             return self._unfused(heads, qk)
-        span = min(seq, 2 * seen)
+        span = min(seq // self.s.cp, 2 * seen)  # a context-parallel rank attends to one block at a time
         f = self.k.attention(
             flops=flops,
             sequence=int(span),
@@ -394,10 +394,12 @@ class _Builder:
             one = links.gather(kv * cp, group)
             return one, 2.0 * one
         step = links.send(kv, near=not group.crosses)
+        # Each block's output joins the others in fp32, with its softmax sums; backward, gradients of keys and values do.
+        join = self.k.stream(self.tokens * q_width * 14.0, kernels=6)
         # Each of cp-1 exchanges runs under the attention of the block at hand.
         forward = (cp - 1) * max(0.15 * step, step - core[0] / cp)
         backward = (cp - 1) * max(0.3 * step, 2.0 * step - core[1] / cp)
-        return exchange + forward, exchange + backward
+        return exchange + forward + cp * join, exchange + backward + 1.5 * cp * join
 
     def scan(self, kind: LayerKind) -> tuple[Cost, Cost]:
         """Mamba-2 and gated delta net: projections, a short convolution, a chunked scan."""
