@@ -213,6 +213,14 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
     )
 
 
+def stage_times(recipe: Recipe, layout: Layout, rates: Rates) -> tuple[tuple[float, float], ...]:
+    """Seconds of (forward, backward) of one micro batch on each virtual stage, in order of execution: what
+    `schedule.timeline` plays. The chunks of one pipeline stage share its time evenly."""
+    stages, vp = _model(recipe, rates).stage_times(layout, split_of(layout)), layout.vp or 1
+    each = [(s.seconds * s.forward_share / vp, s.seconds * (1.0 - s.forward_share) / vp) for s in stages]
+    return tuple(each * vp)
+
+
 def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> tuple[float, float]:
     """Exposed seconds of gradient and weight traffic over data-parallel ranks, and the window it had to hide in."""
     recipe, links, software = model.recipe, model.links, model.software
