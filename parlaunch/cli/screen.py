@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from parlaunch import __version__
-from parlaunch.plan import Candidate, Plan
+from parlaunch.plan import Plan
 from parlaunch.scripts import quoted
 from parlaunch.units import count, gib, percent, rate, seconds
+from parlaunch.words import candidate_words, layout_words
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -109,21 +110,6 @@ def _title(plan: Plan) -> Iterable[Text]:
     yield Text(f"{r.task} · {size} · {r.precision} · {r.seq_length:,} tokens · global batch {r.global_batch_size:,}")
 
 
-def layout_words(plan: Plan) -> str:
-    """The layout in one line: every size above one, always TP, PP and DP."""
-    x = plan.layout
-    words = [f"TP {x.tp}", f"PP {x.pp}"]
-    words += [f"VP {x.vp}"] if x.vp else []
-    words += [f"CP {x.cp}"] if x.cp > 1 else []
-    words += [f"EP {x.ep}"] if x.ep > 1 else []
-    words += [f"ETP {x.etp}"] if x.etp > 1 else []
-    words += [f"DP {x.dp}"]
-    words += [f"expert DP {x.edp}"] if x.ep > 1 else []
-    words += ["sequence parallel"] if x.sequence_parallel else []
-    words += ["FSDP"] if x.fsdp else []
-    return " · ".join(words)
-
-
 def _facts(plan: Plan) -> RenderableType:
     from rich.table import Table
 
@@ -141,7 +127,7 @@ def _facts(plan: Plan) -> RenderableType:
     table.add_row(
         "machine", f"{gpus} · {nvlink}" + (f" · {fabric}" if nodes > 1 else "") + f"  [{c.source}]".replace("[", "\\[")
     )
-    table.add_row("layout", layout_words(plan))
+    table.add_row("layout", layout_words(plan.layout))
     batch = f"micro batch {x.micro_batch_size} × {x.num_microbatches} accumulated × DP {x.dp} = {x.global_batch_size:,}"
     table.add_row("batch", batch)
     table.add_row("recompute", str(x.recompute))
@@ -226,17 +212,12 @@ def _close(plan: Plan) -> RenderableType:
     best = plan.chosen.estimate.iteration_time_s
     for c in (plan.chosen, *plan.alternatives):
         more = c.estimate.iteration_time_s / best - 1
-        label = layout_label(c)
+        label = candidate_words(c)
         table.add_row(
             label, str(c.layout.recompute), gib(c.memory.peak), seconds(c.estimate.iteration_time_s),
             "chosen" if c is plan.chosen else f"{more:+.1%}",
         )  # fmt: skip
     return table
-
-
-def layout_label(c: Candidate) -> str:
-    text = str(c.layout)
-    return text.split(" recompute=")[0]
 
 
 def _environment(plan: Plan, verbose: bool) -> RenderableType:
