@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from parlaunch.finding import FAIL, INFO, WARN, Check, Job, Sight
-from parlaunch.machine import Nic, Node
+from parlaunch.machine import UNKNOWN, Nic, Node
 
 RDMA = ("infiniband", "roce", "efa")
 FLAPS = 5  # times that a link may have gone down since the driver was loaded
@@ -115,7 +115,7 @@ def _no_device_nodes(node: Node, job: Job) -> Iterator[Sight]:
 
 
 def _no_rdma(node: Node, job: Job) -> Iterator[Sight]:
-    if job.spans and node.gpus and not any(n.rail and n.kind in RDMA for n in node.nics):
+    if job.spans and node.gpus and not any(n.rail and n.kind in (*RDMA, UNKNOWN) for n in node.nics):
         plain = [n.name for n in node.nics if n.rail]
         yield (
             WARN,

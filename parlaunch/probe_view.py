@@ -217,7 +217,9 @@ def _nics(cluster: Cluster, node: Node, width: int, colour: bool) -> list[str]:
     made_up = [n for n in node.nics if n.kind == "ethernet" and n.pci is None and not n.rail and n.bond is None]
     shown = [n for n in node.nics if n not in made_up]
     rails = [n for n in shown if n.rail]
-    fabric = f"{len(rails)} {rails[0].kind} rail{'s' if len(rails) > 1 else ''}" if rails else "no port to other nodes"
+    none = "not known" if not shown and cluster.fabric.kind == UNKNOWN else "no port to other nodes"
+    kind = "" if rails and rails[0].kind == UNKNOWN else f" {rails[0].kind}" if rails else ""
+    fabric = f"{len(rails)}{kind} rail{'s' if len(rails) > 1 else ''}" if rails else none
     each = cluster.fabric.bytes_per_s_per_gpu
     fabric += f", {_rate(each)} a GPU" if rails and each else ""
     extras = []
