@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from parlaunch.architecture import LayerKind
 from parlaunch.flops import model_flops_per_token
 from parlaunch.layout import Layout
 from parlaunch.parameters import split_layers, stage_weights
@@ -14,16 +13,7 @@ from parlaunch.recipe import Recipe
 from parlaunch.timing.bands import error_band
 from parlaunch.timing.collectives import Links
 from parlaunch.timing.kernels import Kernels
-from parlaunch.timing.layers import (
-    ZERO,
-    Cost,
-    Layers,
-    LayerTime,
-    Split,
-    add,
-    split_of,
-    times,
-)
+from parlaunch.timing.layers import ZERO, Cost, Layers, Split, add, split_of
 from parlaunch.timing.schedule import pipeline_time
 from parlaunch.timing.software import software_of
 
@@ -49,6 +39,15 @@ class _Stage:
     forward_share: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What one pipeline stage holds: (number of the layer kind, layers of its chunk, how many)."""
+
+    layers: tuple[tuple[int, int, int], ...]
+    first: bool
+    last: bool
+
+
 class _Model:
     """Everything about one recipe on one machine that layouts share."""
 
@@ -57,58 +56,75 @@ class _Model:
         self.software = software_of(recipe.features.framework)
         self.kernels, self.links = Kernels(rates), Links(rates)
         self.layers = Layers(recipe, self.software, self.kernels, self.links)
-        self.mtp = recipe.architecture.mtp_layers()
+        self.mtp = tuple(self.layers.number[kind] for kind in recipe.architecture.mtp_layers())
+        self.graphed = _graphed(recipe)
+        self.parts: dict[tuple[object, ...], tuple[_Parts, ...]] = {}
         self.stages: dict[tuple[object, ...], tuple[_Stage, ...]] = {}
         self.weights: dict[tuple[object, ...], tuple[float, float]] = {}
 
     def stage_times(self, layout: Layout, split: Split) -> tuple[_Stage, ...]:
-        key = (
-            split,
-            layout.pp,
-            layout.vp,
-            layout.layers_per_chunk,
-            layout.recompute,
-            layout.fsdp,
-        )
+        r = layout.recompute
+        key = (split, layout.pp, layout.vp, layout.layers_per_chunk, r.method, r.num_layers)
         known = self.stages.get(key)
         if known is None:
             known = self.stages[key] = self._stages(layout, split)
         return known
 
+    def _parts(self, layout: Layout) -> tuple[_Parts, ...]:
+        """What stands on each pipeline stage."""
+        key = (layout.pp, layout.vp, layout.layers_per_chunk)
+        known = self.parts.get(key)
+        if known is None:
+            chunks = split_layers(self.recipe.architecture, *key)
+            made = []
+            for stage in range(layout.pp):
+                counts: dict[tuple[int, int], int] = {}
+                for kinds in chunks[stage :: layout.pp]:
+                    for kind in kinds:
+                        at = (self.layers.number[kind], len(kinds))
+                        counts[at] = counts.get(at, 0) + 1
+                layers = tuple((kind, size, n) for (kind, size), n in counts.items())
+                made.append(_Parts(layers, first=stage == 0, last=stage == layout.pp - 1))
+            known = self.parts[key] = tuple(made)
+        return known
+
     def _stages(self, layout: Layout, split: Split) -> tuple[_Stage, ...]:
-        pp = layout.pp
-        forward, backward = [ZERO] * pp, [ZERO] * pp
-        graphs = _graphed(self.recipe)
-        embedding, head = self.layers.ends(split)
-        chunks = split_layers(self.recipe.architecture, pp, layout.vp, layout.layers_per_chunk)
-        last = len(chunks) - 1
+        done: dict[_Parts, _Stage] = {}
+        out = []
+        for parts in self._parts(layout):
+            if parts not in done:
+                done[parts] = self._stage(parts, layout, split)
+            out.append(done[parts])
+        return tuple(out)
+
+    def _stage(self, parts: _Parts, layout: Layout, split: Split) -> _Stage:
+        layers = self.layers.of(split)
         block = layout.recompute.num_layers if layout.recompute.method == "block" else None
-        for chunk, kinds in enumerate(chunks):
-            stage = chunk % pp
-            parts: list[tuple[LayerTime, int]] = []
-            seen: dict[LayerKind, int] = {}
-            for kind in kinds:
-                seen[kind] = seen.get(kind, 0) + 1
-            parts += [(self.layers.layer(kind, split), n) for kind, n in seen.items()]
-            again = 1.0 if block is None or not kinds else min(1.0, block / len(kinds))
-            if chunk == 0:
-                parts.append((embedding, 1))
-            if chunk == last:
-                parts.append((head, 1 + (self.recipe.architecture.mtp_num_layers or 0)))
-                parts += [(self.layers.layer(kind, split), 1) for kind in self.mtp]
-            for time, n in parts:
-                forward[stage] = add(forward[stage], times(time.forward, n))
-                back = time.backward if time.recompute is ZERO else add(time.backward, times(time.recompute, again))
-                backward[stage] = add(backward[stage], times(back, n))
-        made = []
-        for f, b in zip(forward, backward, strict=True):
-            gpu = sum(f[:4]) + sum(b[:4])
-            issue = 0.0
-            if graphs < 1.0:
-                issue = (1.0 - graphs) * (f[4] + b[4]) + self.software.host * HOST_PER_CHUNK * (layout.vp or 1)
-            both = (gpu**HOST_BLEND + issue**HOST_BLEND) ** (1.0 / HOST_BLEND)
-            made.append(_Stage(f, b, both, both - gpu, sum(f[:4]) / gpu))
-        return tuple(made)
+        forward, backward = ZERO, ZERO
+        for kind, size, count in parts.layers:
+            time = layers[kind]
+            forward = add(forward, time.forward, count)
+            backward = add(backward, time.backward, count)
+            if time.recompute is not ZERO:
+                again = 1.0 if block is None else min(1.0, block / size)
+                backward = add(backward, time.recompute, count * again)
+        embedding, head = self.layers.ends(split)
+        if parts.first:
+            forward, backward = add(forward, embedding.forward), add(backward, embedding.backward)
+        if parts.last:
+            heads = 1 + (self.recipe.architecture.mtp_num_layers or 0)
+            forward, backward = add(forward, head.forward, heads), add(backward, head.backward, heads)
+            for kind in self.mtp:
+                time = layers[kind]
+                forward = add(forward, time.forward)
+                backward = add(add(backward, time.backward), time.recompute)
+        gpu = sum(forward[:4]) + sum(backward[:4])
+        issue = 0.0
+        if self.graphed < 1.0:
+            issue = (1.0 - self.graphed) * (forward[4] + backward[4])
+            issue += self.software.host * HOST_PER_CHUNK * (layout.vp or 1)
+        both = (gpu**HOST_BLEND + issue**HOST_BLEND) ** (1.0 / HOST_BLEND)
+        return _Stage(forward, backward, both, both - gpu, sum(forward[:4]) / gpu)
 
     def parameters(self, layout: Layout) -> tuple[float, float]:
         """Dense and routed parameters of the fullest stage, a rank."""

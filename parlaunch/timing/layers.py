@@ -33,24 +33,11 @@ UNFUSED_SOFTMAX = 12
 """Kernels of a softmax in plain PyTorch, with its conversions, mask and scale."""
 
 
-def add(*costs: Cost) -> Cost:
+def add(a: Cost, b: Cost, factor: float = 1.0) -> Cost:
+    """a + factor · b."""
     return (
-        sum(c[0] for c in costs),
-        sum(c[1] for c in costs),
-        sum(c[2] for c in costs),
-        sum(c[3] for c in costs),
-        sum(c[4] for c in costs),
-    )
-
-
-def times(cost: Cost, factor: float) -> Cost:
-    return (
-        cost[0] * factor,
-        cost[1] * factor,
-        cost[2] * factor,
-        cost[3] * factor,
-        cost[4] * factor,
-    )
+        a[0] + factor * b[0], a[1] + factor * b[1], a[2] + factor * b[2], a[3] + factor * b[3], a[4] + factor * b[4],
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +83,18 @@ class Layers:
         if self.narrow in ("fp8", "mx", "fp4") and "fp8" not in kernels.product.flops:
             self.narrow = self.wide
         self.peft = recipe.task == "peft"
-        self._layers: dict[tuple[LayerKind, Split], LayerTime] = {}
+        every = self.arch.layers() + self.arch.mtp_layers()
+        self.kinds = tuple(dict.fromkeys(every))  # what is hashed once here is a small number from now on
+        self.number = {kind: i for i, kind in enumerate(self.kinds)}
+        self._layers: dict[Split, tuple[LayerTime, ...]] = {}
         self._ends: dict[Split, tuple[LayerTime, LayerTime]] = {}
 
-    def layer(self, kind: LayerKind, split: Split) -> LayerTime:
-        key = (kind, split)
-        known = self._layers.get(key)
+    def of(self, split: Split) -> tuple[LayerTime, ...]:
+        """A time for each of `kinds`."""
+        known = self._layers.get(split)
         if known is None:
-            known = self._layers[key] = _Builder(self, split).layer(kind)
+            builder = _Builder(self, split)
+            known = self._layers[split] = tuple(builder.layer(kind) for kind in self.kinds)
         return known
 
     def ends(self, split: Split) -> tuple[LayerTime, LayerTime]:
@@ -606,8 +597,3 @@ class _Builder:
             (b + norm[1] + loss, tp[1], 0.0, 0.0, 24 * self.host),
             ZERO,
         )
-
-
-def plain_layers(arch: Architecture) -> tuple[LayerKind, ...]:
-    """Decoder layers in order, with the multi-token-prediction layers behind the last."""
-    return arch.layers() + arch.mtp_layers()
