@@ -91,7 +91,9 @@ def recipe_of(request: Request, pins: Mapping[str, Any]) -> Recipe:
     if (request.recipe is None) == (request.model_config is None):
         given = "both --recipe and --model-config" if request.recipe else "neither --recipe nor --model-config"
         raise UsageError(f"{given} given", hint="for example: parlaunch --recipe llama32_1b_pretrain_config --dry-run")
-    found = _from_config(request.model_config) if request.model_config else _by_name(str(request.recipe))
+    found = (
+        _from_config(request.model_config) if request.model_config else _by_name(str(request.recipe), request.device)
+    )
     changes: dict[str, Any] = {}
     if seq := pins.get("seq_length"):
         changes["seq_length"] = seq
@@ -103,7 +105,7 @@ def recipe_of(request: Request, pins: Mapping[str, Any]) -> Recipe:
     return replace(found, **changes)
 
 
-def _by_name(name: str) -> Recipe:
+def _by_name(name: str, device: str) -> Recipe:
     from parlaunch.catalog import recipe
 
     try:
@@ -112,7 +114,8 @@ def _by_name(name: str) -> Recipe:
         known, unknown = None, error
     from parlaunch_probes import bridge
 
-    if bridge.version() is not None:
+    # The tiny model for CPU keeps the family only: what the catalog knows of it is enough, and Bridge takes long to ask.
+    if bridge.version() is not None and not (device == "cpu" and known is not None):
         try:
             return bridge.recipe(name, known)
         except ProbeError as error:

@@ -9,7 +9,9 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,11 +45,11 @@ CASES: dict[str, tuple[str, dict[str, int]]] = {
 """Name of a case: recipe and pins."""
 
 
-def planned(name: str, pins: dict[str, int]) -> tuple[dict[str, object], list[str]]:
+def planned(name: str, pins: dict[str, Any]) -> tuple[dict[str, object], list[str]]:
     """Layout of the plan for four ranks, and the overrides that carry it."""
     tiny = shrink(recipe(name), WORLD, keep=pins)
     host = Cluster(nodes=(Node(hostname="here", memory_bytes=2**35),), source="test")
-    layout = plan(with_cpu_ranks(host, WORLD), tiny, Wishes(**pins)).layout
+    layout = plan(with_cpu_ranks(host, WORLD), tiny, replace(Wishes(), **pins)).layout
     return layout_to_json(layout), [
         *tiny_overrides(tiny),
         *overrides(tiny, layout, device="cpu"),
