@@ -18,7 +18,8 @@ _COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 def hostnames(nodelist: str) -> tuple[str, ...]:
     """The hosts of `gpu[01-04,07],login1`, in the order written: `gpu01 … gpu04 gpu07 login1`.
 
-    A leading zero of the low end pads; several brackets multiply, the last one running fastest. Doubles stay, as with
+    A leading zero of the low end pads; several brackets multiply, the last one running fastest (Slurm
+    itself brackets the last number only). Doubles stay, as with
     `scontrol show hostnames`. Raises UsageError for what Slurm itself would refuse: brackets that do not match, a range
     that runs backwards, anything but digits in brackets, or more than 65,536 hosts.
     """

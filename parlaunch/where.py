@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import IPv6Address
 from itertools import pairwise
 from typing import Any
 
@@ -105,7 +106,8 @@ def explain(situation: Situation) -> str:
     lines = [f"here: {KINDS[s.kind]} ({s.why})"]
     if s.nnodes is not None:
         place = "" if s.node_rank is None or s.needs_srun else f", this is number {s.node_rank}"
-        names = f": {short(s.nodelist)}" if s.nodelist else ""
+        of = " of" if len(s.nodelist) > s.nnodes else ":"
+        names = f"{of} {short(s.nodelist)}" if s.nodelist else ""
         lines.append(f"  nodes: {s.nnodes}{place}{names}")
     lines.append(f"  host: {s.hostname}")
     if s.needs_srun:
@@ -409,8 +411,13 @@ def _nnodes(text: Any) -> int | None:
 
 
 def _host_port(endpoint: str) -> tuple[str, int | None]:
-    """Host and port of `gpu01:29400`, `[fe80::1]:29400` or `gpu01`."""
-    match = re.fullmatch(r"(\[[^\]]+\]|[^:]+|[0-9a-fA-F:]+:[0-9a-fA-F:]*)(?::(\d+))?", endpoint)
-    if match is None:
-        raise UsageError(f"the rendezvous endpoint {endpoint!r} is not HOST:PORT", hint="for example gpu01:29400")
-    return match[1].strip("[]"), int(match[2]) if match[2] else None
+    """Host and port of `gpu01:29400`, `[fd00::1]:29400`, `gpu01` or `fd00::1`."""
+    match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:]+))(?::(\d+))?", endpoint)
+    if match is not None:
+        return match[1] or match[2], int(match[3]) if match[3] else None
+    try:
+        return str(IPv6Address(endpoint)), None
+    except ValueError:
+        raise UsageError(
+            f"the rendezvous endpoint {endpoint!r} is not HOST:PORT", hint="for example gpu01:29400"
+        ) from None
