@@ -160,7 +160,7 @@ def _nearest(node: Node, gpu: Gpu) -> Cell:
 
 
 def _gpus(node: Node, findings: Sequence[Finding], width: int, colour: bool) -> list[str]:
-    lines = [_paint(line, "head", colour) for line in _title(node)]
+    lines = [_paint(line, "head", colour) for text in _title(node) for line in _wrapped(text, width, "")]
     gpus = node.gpus
     if not gpus and not node.gpus_unusable:
         return lines
@@ -308,7 +308,7 @@ def _sides(cluster: Cluster) -> list[str]:
 
 def probe_to_text(cluster: Cluster, *, colour: bool, width: int = 100) -> str:
     """The cluster on one screen of `width` columns; nodes that are alike are shown once. Ends with a line feed."""
-    width = max(60, width)
+    width = max(80, width)
     findings = examine(cluster)
     several = len(cluster.nodes) > 1
     lines: list[str] = []

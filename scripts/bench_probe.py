@@ -1,0 +1,92 @@
+"""How long a probe takes: eight GPUs with all pairs, answered by the fake NVML, and its share of a cold `parlaunch probe`.
+
+    python scripts/bench_probe.py [--rounds 15] [--format json]
+
+Medians and minima over rounds that take the parts in turn, so that a noisy moment hits all of them alike. "cold" is a
+new process each time, with warm file caches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from parlaunch_probes import Host, capture, probe  # noqa: E402
+from parlaunch_probes.nvml import LibraryNvml, RecordedNvml  # noqa: E402
+from tests.fake_nvml import Fake, build  # noqa: E402
+from tests.probes import tree  # noqa: E402
+from tests.probes.chaos import read_here  # noqa: E402
+
+
+def timed(part: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    part()
+    return time.perf_counter() - start
+
+
+def parts(scratch: Path) -> dict[str, Callable[[], object]]:
+    """What is measured, by the name it is printed under."""
+    fake = Fake(build(scratch), scratch)
+    tree.dgx_h100(scratch / "root")
+    variables = {**os.environ, **fake.variables("dgx_h100")}
+    library = LibraryNvml(variables)
+    machine = Path(variables["FAKE_NVML_MACHINE"])
+    reading = library.read(30.0)
+    assert len(reading.gpus) == 8, reading.error
+    assert len(reading.pairs) == 28
+    saved = capture.save(
+        scratch / "saved.json", capture.take(Host(scratch / "root"), RecordedNvml(reading), environ={})
+    )
+
+    def run(*argv: str) -> None:
+        subprocess.run(argv, env=variables, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+
+    return {
+        "NVML questions, 8 GPUs and 28 pairs, in one process": lambda: read_here(fake.library, machine),
+        "NVML through the child process": lambda: library.read(30.0),
+        "files of a DGX H100 (PCI, fabric, host)": lambda: probe(
+            Host(scratch / "root"), RecordedNvml(reading), environ={}
+        ),
+        "whole probe(), this machine's files": lambda: probe(nvml=library, environ={}),
+        "replay of a capture": lambda: capture.read(saved),
+        "cold `parlaunch probe`": lambda: run(sys.executable, "-m", "parlaunch", "probe"),
+        "cold `parlaunch --version`": lambda: run(sys.executable, "-m", "parlaunch", "--version"),
+        "cold `python -c pass`": lambda: run(sys.executable, "-c", "pass"),
+    }
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=15)
+    options.add_argument("--format", choices=("text", "json"), default="text")
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measured = parts(Path(folder))
+        times: dict[str, list[float]] = {name: [] for name in measured}
+        for _ in range(given.rounds):
+            for name, part in measured.items():
+                times[name].append(timed(part))
+    rows = {name: {"median_s": statistics.median(t), "min_s": min(t)} for name, t in times.items()}
+    whole, cold = rows["whole probe(), this machine's files"], rows["cold `parlaunch probe`"]
+    share = whole["min_s"] / cold["min_s"]
+    if given.format == "json":
+        print(json.dumps({"rounds": given.rounds, "parts": rows, "probe_share_of_cold": share}, indent=2))
+        return
+    for name, row in rows.items():
+        print(f"{row['median_s'] * 1e3:8.1f} ms median {row['min_s'] * 1e3:8.1f} ms min  {name}")
+    print(f"{share:.0%} of a cold `parlaunch probe` is the probe itself (minima)")
+
+
+if __name__ == "__main__":
+    main()
