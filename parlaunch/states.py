@@ -52,7 +52,9 @@ BUCKET = 500_000_000
 KEEPING: Mapping[str, Keeping] = {
     # Expandable segments are on in every Megatron Bridge recipe, and in our environment.
     "megatron": Keeping(gradients={}),
-    # Megatron-LM insists on float32 main gradients with bf16, and its authors count them with fp16 too (arXiv:2205.05198).
+    # Megatron-LM's training script makes gradients of bf16 float32 unless told otherwise.
+    "megatron-core": Keeping(gradients={"bf16": 4}, slack=0.06),
+    # In 2022 its authors count float32 gradients with fp16 too (arXiv:2205.05198).
     "megatron-lm": Keeping(gradients={"bf16": 4, "fp16": 4}, slack=0.08, loading=0.9),
     # DeepSpeed, ZeRO-1. fp16 (`stage_1_and_2.py`): the partition's float32 gradients, two reduce buckets, one all-gather
     # bucket. bf16 (`bf16_optimizer.py`): float32 gradients of all parameters beside the bf16 ones that autograd makes, a
@@ -65,7 +67,7 @@ KEEPING: Mapping[str, Keeping] = {
 
 _NAMES = (
     ("megatron-bridge", "megatron"),
-    ("megatron-core", "megatron"),
+    ("megatron-core", "megatron-core"),
     ("megatron-deepspeed", "deepspeed"),
     ("deepspeed", "deepspeed"),
     ("gpt-neox", "deepspeed"),

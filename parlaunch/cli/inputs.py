@@ -16,7 +16,7 @@ from parlaunch.errors import ParlaunchError, ProbeError, UsageError
 from parlaunch.layout import FULL_RECOMPUTE, NO_RECOMPUTE, Recompute
 from parlaunch.machine import Cluster
 from parlaunch.plan import Wishes
-from parlaunch.recipe import PRECISIONS, Recipe
+from parlaunch.recipe import PRECISIONS, Features, Recipe
 
 
 def note(sentence: str) -> None:
@@ -144,6 +144,7 @@ def _from_config(path: Path) -> Recipe:
     return Recipe(
         name=path.name, source="hf-config", task="pretrain", model=name, model_id=None,
         architecture=architecture_from_hf(config), seq_length=4096, global_batch_size=256, precision="bf16",
+        features=Features(grad_reduce_fp32=True),  # Megatron Bridge's bf16_mixed
     )  # fmt: skip
 
 
