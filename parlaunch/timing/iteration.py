@@ -23,6 +23,11 @@ DP_SLOWDOWN = 0.12
 """Compute beside a collective loses SMs, memory and clock: share of the collective's time that shows up in it."""
 HOST_PER_CHUNK = 600e-6
 """CPU seconds a micro batch and chunk beside issuing kernels: schedule bookkeeping, autograd, synchronisation."""
+C2C = 225e9
+"""Bytes/s one way between a GPU and the Grace CPU that it shares with another (NVLink-C2C: 450 GB/s a CPU)."""
+OFFLOADED = 24.0
+"""Bytes of activations a token and hidden element that offloading a layer moves; `OFFLOADED_MODULE` for one module of it."""
+OFFLOADED_MODULE = 4.0
 HOST_BLEND = 5.0
 """GPU and host run side by side, but neither is ever the only limit: the queue of issued kernels runs dry now and then.
 Their times add as a norm of this order (infinite: perfect overlap; 1: none)."""
@@ -200,7 +205,7 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
     dense, routed = model.parameters(layout)
     data, _ = _data_parallel(model, layout, slow, m)
     optimizer = _optimizer(model, layout, dense, routed)
-    host = m * slow.host_exposed + software.iteration_s
+    host = m * (slow.host_exposed + _offload(model, layout, slow)) + software.iteration_s
     f, b = slow.forward, slow.backward
     parts = Breakdown(
         compute_s=m * (f[0] + b[0]),
@@ -266,6 +271,23 @@ def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> tupl
     # Other stages' fill and drain do not help the slowest stage.
     exposed = max(scatter * (1 - DP_SHARE_HIDDEN), scatter - b) + max(gather * (1 - DP_SHARE_HIDDEN), gather - f)
     return exposed + small + DP_SLOWDOWN * min(scatter + gather, f + b), f + b
+
+
+def _offload(model: _Model, layout: Layout, stage: _Stage) -> float:
+    """Seconds that a micro batch loses to activations on their way to host memory and back: they travel under compute."""
+    recipe, features = model.recipe, model.recipe.features
+    if not features.cpu_offload_layers and not features.offload_modules:
+        return 0.0
+    arch = recipe.architecture
+    layers = max(1, len(arch.layers()) // layout.pp)
+    each = (
+        OFFLOADED * min(features.cpu_offload_layers, layers) + OFFLOADED_MODULE * len(features.offload_modules) * layers
+    )
+    tokens = layout.micro_batch_size * recipe.seq_length / (layout.cp * layout.tp)
+    link = C2C if model.rates.product.name.startswith(("GH", "GB2", "GB3")) else model.rates.node_bytes_per_s
+    one = each * tokens * arch.hidden_size / (link * 0.8)
+    f, b = sum(stage.forward[:4]), sum(stage.backward[:4])
+    return max(0.0, one - f) + max(0.0, one - b) + 2.0 * DP_SLOWDOWN * one
 
 
 def _sharded(model: _Model, layout: Layout, stage: _Stage, m: int) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from parlaunch.architecture import Architecture, LayerKind
+from parlaunch.architecture import LayerKind
 from parlaunch.layout import Layout
 from parlaunch.recipe import Recipe
 from parlaunch.timing.collectives import Links

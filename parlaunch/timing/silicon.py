@@ -58,7 +58,7 @@ GENERATIONS: Mapping[str, Silicon] = {
         epilogue=0.6, fill=0.8, hbm=0.86, kernel=1.8e-6, nvlink=0.824, host=8e-6,
     ),
     "blackwell": Silicon(
-        gemm_bf16=0.72, gemm_fp8=0.57, gemm_fp4=0.55, attention_forward=0.50, attention_backward=0.42,
+        gemm_bf16=0.72, gemm_fp8=0.57, gemm_fp4=0.55, attention_forward=0.54, attention_backward=0.44,
         epilogue=0.3, fill=0.6, hbm=0.78, kernel=1.8e-6, nvlink=0.802, host=8e-6,
     ),
     "rubin": Silicon(
@@ -69,7 +69,7 @@ GENERATIONS: Mapping[str, Silicon] = {
 
 
 ULTRA = {
-    "gemm_bf16": 0.80, "gemm_fp8": 0.66, "gemm_fp4": 0.43, "attention_forward": 0.58, "attention_backward": 0.48,
+    "gemm_bf16": 0.80, "gemm_fp8": 0.66, "gemm_fp4": 0.50, "attention_forward": 0.60, "attention_backward": 0.48,
 }  # fmt: skip
 """Blackwell Ultra (B300, GB300) over Blackwell: a sixth more board power at the same 8- and 16-bit peak, so the clocks
 settle higher; twice the rate of exponentials, which fused attention waits for; half as much more 4-bit peak."""
