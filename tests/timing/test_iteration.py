@@ -129,6 +129,16 @@ def test_frozen_weights_save_the_weight_gradients() -> None:
     assert lora.breakdown.dp_exposed_s < full.breakdown.dp_exposed_s
 
 
+def test_offloaded_activations_cost_more_over_pcie_than_over_a_grace_cpus_own_link() -> None:
+    def extra(machine: str) -> float:
+        away = recipe(features=features(cpu_offload_layers=16))
+        here = rates(machine, 2)
+        kept = estimate_time(recipe(), layout(here.world_size, global_batch_size=64), here).breakdown.host_s
+        return estimate_time(away, layout(here.world_size, global_batch_size=64), here).breakdown.host_s - kept
+
+    assert extra("dgx-b200") > 3 * extra("gb200-nvl72") > 0
+
+
 @pytest.mark.parametrize(
     ("model", "sizes"),
     [
