@@ -114,7 +114,9 @@ def _decide(rule: Rule, s: Situation) -> tuple[str | None, str]:
 
 
 def _as_published(s: Situation) -> bool:
-    """The recipe on the machine and in the layout it was written for."""
+    """The recipe on the machine, in the layout and with the buffers it was written for."""
+    if s.features.nccl_ub and s.recipe.env.get("NCCL_NVLS_ENABLE") != "1":
+        return False
     d, x = s.recipe.defaults, s.layout
     made_for = (s.recipe.hardware or "").upper()
     sizes = all(a is None or a == b for a, b in ((d.tp, x.tp), (d.pp, x.pp), (d.cp, x.cp), (d.ep, x.ep), (d.vp, x.vp)))
