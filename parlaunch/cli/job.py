@@ -32,6 +32,7 @@ class Job:
     pins: Mapping[str, Any]
     device: str
     saved: Plan | None = None  # --plan: launch exactly this
+    remarks: tuple[str, ...] = ()  # what the user has to know about these inputs
 
     def runner(self) -> tuple[tuple[str, ...], str | None]:
         """The runner's argv prefix, and what is wrong with it here, if anything."""
@@ -61,10 +62,12 @@ def job_of(request: Request, situation: Situation) -> Job:
     pins = inputs.merged_pins(request)
     recipe = inputs.recipe_of(request, pins)
     cluster = _cluster(request, situation)
+    remarks: tuple[str, ...] = ()
     if request.device == "cpu":
-        from parlaunch.tiny import shrink
+        from parlaunch.tiny import sentence, shrink
 
-        recipe = shrink(recipe, cluster.world_size, keep=pins)
+        original, recipe = recipe, shrink(recipe, cluster.world_size, keep=pins)
+        remarks = (sentence(original, recipe),)
     if cluster.world_size == 0:
         note = next(iter(cluster.notes), "")
         raise ParlaunchError(
@@ -73,7 +76,7 @@ def job_of(request: Request, situation: Situation) -> Job:
         )
     return Job(
         request=request, situation=situation, recipe=recipe, cluster=cluster,
-        wishes=inputs.wishes_of(request, pins), pins=pins, device=request.device,
+        wishes=inputs.wishes_of(request, pins), pins=pins, device=request.device, remarks=remarks,
     )  # fmt: skip
 
 
@@ -193,7 +196,7 @@ def environment(job: Job, cluster: Cluster, layout: Layout, *, node: int) -> tup
 def _notes(job: Job, cluster: Cluster) -> tuple[str, ...]:
     _, problem = job.runner()
     wrong = (problem.splitlines()[0],) if problem and job.request.command == "launch" else ()
-    return (*cluster.notes, *wrong)
+    return (*job.remarks, *cluster.notes, *wrong)
 
 
 def _torch_version() -> str | None:

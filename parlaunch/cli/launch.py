@@ -25,7 +25,7 @@ def run(request: Request) -> None:
     inputs.choice("--format", request.format, FORMATS)
     inputs.choice("--device", request.device, ("cuda", "cpu"))
     launching = request.command == "launch" and not request.dry_run
-    situation = _situation(request)
+    situation = situation_of(request)
     if request.explain:
         from parlaunch.where import explain
 
@@ -52,7 +52,7 @@ def run(request: Request) -> None:
         become(plan, job, request)
 
 
-def _situation(request: Request) -> Situation:
+def situation_of(request: Request) -> Situation:
     from parlaunch.where import where
     from parlaunch_probes.surroundings import ancestors, hostname
 

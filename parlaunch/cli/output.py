@@ -26,6 +26,10 @@ def emit(plan: Plan, job: Job, request: Request) -> None:
         print(plan.layout)
     else:
         _text(plan, request)
+    if request.explain and request.format == "text":
+        from parlaunch.cli.explain import explain
+
+        print(explain(plan, device=job.device))
     for asked in request.why_not:
         _why_not(asked, plan, job)
     if request.save_plan:

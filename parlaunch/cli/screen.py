@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from parlaunch import __version__
+from parlaunch.cpu import CPU_RANK
 from parlaunch.plan import Plan
 from parlaunch.scripts import quoted
 from parlaunch.units import count, gib, percent, rate, seconds
@@ -121,6 +122,8 @@ def _facts(plan: Plan) -> RenderableType:
     gpus = f"{nodes} node{'s' if nodes > 1 else ''} × {c.gpus_per_node} {c.gpu.name} = {c.world_size:,}"
     sizes = sorted({len(d) for d in c.nvlink_domains})
     nvlink = "NVLink domains of " + ", ".join(map(str, sizes)) if sizes else "no NVLink"
+    if c.gpu.name == CPU_RANK.name:
+        nvlink = "gloo over shared memory"
     fabric = c.fabric.kind if c.fabric.kind != "none" else "no fabric"
     if c.fabric.bytes_per_s_per_gpu and nodes > 1:
         fabric += f" {rate(c.fabric.bytes_per_s_per_gpu)} a GPU"

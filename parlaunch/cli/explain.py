@@ -1,0 +1,42 @@
+"""What `--explain` adds to a plan: who sits where, what travels over which links, why each override is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from parlaunch.layout import Layout
+from parlaunch.plan import Plan
+
+DIMENSIONS = ("tp", "cp", "ep", "dp", "pp", "edp")
+
+
+def explain(plan: Plan, *, device: str) -> str:
+    """Several paragraphs of plain text."""
+    from parlaunch.overrides import override_reasons
+    from parlaunch.traffic import as_text, traffic
+
+    cluster, layout = plan.cluster, plan.layout
+    lines = ["", "Who sits where (the first group of each kind; ranks count GPUs in node order)"]
+    lines += [f"  {line}" for line in _groups(plan, layout)]
+    if len(cluster.nodes) > 1 and layout.world == cluster.world_size:
+        lines += ["", *as_text(traffic(cluster, plan.recipe, layout)).splitlines()]
+    lines += ["", "Overrides, one by one"]
+    reasons = override_reasons(plan.recipe, layout, device=device, cluster=cluster)
+    for override in plan.overrides:
+        key = override.partition("=")[0]
+        lines.append(f"  {override:<62} {reasons.get(key, 'yours, or the runner needs it')}")
+    return "\n".join(lines)
+
+
+def _groups(plan: Plan, layout: Layout) -> Iterator[str]:
+    from parlaunch.placement import groups
+
+    per = plan.cluster.gpus_per_node
+    for name in DIMENSIONS:
+        size = getattr(layout, name)
+        if size < 2 or (name == "edp" and layout.ep < 2):
+            continue
+        first = groups(layout, name)[0]
+        nodes = len({rank // per for rank in first})
+        words = ", ".join(map(str, first[:8])) + (", …" if len(first) > 8 else "")
+        yield f"{name.upper():<4} {size:>4}: ranks {words} on {nodes} node{'s' if nodes > 1 else ''}"
