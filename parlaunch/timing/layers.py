@@ -283,6 +283,9 @@ class _Builder:
             f3, b3, n3 = self._linear(t, self.h, out_dim)
         if not self.software.fused_attention and self._softmax_refused(heads):
             kernels += UNFUSED_SOFTMAX
+        if a.kind == "diffusion":  # attention to the text: queries and output once more, keys and values are few
+            compute = [compute[0] + f0 / 2 + f3, compute[1] + b0 / 2 + b3]
+            kernels *= 1.6
         norm = self._norm()
         forward = compute[0] + core[0] + f3 + norm[0]
         backward = compute[1] + core[1] + b3 + norm[1]
@@ -302,7 +305,8 @@ class _Builder:
         seq = self.o.recipe.seq_length
         rows = self.s.mbs * self.seq
         a = self.arch
-        seen = seq / 2.0  # keys a query sees on average under a causal mask
+        # Keys a query sees: half of all on average under a causal mask; a diffusion transformer has none.
+        seen = float(seq) if a.kind == "diffusion" else seq / 2.0
         if kind.window is not None and kind.window < seq:
             seen = kind.window * (1 - kind.window / (2.0 * seq))
         if kind.mixer == "csa" and kind.compress:
