@@ -28,7 +28,7 @@ from parlaunch.parameters import (
 from parlaunch.plan import Memory
 from parlaunch.rates import Rates
 from parlaunch.recipe import Features, Recipe
-from parlaunch.states import Bytes, Keeping, bytes_a_parameter, keeping_of
+from parlaunch.states import BUCKET, Bytes, Keeping, bytes_a_parameter, keeping_of
 from parlaunch.timing.software import software_of
 
 GIB = 2**30
@@ -412,7 +412,9 @@ def _memory(
     if layout.ep > 1 and f.dispatcher == "deepep":
         buffers += DEEPEP_BUFFER
     if keeping.buckets and x.spread > 1:
-        buffers += keeping.buckets.get(recipe.precision, 0)
+        buffers += keeping.buckets.get(recipe.precision, 0) * min(
+            1.0, weights / WIDE / BUCKET
+        )  # no larger than the model
     comes_and_goes = activations + logits + buffers
     slack = int(keeping.slack * comes_and_goes)
     dimensions = (layout.tp, layout.pp, layout.cp, layout.ep, layout.etp, layout.dp, layout.edp)
