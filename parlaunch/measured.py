@@ -111,9 +111,10 @@ def _run(row: Mapping[str, Any], machines: Machines, notes: list[str]) -> Run:
     vp = _number(row, "vp")
     chunks = row.get("layers_per_chunk")
     recompute = _recompute(row.get("recompute"))
-    if framework.startswith("Megatron-LM") and rates.product.arch not in ("volta", "ampere"):
-        framework = "Megatron-Core"  # Megatron-LM of Hopper's years has Megatron-Core and fused attention inside
     features = _features(row, framework, recompute, notes)
+    if framework.startswith("Megatron-LM") and rates.product.arch not in ("volta", "ampere"):
+        # Megatron-LM of Hopper's years has Megatron-Core and fused attention inside.
+        features |= {"framework": "Megatron-Core", "sequence_parallel": True}
     layout = Layout(
         world=gpus, tp=tp, pp=pp, vp=vp if vp and vp > 1 else None, cp=cp, ep=_number(row, "ep") or 1,
         etp=_number(row, "etp") or 1, micro_batch_size=mbs, global_batch_size=gbs, recompute=recompute,
