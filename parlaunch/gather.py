@@ -26,7 +26,7 @@ def gather(probed: Sequence[Cluster]) -> Cluster:
         )
     _same(nodes, "GPU model", lambda n: n.gpus[0].name)
     fewest = min(len(n.gpus) for n in nodes)
-    notes = [note for cluster in probed for note in cluster.notes]
+    notes: list[str] = []
     if more := [n.hostname for n in nodes if len(n.gpus) > fewest]:
         notes.append(f"{short(tuple(more))} has more GPUs than the {fewest} that every node has: the rest stays idle")
     kept = tuple(replace(n, gpus=n.gpus[:fewest]) for n in nodes)
@@ -35,7 +35,7 @@ def gather(probed: Sequence[Cluster]) -> Cluster:
         nodes=kept,
         nvlink_domains=domains_of(kept),
         fabric=_slowest([c.fabric for c in probed], notes),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(notes),
     )
 
 

@@ -62,12 +62,12 @@ def job_of(request: Request, situation: Situation) -> Job:
     pins = inputs.merged_pins(request)
     recipe = inputs.recipe_of(request, pins)
     cluster = _cluster(request, situation)
-    remarks: tuple[str, ...] = ()
+    remarks = _alike(request, situation)
     if request.device == "cpu":
         from parlaunch.tiny import sentence, shrink
 
         original, recipe = recipe, shrink(recipe, cluster.world_size, keep=pins)
-        remarks = (sentence(original, recipe),)
+        remarks = (*remarks, sentence(original, recipe))
     if cluster.world_size == 0:
         note = next(iter(cluster.notes), "")
         raise ParlaunchError(
@@ -128,19 +128,10 @@ def _cluster(request: Request, situation: Situation) -> Cluster:
         cluster = with_cpu_ranks(cluster, request.nproc_per_node or 1)
     elif request.nproc_per_node is not None and cluster.world_size:
         cluster = inputs.only(cluster, request.nproc_per_node)
-    nodes = situation.nnodes or 1
-    if (
-        request.hardware == "auto"
-        and nodes > 1
-        and (request.command == "plan" or request.dry_run)
-        and cluster.world_size
-    ):
+    if _alike(request, situation) and cluster.world_size:
         from parlaunch_probes.files import replicate
 
-        cluster = replicate(cluster, nodes)
-        return replace(
-            cluster, notes=(*cluster.notes, f"only this node was probed; the other {nodes - 1} are taken to be like it")
-        )
+        cluster = replicate(cluster, situation.nnodes or 1)
     if (
         request.nnodes is not None
         and request.hardware != "auto"
@@ -151,6 +142,15 @@ def _cluster(request: Request, situation: Situation) -> Cluster:
             hint="write the count behind the machine: dgx-h100:4",
         )
     return cluster
+
+
+def _alike(request: Request, situation: Situation) -> tuple[str, ...]:
+    """A preview of a job on several nodes knows this one only, and says so."""
+    nodes = situation.nnodes or 1
+    preview = request.command == "plan" or request.dry_run
+    if request.hardware != "auto" or nodes == 1 or not preview:
+        return ()
+    return (f"only this node was probed; the other {nodes - 1} are taken to be like it",)
 
 
 def finish(job: Job, cluster: Cluster) -> Plan:
@@ -176,7 +176,7 @@ def finish(job: Job, cluster: Cluster) -> Plan:
         environment=environment(job, cluster, made.layout, node=0),
         overrides=(*tiny, *ours, *job.request.overrides),
         rank_order=tuple(n.hostname for n in cluster.nodes),
-        warnings=(*made.warnings, *_notes(job, cluster)),
+        warnings=(*made.warnings, *_remarks(job)),
     )
     return replace(made, argv=command(job, made, node_rank=0 if len(cluster.nodes) == 1 else None))
 
@@ -193,10 +193,10 @@ def environment(job: Job, cluster: Cluster, layout: Layout, *, node: int) -> tup
     return (*shared, *node_settings(cluster, node, current))
 
 
-def _notes(job: Job, cluster: Cluster) -> tuple[str, ...]:
+def _remarks(job: Job) -> tuple[str, ...]:
     _, problem = job.runner()
     wrong = (problem.splitlines()[0],) if problem and job.request.command == "launch" else ()
-    return (*job.remarks, *cluster.notes, *wrong)
+    return (*job.remarks, *wrong)
 
 
 def _torch_version() -> str | None:

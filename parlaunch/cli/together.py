@@ -92,7 +92,7 @@ def _plan(job: Job, request: Request, everyone: list[dict[str, Any]], nnodes: in
 
     kept = healthy(everyone, nnodes=nnodes, spares=request.spares, force=request.force)
     cluster = gather([_cluster(mine) for mine in kept])
-    plan = finish(job, cluster)
+    plan = finish(replace(job, remarks=(*job.remarks, *cluster.notes)), cluster)
     return json.dumps(plan_to_json(replace(plan, cluster=_slim(plan.cluster)), version=__version__)).encode()
 
 
