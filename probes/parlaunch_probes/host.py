@@ -186,22 +186,28 @@ class Host:
         try:
             for _ in range(100_000):  # more lines than the ring holds
                 try:
-                    record = os.read(number, 8192).decode("utf-8", "replace")
+                    record = os.read(number, 8192)
                 except BrokenPipeError:  # overwritten while we read: go on with the next
                     continue
                 except OSError:  # BlockingIOError: the end; EPERM: not for us
                     break
                 if not record:
                     break
-                head, _, text = record.partition(";")
-                if match := _XID.search(text):
-                    ago = max(0, round(now - int(head.split(",")[2]) / 1e6))
-                    found.append([int(match[2]), match[1].lower(), ago])
-        except (ValueError, IndexError):
-            return None
+                if xid := xid_of(record.decode("utf-8", "replace"), now):
+                    found.append(xid)
         finally:
             os.close(number)
         return found
+
+
+def xid_of(record: str, now_s: float) -> list[Any] | None:
+    """[number, PCI address, seconds ago] of a record of /dev/kmsg (`priority,sequence,microseconds,flags;text`) that
+    reports an Xid; None for any other. `now_s` counts from the boot, as the record does."""
+    head, _, text = record.partition(";")
+    match, cells = _XID.search(text), head.split(",")
+    if match is None or len(cells) < 3 or not cells[2].isdecimal():
+        return None
+    return [int(match[2]), match[1].lower(), max(0, round(now_s - int(cells[2]) / 1e6))]
 
 
 class RecordedHost(Host):

@@ -175,19 +175,19 @@ def test_bytes_that_are_no_utf8_are_a_reason_not_a_crash(fake_nvml: Fake, nothin
 def test_one_hanging_gpu_is_named_and_the_others_are_read(fake_nvml: Fake, nothing: Host) -> None:
     fake_nvml.use("l40s", extra="delay nvmlDeviceGetMemoryInfo* 60000 2")
     start = time.monotonic()
-    cluster = whole(nothing, timeout_s=2.0)
-    assert time.monotonic() - start < 4.0
+    cluster = whole(nothing, timeout_s=4.0)
+    assert time.monotonic() - start < 20
     (node,) = cluster.nodes
     assert [g.index for g in node.gpus] == [0, 1, 3]
     assert [(g.index, g.error) for g in node.gpus_unusable] == [(2, "TIMEOUT")]
-    assert "GPU 2: NVML did not answer within 2 s" in cluster.notes
+    assert "GPU 2: NVML did not answer within 4 s" in cluster.notes
 
 
 def test_an_init_that_hangs_ends_in_time(fake_nvml: Fake, nothing: Host) -> None:
     fake_nvml.use("l40s", extra="delay nvmlInit* 60000")
     start = time.monotonic()
     node = node_of(nothing, timeout_s=1.0)
-    assert time.monotonic() - start < 3.0
+    assert time.monotonic() - start < 15
     assert node.nvml_error == "TIMEOUT: no answer to nvmlInit within 1 s"
 
 
@@ -210,7 +210,7 @@ def test_a_probe_that_hangs_does_not_keep_the_process_from_exiting(fake_nvml: Fa
         timeout=30,
         check=True,
     )
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
     assert done.stdout == "1\n"
     assert done.stderr == ""
 

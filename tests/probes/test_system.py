@@ -9,6 +9,7 @@ import pytest
 
 from parlaunch.machine import UNLIMITED
 from parlaunch_probes import Host, system
+from parlaunch_probes.host import xid_of
 from parlaunch_probes.node import probe
 from parlaunch_probes.nvml import NoNvml
 from tests.probes import tree
@@ -192,6 +193,20 @@ def test_an_empty_root_is_a_machine_about_which_nothing_is_known(tmp_path: Path)
         None,
     )
     assert cluster.fabric.kind == "none"
+
+
+def test_xids_are_read_from_the_kernel_log_and_nothing_else_is() -> None:
+    line = "4,2211,3600000000,-;NVRM: Xid (PCI:0000:1B:00): 79, pid=4711, name=python, GPU has fallen off the bus.\n DEVICE=x"
+    assert xid_of(line, 3700.4) == [79, "0000:1b:00", 100]
+    assert xid_of(line.replace("1B:00", "1B:00.0"), 3500.0) == [79, "0000:1b:00.0", 0]
+    for other in (
+        "",
+        "4,2211,3600000000,-;NVRM: loading",
+        "junk;NVRM: Xid (PCI:0000:1B:00): 79",
+        "6,1,x,-;NVRM: Xid (PCI:0:1): 79",
+    ):
+        assert xid_of(other, 1.0) is None
+    assert Host().xids() is None or all(len(x) == 3 for x in Host().xids() or ())
 
 
 def test_this_machine_itself_can_be_probed() -> None:
