@@ -274,7 +274,7 @@ BAND = {"dense": 0.07, "moe": 0.08}
 with a measured peak (all of one project and machine). Mixtures: the ten published runs of Megatron Bridge in
 `tests/test_memory.py` lie within 4 %; doubled, because they are few."""
 
-WIDER = {"imbalance": 0.05, "fsdp": 0.03, "graph": 0.03, "offload": 0.05}
+WIDER = {"imbalance": 0.05, "fsdp": 0.03, "graph": 0.03, "offload": 0.05, "overlap": 0.04}
 """What no row with a measured peak has, or few have, and by how much it widens the band; by judgement."""
 
 
@@ -284,6 +284,8 @@ def error_band(recipe: Recipe, layout: Layout) -> float:
     band = BAND["moe" if a.num_moe_experts else "dense"]
     if a.num_moe_experts and layout.ep > 1 and not (f.force_balance or recipe.benchmark):
         band += WIDER["imbalance"]
+    if f.ep_overlap:
+        band += WIDER["overlap"]
     if layout.fsdp or f.fsdp:
         band += WIDER["fsdp"]
     if f.cuda_graph:
@@ -342,9 +344,10 @@ def _states(st: _Stage, p: _Plan, each: Bytes, held_back: float, spread: int, ex
     if not p.fsdp:
         return weights_dense + weights_routed, gradients_dense + gradients_routed, optimizer, 0.0
     # Two layers are whole at a time, one at work and one on its way, and the gradients of one; embedding and output are
-    # gathered as a whole.
+    # gathered as a whole, and one of them has its gradient.
     unit = st.unit_dense + st.unit_routed
-    working = unit * (2 * each.layer_weight + (0 if p.peft else each.gradient)) + st.other_params * WIDE
+    gradient = 0.0 if p.peft else each.gradient
+    working = unit * (2 * each.layer_weight + gradient) + st.other_params * (WIDE + gradient / 2)
     weights = weights_dense / spread + weights_routed / expert_spread
     return weights, gradients_dense / spread + gradients_routed / expert_spread, optimizer, working
 
