@@ -26,7 +26,7 @@ BRIDGE_TFLOPS = re.compile(r"GPU utilization: ([\d.]+) ?MODEL_TFLOP/s/GPU")
 
 LAYOUT = {
     "world": re.compile(r"using world size: (\d+)"),
-    "dp": re.compile(r"[ ,]data-parallel size: (\d+)"),
+    "dp": re.compile(r"[ ,]data-parallel[ -]size: (\d+)"),
     "cp": re.compile(r"[ ,]context-parallel size: (\d+)"),
     "tp": re.compile(r"(?:[ ,]tensor-model-parallel size|initialized tensor model parallel with size):? (\d+)"),
     "pp": re.compile(r"(?:[ ,]pipeline-model-parallel size|initialized pipeline model parallel with size):? (\d+)"),
@@ -40,8 +40,12 @@ CONFIGURED = {
     "virtual_pipeline_model_parallel_size": "vp", "expert_model_parallel_size": "ep", "expert_tensor_parallel_size": "etp",
 }  # fmt: skip
 """Fields of the model section in the configuration that Bridge prints; it holds what differs from Megatron's default."""
-SECTION = re.compile(r"^(\[[^\]]*\]: ?)?(\w+):\s*$")
-FIELD = re.compile(r"^(?:\[[^\]]*\]: ?)? +(\w+): (\d+)\b")
+SECTION = re.compile(
+    r"^(?:\[default\d+\]: ?)?(?:\[(\w+)\](?: Non-default values.*)?|(\w+)):\s*$|^\[(\w+)\] Non-default values"
+)
+FIELD = re.compile(r"^(?:\[default\d+\]: ?)? +(\w+): (\d+)\b")
+UNSAID = {"tp": 1, "pp": 1, "cp": 1, "ep": 1}
+"""Bridge 0.5 and newer print what differs from Megatron's default: a size that is not there is 1."""
 
 ALLOCATED = (
     (re.compile(r"max allocated: ([\d.]+)"), 2**20),
@@ -127,9 +131,13 @@ class LogReader:
                     self._layout[name] = int(found[1])
                     self._well()
         if found := SECTION.match(line):
-            self._section = found[2]
+            self._section = next(name for name in found.groups() if name)
+            if self._section == "model" and "Non-default" in line:
+                self._configured = {**UNSAID, **self._configured}
         elif self._section == "model" and (found := FIELD.match(line)) and found[1] in CONFIGURED:
             self._configured[CONFIGURED[found[1]]] = int(found[2])
+        elif self._section == "dataset" and (found := FIELD.match(line)) and found[1] == "data_parallel_size":
+            self._configured["dp"] = int(found[2])
 
     def _memory(self, line: str) -> None:
         if "memory" not in line:
