@@ -54,12 +54,12 @@ def take(
     environ: Mapping[str, str] | None = None,
     timeout_s: float = 10.0,
 ) -> Capture:
-    """Probe as `parlaunch_probes.probe` does, and keep what was read. `host` gives the root alone."""
-    door = Host("/" if host is None else host.root, record=True)
+    """Probe as `parlaunch_probes.probe` does, and keep what was read."""
+    every = dict(os.environ) if environ is None else environ
+    door = Host.here(every, record=True) if host is None else Host(host.root, ours=host.live, record=True)
     if nvml is None:
         nvml = LibraryNvml() if door.live else NoNvml("not asked: these are the files of another machine")
     reading = nvml.read(timeout_s)
-    every = dict(os.environ) if environ is None else environ
     ours = {name: every[name] for name in VARIABLES if name in every}
     cluster = cluster_of(door, reading, ours)
     return Capture(cluster, door.kept(), reading.to_json(), ours)

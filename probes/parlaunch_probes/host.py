@@ -1,6 +1,6 @@
 """The one door to the machine's files. Every read of this package goes through a `Host`.
 
-A `Host` has a root ("/" is this machine; a captured tree is another). It can keep what it answered, and
+A `Host` has a root ("/" is this machine; a captured tree is another, unless `ours` says otherwise). It can keep what it answered, and
 `RecordedHost` gives those answers again, so that a probe of a saved machine runs the same code as a live one.
 """
 
@@ -25,15 +25,22 @@ class Host:
     between listing and reading, or refuses the read, as `net/*/speed` of a link that is down does.
     """
 
-    def __init__(self, root: str | Path = "/", *, record: bool = False) -> None:
+    def __init__(self, root: str | Path = "/", *, ours: bool | None = None, record: bool = False) -> None:
         self.root = Path(root)
         self._base = os.path.realpath(self.root)
+        self._ours = self._base == "/" if ours is None else ours
         self._kept: dict[str, dict[str, Any]] | None = {} if record else None
+
+    @classmethod
+    def here(cls, environ: Mapping[str, str], *, record: bool = False) -> Host:
+        """This machine. PARLAUNCH_SYSROOT says where its files are, when not under "/": a container that is not shown
+        the host's /sys and /proc may have them mounted elsewhere."""
+        return cls(environ.get("PARLAUNCH_SYSROOT") or "/", ours=True, record=record)
 
     @property
     def live(self) -> bool:
-        """This machine itself: what no file says (addresses, the kernel log) may be asked too."""
-        return self._base == "/"
+        """This machine itself: what no file says (NVML, addresses, the kernel log) may be asked too."""
+        return self._ours
 
     def read(self, path: str) -> str | None:
         """The text of one file, stripped."""

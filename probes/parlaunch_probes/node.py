@@ -34,11 +34,11 @@ def probe(
     for NVML, `environ` the variables (CUDA_VISIBLE_DEVICES decides which GPUs count), `timeout_s` the time that NVML
     gets. Does not raise for a sick machine: what could not be read is None, and `notes` say what was left out and why.
     """
-    host = Host() if host is None else host
+    environ = dict(os.environ) if environ is None else environ
+    host = Host.here(environ) if host is None else host
     if nvml is None:
         nvml = LibraryNvml() if host.live else NoNvml("not asked: these are the files of another machine")
-    reading = nvml.read(timeout_s)
-    return cluster_of(host, reading, dict(os.environ) if environ is None else environ)
+    return cluster_of(host, nvml.read(timeout_s), environ)
 
 
 def cluster_of(host: Host, reading: NvmlReading, environ: Mapping[str, str]) -> Cluster:

@@ -12,6 +12,7 @@ from parlaunch_probes import Host, system
 from parlaunch_probes.host import xid_of
 from parlaunch_probes.node import probe
 from parlaunch_probes.nvml import NoNvml
+from tests.fake_nvml import Fake
 from tests.probes import tree
 from tests.probes.tree import Tree
 
@@ -207,6 +208,18 @@ def test_xids_are_read_from_the_kernel_log_and_nothing_else_is() -> None:
     ):
         assert xid_of(other, 1.0) is None
     assert Host().xids() is None or all(len(x) == 3 for x in Host().xids() or ())
+
+
+def test_the_files_of_this_machine_may_be_mounted_elsewhere(
+    tmp_path: Path, fake_nvml: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.dgx_h100(tmp_path / "host")
+    fake_nvml.use("dgx_h100")
+    monkeypatch.setenv("PARLAUNCH_SYSROOT", str(tmp_path / "host"))
+    n = probe().nodes[0]
+    assert (n.hostname, n.link_type, len(n.gpus)) == ("dgx01", "nvswitch", 8)
+    assert [x.name for x in n.nics if x.rail] == [f"mlx5_{i}" for i in (0, 1, 2, 3, 6, 7, 8, 9)]
+    assert probe(Host(tmp_path / "host")).nodes[0].nvml_error == "not asked: these are the files of another machine"
 
 
 def test_this_machine_itself_can_be_probed() -> None:
