@@ -33,6 +33,7 @@ from parlaunch.space import (
     expert_sizes,
     interleavings,
     micro_batches,
+    module_sets,
     recomputes,
     splits,
     stage_counts,
@@ -73,6 +74,7 @@ class _Ladder:
     base: Layout
     steps: list[tuple[float, Layout]] | None = None  # None: not asked for yet
     at: int = 0
+    floor: float = 0.0  # seconds of recomputation a micro batch below which nothing fits
     short: list[frozenset[str]] = field(default_factory=list)  # sets of modules that did not free enough
 
     def next(self, failed: Layout) -> tuple[float, Layout] | None:
@@ -88,6 +90,10 @@ class _Ladder:
         return None
 
 
+_Entry = tuple[float, int, Layout, _Ladder | None]
+"""(bound, order of entry, layout, its ladder); a node has no ladder yet."""
+
+
 class Search:
     """One search. Estimates are remembered, so that planner and advice may ask again."""
 
@@ -100,6 +106,8 @@ class Search:
         self._fastest = float("inf")  # GPU seconds a sequence, of the passes known
         self._candidates: dict[Layout, Candidate] = {}
         self._memory: dict[Layout, Memory] = {}
+        self._sets: dict[_Core, dict[tuple[str, ...], float]] = {}
+        self._needed: dict[Layout, float | None] = {}
         self._floor: dict[tuple[int, int, int, int, int, int], bool] = {}
         self._dense: dict[int, float] = {}
         each = bytes_a_parameter(recipe.precision, recipe.features, rates.product.arch)
@@ -145,8 +153,7 @@ class Search:
 
     def bound(self, layout: Layout) -> float:
         """Seconds that no layout with these sizes can beat, whatever it recomputes and however layers are split."""
-        core = (layout.tp, layout.cp, layout.ep, layout.etp, layout.micro_batch_size)
-        return _bound(self.one_pass(core), layout.pp, layout.vp, layout.num_microbatches)
+        return _bound(self.one_pass(_core_of(layout)), layout.pp, layout.vp, layout.num_microbatches)
 
     def _static_fits(self, tp: int, pp: int, ep: int, etp: int, dp_cp: int, edp: int) -> bool:
         """Whether weights, gradients and optimizer would fit if stages were perfectly even."""
@@ -183,10 +190,9 @@ class Search:
         `everything`: also where weights, gradients and optimizer alone cannot fit.
         """
         for layout in self._sizes(world, everything=everything):
-            core = (layout.tp, layout.cp, layout.ep, layout.etp, layout.micro_batch_size)
             m = layout.num_microbatches
             most = interleavings(self.recipe, self.wishes, layout.pp, m)[-1]
-            yield _bound(self.one_pass(core), layout.pp, most, m), layout
+            yield _bound(self.one_pass(_core_of(layout)), layout.pp, most, m), layout
 
     def _sizes(self, world: int, *, everything: bool) -> Iterator[Layout]:
         r, gbs = self.recipe, self.recipe.global_batch_size
@@ -214,29 +220,99 @@ class Search:
                                 global_batch_size=gbs, fsdp=self.fsdp, cp_comm_type=comm,
                             )  # fmt: skip
 
-    def bases(self, node: Layout) -> Iterator[tuple[float, Layout]]:
-        """The node's layouts without recomputation: every VP, every split."""
-        core = (node.tp, node.cp, node.ep, node.etp, node.micro_batch_size)
-        once, m = self.one_pass(core), node.num_microbatches
+    def bases(self, node: Layout, more: float = 0.0) -> Iterator[tuple[float, Layout]]:
+        """The node's layouts without recomputation: every VP, every split, with the bound for at least `more` seconds of
+        recomputation a micro batch."""
+        once, m = self.one_pass(_core_of(node)) + more, node.num_microbatches
+        again = self.wishes.recompute or NO_RECOMPUTE
         for vp in interleavings(self.recipe, self.wishes, node.pp, m):
             for split in splits(self.recipe.architecture, node.pp, vp):
-                base = replace(node, vp=vp, layers_per_chunk=split, recompute=self.wishes.recompute or NO_RECOMPUTE)
-                yield _bound(once, node.pp, vp, m), base
+                yield _bound(once, node.pp, vp, m), replace(node, vp=vp, layers_per_chunk=split, recompute=again)
 
-    def _ladder(self, base: Layout) -> list[tuple[float, Layout]]:
-        """The base with everything that may be recomputed, by rising bound; empty when not even all of it makes it fit."""
-        chunk = max(base.layers_per_chunk) if base.layers_per_chunk else self.layers // base.chunks
-        choices = recomputes(self.recipe, self.wishes, chunk)
-        if len(choices) == 1 or not self.memory(replace(base, recompute=FULL_RECOMPUTE)).fits:
+    def _steps(self, base: Layout) -> list[tuple[float, Recompute]]:
+        """What may be recomputed beside nothing, by the seconds that it costs a micro batch; empty when that is pinned."""
+        if self.wishes.recompute is not None:
             return []
-        m = base.num_microbatches
-        once = self.one_pass((base.tp, base.cp, base.ep, base.etp, base.micro_batch_size))
-        rungs = [
-            (_bound(once + self._again(base, r, chunk), base.pp, base.vp, m), i)
-            for i, r in enumerate(choices)
-            if r != NO_RECOMPUTE
+        chunk = max(base.layers_per_chunk) if base.layers_per_chunk else self.layers // base.chunks
+        useful = self._useful(base)
+        steps: list[tuple[float, int, Recompute]] = []
+        for i, r in enumerate(recomputes(self.recipe, self.wishes, chunk)):
+            if r.granularity == "selective" and r.modules in useful:
+                steps.append((useful[r.modules], i, r))
+            elif r.granularity == "full":
+                steps.append((self._again(base, r, chunk), i, r))
+        return [(more, r) for more, _, r in sorted(steps, key=lambda t: t[:2])]
+
+    def _useful(self, base: Layout) -> dict[tuple[str, ...], float]:
+        """Sets of modules that free more than every cheaper set, with their seconds a micro batch.
+
+        Bytes and seconds of modules add up, and both scale with layers and micro batches alike: what one stage with one
+        micro batch frees orders the sets for all layouts of these sizes.
+        """
+        core = _core_of(base)
+        known = self._sets.get(core)
+        if known is not None:
+            return known
+        tp, cp, ep, etp, mbs = core
+        alone = Layout(
+            world=tp * cp, tp=tp, cp=cp, ep=ep, etp=etp, micro_batch_size=mbs, global_batch_size=mbs, fsdp=self.fsdp,
+            cp_comm_type=base.cp_comm_type,
+        )  # fmt: skip
+
+        def peak(r: Recompute) -> int:
+            made = estimate_memory(self.recipe, replace(alone, recompute=r), self.rates, headroom=0.0)
+            return made.peak
+
+        plain = peak(NO_RECOMPUTE)
+        sets = module_sets(self.recipe.architecture)
+        frees = {
+            m: plain - peak(Recompute(granularity="selective", modules=(m,))) for m in {m for s in sets for m in s}
+        }
+        priced = sorted(
+            (self._again(base, Recompute(granularity="selective", modules=s), 1), -sum(frees[m] for m in s), s)
+            for s in sets
+        )
+        known, most = {}, 0
+        for more, freed, modules in priced:
+            if -freed > most:
+                most = -freed
+                known[modules] = more
+        self._sets[core] = known
+        return known
+
+    def _least(self, node: Layout) -> float | None:
+        """Seconds of recomputation a micro batch that the node needs at least to fit, without interleaving and with its
+        leanest split; None when nothing makes it fit. Interleaving only takes more memory."""
+        if self.wishes.recompute is not None:
+            return 0.0
+        forms = [replace(node, layers_per_chunk=s) for s in splits(self.recipe.architecture, node.pp, None) or (None,)]
+        peaks = [(self.memory(replace(f, recompute=FULL_RECOMPUTE)).peak, i) for i, f in enumerate(forms)]
+        peak, at = min(peaks)
+        if peak > self._limit:
+            return None
+        base = forms[at]
+        if self.memory(base).fits:
+            return 0.0
+        ladder = _Ladder(base, [(more, replace(base, recompute=r)) for more, r in self._steps(base)])
+        ladder.short = self._short(ladder.steps or [])
+        step = ladder.next(base)
+        while step is not None:
+            if self.memory(step[1]).fits:
+                return step[0]
+            step = ladder.next(step[1])
+        return None
+
+    def _ladder(self, base: Layout, floor: float) -> list[tuple[float, Layout]]:
+        """The base with everything that may be recomputed and costs at least `floor`, by rising bound; empty when not even
+        all of it makes it fit."""
+        if self.wishes.recompute is not None or not self.memory(replace(base, recompute=FULL_RECOMPUTE)).fits:
+            return []
+        once, m = self.one_pass(_core_of(base)), base.num_microbatches
+        return [
+            (_bound(once + more, base.pp, base.vp, m), replace(base, recompute=r))
+            for more, r in self._steps(base)
+            if more >= floor * (1 - 1e-9)
         ]
-        return [(bound, replace(base, recompute=choices[i])) for bound, i in sorted(rungs)]
 
     def _short(self, steps: list[tuple[float, Layout]]) -> list[frozenset[str]]:
         """The largest sets of modules that do not make it fit: asked first, since they speak for all their subsets."""
@@ -253,7 +329,7 @@ class Search:
 
     def _again(self, base: Layout, recompute: Recompute, chunk: int) -> float:
         """Seconds of recomputation for one micro batch. Modules add up; a block is its share of full."""
-        core = (base.tp, base.cp, base.ep, base.etp, base.micro_batch_size)
+        core = _core_of(base)
         once = self.one_pass(core)
         if recompute.granularity == "selective":
             return sum(
@@ -274,7 +350,7 @@ class Search:
         `sizes`: the numbers of GPUs to use (default: all that `worlds` names). Equal times keep the order in which the
         space is laid out: smaller sizes first.
         """
-        heap: list[tuple[float, int, Layout, _Ladder | None]] = []
+        heap: list[_Entry] = []
         number = count()
         best: dict[Grid, Candidate] = {}
         near = float("inf")  # beyond, nothing is left that the model could confuse with the best
@@ -298,10 +374,7 @@ class Search:
             if bound >= mine or (grid in best and bound > near):
                 continue  # this grid has a layout that no other can beat, or is known to be slower than the best
             if ladder is None:
-                if self._could_fit(layout):
-                    for tighter, base in self.bases(layout):
-                        if self.legal(base):
-                            heapq.heappush(heap, (tighter, next(number), base, _Ladder(base)))
+                self._open(layout, bound, heap, number)
                 continue
             if self.memory(layout).fits and (layout is ladder.base or self.legal(layout)):
                 made = self.candidate(layout)
@@ -310,12 +383,30 @@ class Search:
                     near = min(near, made.estimate.iteration_time_s * (1 + NEAR))
                 continue
             if ladder.steps is None:
-                ladder.steps = self._ladder(ladder.base)
+                ladder.steps = self._ladder(ladder.base, ladder.floor)
                 ladder.short = self._short(ladder.steps)
             if (step := ladder.next(layout)) is not None:
                 heapq.heappush(heap, (step[0], next(number), step[1], ladder))
         self.found.ranked = sorted(best.values(), key=_order)[:keep]
         return self.found
+
+    def _open(self, node: Layout, bound: float, heap: list[_Entry], number: Iterator[int]) -> None:
+        """Replace a node by what it stands for; first by itself again, when the recomputation it needs makes it wait."""
+        if node not in self._needed:
+            self._needed[node] = self._least(node)
+            more = self._needed[node]
+            if more is None:
+                return
+            m = node.num_microbatches
+            most = interleavings(self.recipe, self.wishes, node.pp, m)[-1]
+            tighter = _bound(self.one_pass(_core_of(node)) + more, node.pp, most, m)
+            if tighter > bound:
+                heapq.heappush(heap, (tighter, next(number), node, None))
+                return
+        floor = self._needed[node] or 0.0
+        for tighter, base in self.bases(node, floor):
+            if self.legal(base):
+                heapq.heappush(heap, (tighter, next(number), base, _Ladder(base, floor=floor)))
 
     def least(self, *, keep: int = 6, sizes: tuple[int, ...] | None = None) -> Found:
         """The `keep` grids that need least memory. `closest` is the leanest layout of all when even that does not fit.
@@ -358,14 +449,9 @@ class Search:
         """Seconds that no layout on so many GPUs can beat: the fastest pass known, spread without any bubble."""
         return self._fastest * self.recipe.global_batch_size / world if self._passes else 0.0
 
-    def _could_fit(self, node: Layout) -> bool:
-        """Whether any split of this node fits without interleaving and with everything recomputed."""
-        if self.wishes.recompute is not None:
-            return True
-        return any(
-            self.memory(replace(node, layers_per_chunk=split, recompute=FULL_RECOMPUTE)).fits
-            for split in splits(self.recipe.architecture, node.pp, None) or (None,)
-        )
+
+def _core_of(layout: Layout) -> _Core:
+    return (layout.tp, layout.cp, layout.ep, layout.etp, layout.micro_batch_size)
 
 
 def _bound(once: float, pp: int, vp: int | None, microbatches: int) -> float:
