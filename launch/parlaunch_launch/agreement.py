@@ -29,7 +29,9 @@ Planner = Callable[[list[dict[str, Any]]], bytes | tuple[bytes, Sequence[int]]]
 Check = Callable[[bytes, int], str | None]
 
 SILENCE_S = 15.0
-"""A node that came and shows no sign of life for so long is taken for dead. Signs come every second at least."""
+"""A node that came and shows no sign of life for so long is taken for dead."""
+
+SIGN_S = 4.0  # between two signs of life of a node that waits
 
 OWN_WORDS = ("--node-rank", "--node_rank", "--master-addr", "--master_addr", "--local-addr")
 """Options that rightly differ between the nodes of one job."""
@@ -168,16 +170,14 @@ def _arrive(meeting: Meeting, situation: Situation, mine: Mapping[str, Any], wat
 def _wait(meeting: Meeting, key: str, seat: int, situation: Situation, patience: float) -> dict[str, Any]:
     """What the first node says under `key`, showing signs of life until then."""
     end = time.monotonic() + patience
-    # A thousand nodes that ask twenty times a second would be all the first node does.
-    pause = min(1.0, max(0.05, (situation.nnodes or 1) / 2000))
-    while not meeting.has(key):
+    # The store wakes who waits: a thousand nodes that asked again and again would be all it does.
+    while not meeting.wait(key, seconds=SIGN_S):
         if time.monotonic() > end:
             raise ParlaunchError(
                 f"the first node, {situation.master}, said nothing for {patience:.0f} s",
                 hint="its own output may say why",
             )
         meeting.count(f"alive/{seat}", 1)
-        time.sleep(pause)
     said = json.loads(meeting.take(key))
     assert isinstance(said, dict)
     return said

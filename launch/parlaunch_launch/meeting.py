@@ -69,6 +69,17 @@ class Meeting:
     def has(self, key: str) -> bool:
         return bool(self.store.check([key]))
 
+    def wait(self, key: str, *, seconds: float) -> bool:
+        """Whether the key is there, or came within so many seconds."""
+        try:
+            self.store.wait([key], timedelta(seconds=seconds))
+        except RuntimeError as error:
+            # torch's DistStoreError is the time-out; a broken connection is a DistNetworkError.
+            if type(error).__name__ != "DistStoreError":
+                raise
+            return False
+        return True
+
     def count(self, key: str, more: int = 0) -> int:
         return int(self.store.add(key, more))
 
