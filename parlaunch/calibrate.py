@@ -178,6 +178,8 @@ def measured_seconds(run: Run) -> float | None:
         return estimate.iteration_time_s * estimate.tokens_per_s_per_gpu / value
     if value := run.measured.get("model_tflops_per_gpu"):
         return estimate.iteration_time_s * estimate.model_tflops_per_gpu / value
+    if value := run.measured.get("tflops_per_gpu"):
+        return estimate.iteration_time_s * estimate.model_tflops_per_gpu * run.recomputed / value
     return None
 
 

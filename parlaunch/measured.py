@@ -47,6 +47,7 @@ SITES = (
         "bigscience",
         6.25e9,
         "Jean Zay's nodes of eight A100 have four 100 Gb/s Omni-Path ports (BLOOM, arXiv:2211.05100)",
+        framework="Megatron-DeepSpeed (pipeline engine)",
     ),
     Site("InternEvo", 6.25e9, "50 GB/s a node of eight A100, as its table says"),
 )
@@ -80,6 +81,11 @@ class Run:
     memory_unit: int  # bytes
     hardware_flops: bool  # TFLOP/s count the recomputed forward pass
     notes: tuple[str, ...]
+
+    @property
+    def recomputed(self) -> float:
+        """What `tflops_per_gpu` counts over model FLOPs: a fully recomputed run does the forward pass twice."""
+        return 4 / 3 if self.hardware_flops else 1.0
 
 
 def run_of(row: Mapping[str, Any], machines: Machines) -> Run:

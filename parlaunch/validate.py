@@ -54,8 +54,7 @@ def _predict(run: Run) -> dict[str, Any]:
         "iteration_time_s": estimate.iteration_time_s,
         "tokens_per_s_per_gpu": estimate.tokens_per_s_per_gpu,
         "model_tflops_per_gpu": tflops,
-        # A quarter of the work of a fully recomputed run is the forward pass done again.
-        "tflops_per_gpu": tflops * (4 / 3 if run.hardware_flops else 1.0),
+        "tflops_per_gpu": tflops * run.recomputed,
         "peak_memory_gb": size / run.memory_unit,
         "peak_mem": size / run.memory_unit,
     }
