@@ -63,6 +63,17 @@ def architecture(model_id: str) -> Architecture:
     return architecture_from_json(table[model_id])
 
 
+def _as_validated(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row's features as Megatron Bridge runs them.
+
+    Its validation shards the optimizer when either of two settings asks for it, and its Adam recipes set one of them always.
+    """
+    features = dict(row.get("features") or {})
+    if "muon" not in row["name"]:
+        features.pop("no_distributed_optimizer", None)
+    return features
+
+
 def recipe(name: str) -> Recipe:
     """The recipe of that name or alias. Raises `UsageError` with the nearest names."""
     row = _rows().get(full_name(name))
@@ -92,7 +103,7 @@ def recipe(name: str) -> Recipe:
             recompute=recompute_from_json(layout.get("recompute")) if layout else None,
             layers_per_chunk=None if chunks is None else tuple(chunks),
         ),
-        features=features_from_json(row.get("features")),
+        features=features_from_json(_as_validated(row)),
         benchmark=row["kind"] == "benchmark",
         feasible=row.get("feasible", True),
         violations=tuple(row.get("violations", ())),

@@ -181,7 +181,9 @@ def layer_weights(a: Architecture, k: LayerKind) -> Weights:
 
 
 def padded_vocab(a: Architecture, tp: int) -> int:
-    """Vocabulary rows as Megatron pads them, so that they divide over tensor-parallel ranks."""
+    """Vocabulary rows as Megatron pads them, so that they divide over tensor-parallel ranks; 0 for diffusion."""
+    if a.kind == "diffusion":  # what its provider calls a vocabulary is the text encoder's
+        return 0
     unit = a.make_vocab_size_divisible_by * tp
     return -(-a.vocab_size // unit) * unit
 
@@ -189,6 +191,8 @@ def padded_vocab(a: Architecture, tp: int) -> int:
 @lru_cache(maxsize=1024)
 def embedding_weights(a: Architecture, tp: int = 0) -> Weights:
     """What stands before the first layer; `tp` 0: the vocabulary as published, not padded."""
+    if a.kind == "diffusion":
+        return NOTHING
     rows = padded_vocab(a, tp) if tp else a.vocab_size
     positions = a.max_position_embeddings * a.hidden_size if a.position_embedding_type == "learned_absolute" else 0
     weights = Weights(positions, rows * a.hidden_size)
@@ -234,7 +238,7 @@ def total_params(a: Architecture, experts: int | None = None) -> int:
     As model cards count: without multi-token prediction, vision and audio; a tied output matrix once.
     """
     share = (a.num_moe_experts or 0) if experts is None else experts
-    total = embedding_weights(a).total + head_weights(a).total if a.kind != "diffusion" else 0
+    total = embedding_weights(a).total + head_weights(a).total
     for kind in a.layers():
         w = layer_weights(a, kind)
         total += w.replicated + w.sharded
