@@ -185,7 +185,7 @@ def _pinned_layout(recipe: Recipe, rates: Rates, wishes: Wishes) -> Layout:
 
 def _preferred(ranked: list[Candidate], rates: Rates) -> Candidate:
     """Of layouts that the model cannot tell apart: all GPUs at work, the smaller model-parallel block, fewer stages, experts
-    inside the NVLink domain, less recomputation, and only then the faster one."""
+    over as much of the NVLink domain as they go and not beyond, less recomputation, and only then the faster one."""
     fastest = ranked[0].estimate.iteration_time_s
     near = [c for c in ranked if c.estimate.iteration_time_s <= fastest * (1 + NEAR)]
 
@@ -193,7 +193,7 @@ def _preferred(ranked: list[Candidate], rates: Rates) -> Candidate:
         x = c.layout
         crossing = not inside(x.ep * x.etp, rates, x.world)
         again = {None: 0, "selective": len(x.recompute.modules), "full": 99}[x.recompute.granularity]
-        return (-x.world, x.model_parallel, x.pp, crossing, again, c.estimate.iteration_time_s)
+        return (-x.world, x.model_parallel, x.pp, crossing, -x.ep, again, c.estimate.iteration_time_s)
 
     return min(near, key=order)
 

@@ -43,8 +43,9 @@ from parlaunch.space import (
 from parlaunch.states import bytes_a_parameter
 from parlaunch.timing import estimate_time
 
-NEAR = 0.02
-"""Share of the iteration time below which the model cannot tell two layouts apart."""
+NEAR = 0.04
+"""Share of the iteration time below which the model cannot tell two layouts of one model on one machine apart: about half
+its error band, since most of an error is common to both."""
 
 Grid = tuple[int, int, int, int, int, int, bool]
 """(world, tp, pp, cp, ep, etp, fsdp): layouts of one grid differ in micro batch, VP, split and recomputation."""
@@ -107,6 +108,7 @@ class Search:
         self._candidates: dict[Layout, Candidate] = {}
         self._memory: dict[Layout, Memory] = {}
         self._sets: dict[_Core, dict[tuple[str, ...], float]] = {}
+        self._dead: dict[Grid, int] = {}  # the smallest micro batch that nothing makes fit
         self._needed: dict[Layout, float | None] = {}
         self._floor: dict[tuple[int, int, int, int, int, int], bool] = {}
         self._dense: dict[int, float] = {}
@@ -285,10 +287,14 @@ class Search:
         leanest split; None when nothing makes it fit. Interleaving only takes more memory."""
         if self.wishes.recompute is not None:
             return 0.0
+        if node.micro_batch_size >= self._dead.get(grid_of(node), node.micro_batch_size + 1):
+            return None  # a smaller micro batch did not fit
         forms = [replace(node, layers_per_chunk=s) for s in splits(self.recipe.architecture, node.pp, None) or (None,)]
         peaks = [(self.memory(replace(f, recompute=FULL_RECOMPUTE)).peak, i) for i, f in enumerate(forms)]
         peak, at = min(peaks)
         if peak > self._limit:
+            grid = grid_of(node)
+            self._dead[grid] = min(node.micro_batch_size, self._dead.get(grid, node.micro_batch_size))
             return None
         base = forms[at]
         if self.memory(base).fits:
