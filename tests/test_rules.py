@@ -42,12 +42,21 @@ def broken(layout: Layout, recipe: Recipe = LLAMA, rates: Rates = H100) -> set[s
 
 
 def llama(**sizes: Any) -> Layout:
-    return Layout(**({"world": 64, "global_batch_size": 128} | sizes))
+    given: dict[str, Any] = {"world": 64, "global_batch_size": 128} | sizes
+    return Layout(**given)
 
 
 def deepseek(**sizes: Any) -> Layout:
-    return Layout(**({"world": 256, "pp": 4, "vp": 4, "ep": 64, "global_batch_size": 4096,
-                      "layers_per_chunk": (4,) * 15 + (1,)} | sizes))  # fmt: skip
+    split = (4,) * 15 + (1,)
+    given: dict[str, Any] = {
+        "world": 256,
+        "pp": 4,
+        "vp": 4,
+        "ep": 64,
+        "global_batch_size": 4096,
+        "layers_per_chunk": split,
+    }
+    return Layout(**(given | sizes))
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=[r["name"] for r in PUBLISHED])
