@@ -47,7 +47,7 @@ GENERATIONS: Mapping[str, Silicon] = {
         epilogue=0.7, tile=(128, 128), hbm=0.82, kernel=2.5e-6,
     ),
     "ampere": Silicon(
-        gemm_bf16=0.86, gemm_fp8=0.86, gemm_fp4=0.86, wave=1.0, attention_forward=0.62, attention_backward=0.52, epilogue=0.9, fill=2.5,
+        gemm_bf16=0.87, gemm_fp8=0.87, gemm_fp4=0.87, wave=1.0, attention_forward=0.62, attention_backward=0.52, epilogue=0.9, fill=2.5,
     ),
     "ada": Silicon(
         gemm_bf16=0.72, gemm_fp8=0.65, gemm_fp4=0.65, attention_forward=0.55, attention_backward=0.45,
