@@ -57,9 +57,26 @@ def batch_divides(x: Layout, _r: Recipe, _m: Rates) -> str | None:
 
 @GRID.rule("mbs-offline-pack", "offline packing -> MBS == 1", "bridge/training/config.py:1606")
 def packed_alone(x: Layout, r: Recipe, _m: Rates) -> str | None:
-    if "_packed" not in r.name or x.micro_batch_size == 1:
+    # Fine-tuning recipes pack by default; those that do come with micro batch 1.
+    tuned = r.task != "pretrain" and r.architecture.kind != "multimodal" and r.defaults.micro_batch_size in (None, 1)
+    packed = "_packed" in r.name or tuned or (r.task != "pretrain" and r.defaults.micro_batch_size == 1)
+    if not packed or x.micro_batch_size == 1:
         return None
     return f"sequences packed offline need micro batch 1, not {x.micro_batch_size}: a pack is the batch"
+
+
+@GRID.rule("mbs-inbatch-pack", "in-batch packing -> MBS > 1", "bridge/training/config.py:1627")
+def packed_together(x: Layout, r: Recipe, _m: Rates) -> str | None:
+    mine = r.defaults.micro_batch_size
+    if (
+        r.task == "pretrain"
+        or r.architecture.kind != "multimodal"
+        or mine is None
+        or mine == 1
+        or x.micro_batch_size > 1
+    ):
+        return None
+    return "sequences packed inside a micro batch need at least two of them: micro batch 1 is too small"
 
 
 @GRID.rule("seq-match", "model.seq_length == dataset.seq_length", "bridge/training/config.py:1644")
