@@ -17,7 +17,14 @@ from parlaunch.layout import Layout
 from parlaunch.machine import Cluster
 from parlaunch.parameters import chunk_sizes
 from parlaunch.recipe import Recipe
-from parlaunch.switches import dispatcher_problem, graph_problem, legal_features, offload_problem, overlap_problem
+from parlaunch.switches import (
+    dispatcher_problem,
+    fine_offload_problem,
+    graph_problem,
+    legal_features,
+    offload_problem,
+    overlap_problem,
+)
 from parlaunch.user_overrides import UserOverrides, pins_from, read_overrides, spoken
 
 __all__ = [
@@ -144,7 +151,7 @@ def _stages(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
     chunks = chunk_sizes(r.architecture, x)
     flags, text = account_flags(chunks), None
     if flags is None:
-        text, flags = pipeline_layout(chunks, r.architecture.mtp_num_layers or 0), (False, False)
+        text, flags = pipeline_layout(chunks, _prediction_layers(r)), (False, False)
     return {
         "model.pipeline_model_parallel_layout": text,
         "model.account_for_embedding_in_pipeline_split": flags[0],
@@ -152,6 +159,13 @@ def _stages(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
         "model.num_layers_in_first_pipeline_stage": None,
         "model.num_layers_in_last_pipeline_stage": None,
     }
+
+
+def _prediction_layers(r: Recipe) -> int:
+    """Multi-token prediction layers that the recipe trains: Qwen3-Next's pretraining adds one that its model lacks
+    (B/recipes/qwen/h100/qwen3_next.py)."""
+    added = 1 if r.model.startswith("qwen3_next") and r.task == "pretrain" else 0
+    return r.architecture.mtp_num_layers or added
 
 
 def _pipeline_dtype(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
@@ -180,7 +194,9 @@ def _fsdp(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
 
 
 def _ep_overlap(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
-    if not r.features.ep_overlap or not overlap_problem(r, x):
+    # Benchmark recipes turn it on or off between releases of Bridge: where it would be illegal, they hear it always.
+    may_be_on = r.features.ep_overlap or (r.benchmark and r.model.startswith("qwen3_235b"))
+    if not may_be_on or not overlap_problem(r, x):
         return {}
     return {"comm_overlap.overlap_moe_expert_parallel_comm": False, "comm_overlap.delay_wgrad_compute": False}
 
@@ -191,9 +207,10 @@ def _tp_overlap(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
 
 def _deferred(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
     staged = r.defaults.pp is None or r.defaults.pp > 1
-    return (
-        {"comm_overlap.defer_embedding_wgrad_compute": False} if r.features.tp_overlap and staged and x.pp == 1 else {}
-    )
+    may_be_on = r.features.tp_overlap or (r.benchmark and r.model == "llama3_70b")
+    if not (may_be_on and staged and x.pp == 1):
+        return {}
+    return {"comm_overlap.defer_embedding_wgrad_compute": False}
 
 
 def _shared_experts(_r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
@@ -210,6 +227,10 @@ def _graphs(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
 
 def _layer_offload(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
     return {"model.cpu_offloading": False} if r.features.cpu_offload_layers and offload_problem(r, x) else {}
+
+
+def _fine_offload(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
+    return {"model.fine_grained_activation_offloading": False} if fine_offload_problem(r, x) else {}
 
 
 def _dispatcher(r: Recipe, x: Layout, c: Cluster | None) -> dict[str, object]:
@@ -237,6 +258,7 @@ TABLE: tuple[_Row, ...] = (
     _Row(_energon, "Energon's loader cuts micro batches itself, and Megatron Bridge asks for one size", True),
     _Row(_graphs, "CUDA graphs off", True, problem=lambda r, x, _c: graph_problem(r, x)),
     _Row(_layer_offload, "layer offloading off", True, problem=lambda r, x, _c: offload_problem(r, x)),
+    _Row(_fine_offload, "fine-grained offloading off", True, problem=lambda r, x, _c: fine_offload_problem(r, x)),
     _Row(_dispatcher, "alltoall dispatches tokens", True, problem=dispatcher_problem),
     _Row(_batch, "the user asked for another global batch than the recipe's"),
 )

@@ -48,6 +48,14 @@ def offload_problem(recipe: Recipe, layout: Layout) -> str | None:
     return f"{number} layers of {layers}: at least one must stay" if number >= layers else None
 
 
+def fine_offload_problem(recipe: Recipe, layout: Layout) -> str | None:
+    """Why activations of the recipe's modules cannot be offloaded in this layout, or None when they can."""
+    inner = [m for m in recipe.features.offload_modules if m.startswith(("expert", "moe"))]
+    if inner and "moe" in layout.recompute.modules:
+        return f"recomputing whole expert layers leaves nothing of {', '.join(inner)} to offload"
+    return None
+
+
 def dispatcher_problem(recipe: Recipe, layout: Layout, cluster: Cluster | None) -> str | None:
     """Why the recipe's token dispatcher cannot run here, or None when it can."""
     kind = recipe.features.dispatcher
@@ -84,6 +92,8 @@ def legal_features(recipe: Recipe, layout: Layout, cluster: Cluster | None = Non
         changes |= {"cuda_graph": None, "cuda_graph_scope": ()}
     if f.cpu_offload_layers and offload_problem(recipe, layout):
         changes["cpu_offload_layers"] = 0
+    if fine_offload_problem(recipe, layout):
+        changes["offload_modules"] = ()
     if dispatcher_problem(recipe, layout, cluster):
         changes["dispatcher"] = "alltoall"
     return replace(f, **changes)

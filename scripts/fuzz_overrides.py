@@ -32,6 +32,7 @@ from unittest.mock import patch
 
 from parlaunch import catalog
 from parlaunch.datasheet import preset
+from parlaunch.environment import settings
 from parlaunch.errors import ParlaunchError
 from parlaunch.layout import FULL_RECOMPUTE, NO_RECOMPUTE, Layout, Recompute
 from parlaunch.machine import Cluster
@@ -192,6 +193,8 @@ def check_core(case: Case, lines: tuple[str, ...]) -> None:
         name = key.removeprefix("model.")
         if key.startswith("model.") and name in known and name != "pipeline_dtype":
             fields[name] = value_of(text)
+    if stages := fields.get("pipeline_model_parallel_layout"):
+        fields["mtp_num_layers"] = stages.count("m") or None
     if fields.get("cp_comm_type") is None:
         fields.pop("cp_comm_type", None)
     if "mhc" in fields.get("recompute_modules", ()) and "mhc" not in Path(transformer_config.__file__).read_text():
@@ -256,28 +259,29 @@ class Bridge:
         import megatron.bridge.models.hf_pretrained.safe_config_loader as loader
 
         loader.time.sleep = lambda _seconds: None  # it waits between tries; what is not in the cache does not come
-        import megatron.bridge.recipes as recipes
         import megatron.bridge.training.comm_overlap as comm_overlap
         import megatron.bridge.training.config as config
         import torch
 
-        self.recipes, self.config, self.float32 = recipes, config, torch.float32
+        self.config, self.float32 = config, torch.float32
+        self.world: int = 1
+        self.device: type = object
         comm_overlap.HAVE_TE = True
         comm_overlap.is_te_min_version = lambda *_a, **_k: True
         config.get_world_size_safe = lambda: self.world
         torch.cuda.get_device_properties = lambda *_a: self.device
-        self.world, self.device = 1, type("Device", (), {"major": 9, "name": "NVIDIA H100 80GB HBM3"})
-        self.missing: Counter[str] = Counter()
+        self.missing: dict[str, str] = {}  # recipes that do not load here, and why
 
     def load(self, name: str) -> Any:
-        """The recipe's configuration; None when it does not load here (no config.json, other dependencies)."""
-        if name in self.missing or not hasattr(self.recipes, name):
-            self.missing[name] += 1
+        """The recipe's configuration, of the library's or the benchmarks'; None when it does not load here (no config.json, other dependencies)."""
+        from parlaunch_launch.bridge_runner import find_recipe
+
+        if name in self.missing:
             return None
         try:
-            return getattr(self.recipes, name)()
-        except Exception:
-            self.missing[name] += 1
+            return find_recipe(name)()
+        except Exception as error:
+            self.missing[name] = kind_of(error)
             return None
 
     def check(self, case: Case, lines: tuple[str, ...]) -> bool:
@@ -297,7 +301,7 @@ class Bridge:
             made.dataset.path = os.getcwd()  # likewise
         model, optimizer = getattr(made.model, "transformer", made.model), made.optimizer
         # Kernels of Transformer Engine, which is not here: whether they are there is no matter of the layout.
-        for name in ("apply_rope_fusion", "moe_permute_fusion", "moe_router_fusion", "use_transformer_engine_op_fuser"):
+        for name in ("apply_rope_fusion", "moe_permute_fusion", "moe_router_fusion"):
             if getattr(model, name, False):
                 setattr(model, name, False)
         model.gradient_accumulation_fusion = True
@@ -305,7 +309,7 @@ class Bridge:
         for name in ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype"):
             setattr(optimizer, name, self.float32)
         before = dict(os.environ)
-        os.environ |= {"NVTE_CPU_OFFLOAD_V1": "1", "NCCL_ALGO": "Ring"}
+        os.environ |= {v.name: v.value for v in settings(case.cluster, case.recipe, x, {})}
         try:
             self.config.runtime_config_update(made)
         finally:
@@ -344,6 +348,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--hub", type=Path, help="a hub cache; Bridge is checked only with one")
     parser.add_argument("--planned", type=float, default=0.0, help="share of cases that the planner chooses")
     parser.add_argument("--only", default="", help="recipes whose name contains this")
+    parser.add_argument("--why", type=int, default=0, help="so many reasons why recipes do not load")
     args = parser.parse_args(argv)
     dice = random.Random(args.seed)
     names = [n for n in catalog.recipe_names() if catalog.recipe(n).feasible and args.only in n]
@@ -376,6 +381,8 @@ def main(argv: list[str] | None = None) -> int:
     took = time.monotonic() - started
     print(f"{done['cases']} cases in {took:.0f} s: Core accepted {done['core']}, Bridge {done['bridge']}", end="")
     print(f" ({len(bridge.missing)} recipes do not load here)" if bridge else "")
+    for why, count in Counter((bridge.missing if bridge else {}).values()).most_common(args.why):
+        print(f"{count:6} recipes do not load: {why}")
     for kind, count in refused.most_common():
         print(f"{count:6} {kind}\n         {example[kind]}")
     return 1 if refused else 0
