@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from typing import IO
 from parlaunch.errors import ParlaunchError
 from parlaunch.plan import Candidate
 from parlaunch.verdict import Failure, Measured, Verdict, judge
-from parlaunch_launch.training_log import FRAME, LogReader
+from parlaunch_launch.training_log import LogReader
 
 ITERATIONS = 10
 """Two to warm up and eight to take the median of."""
@@ -30,6 +31,9 @@ SILENCE_S = 600.0
 
 GRACE_S = 15.0
 """Time a stopped run gets to end by itself."""
+
+STOOD_IN = re.compile(r'File "([^"]+)", line \d+ in (\S+)')
+"""A line of the stack that Python's faulthandler prints, innermost call first."""
 
 
 def verify_overrides(iterations: int = ITERATIONS) -> tuple[str, ...]:
@@ -257,7 +261,7 @@ def _stop(child: subprocess.Popen[bytes], file: IO[str], reader: LogReader) -> t
         file.write(line)
         if "Fatal Python error: Aborted" in line:
             dumping = not frames
-        elif dumping and (found := FRAME.search(line)):
+        elif dumping and (found := STOOD_IN.search(line)):
             frames.append(f"{found[2]} ({Path(found[1]).name})")
         elif dumping and frames:
             dumping = False
