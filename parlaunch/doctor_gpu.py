@@ -408,7 +408,7 @@ def _visible(node: Node, job: Job) -> Iterator[Sight]:
         yield (FAIL if short else WARN), f"CUDA_VISIBLE_DEVICES{set_to}: " + "; ".join(node.cuda_visible_notes)
 
 
-NVML_MD = "nvml.h; Azure NHC; leptonai/gpud"
+HEALTH = "nvml.h; Azure NHC; leptonai/gpud"
 GPU_CHECKS: tuple[Check, ...] = (
     Check("nvml", _nvml, "without the driver no rank gets a GPU", "", "nvml.h; NVIDIA/nvidia-docker#1730"),
     Check("driver-versions", _versions, "CUDA fails at its first call when the two differ", "reboot, or reload the nvidia kernel modules", "tinygrad/open-gpu-kernel-modules#47"),
@@ -416,9 +416,9 @@ GPU_CHECKS: tuple[Check, ...] = (
     Check("gpu-lost", _lost, "CUDA fails on this node as soon as it touches the GPU, and mostly before", "", "leptonai/gpud#604; NVIDIA/nvidia-docker#1553"),
     Check("gpu-absent", _absent, "a GPU that the driver does not list may have died; other nodes have one more", "compare with lspci -d 10de: and read dmesg", "nvidia-smi captures of 9 of 10 GPUs"),
     Check("gpu-recovery", _recovery, "the driver itself says that the GPU is not fit for work", "do so before the launch: nvidia-smi -q shows `GPU Recovery Action`", "nvml.h, field 230"),
-    Check("gpu-memory-broken", _memory_broken, "the GPU will corrupt or abort the job: it is a case for replacement", "take the node out of service and open a hardware ticket", NVML_MD),
-    Check("gpu-memory-pending", _memory_pending, "errors were found; the repair waits for a reset", "reset the GPU or reboot when the node is free", NVML_MD),
-    Check("ecc", _ecc, "memory size and bandwidth change with ECC, and errors go unseen without", "nvidia-smi -e 1, then reset", NVML_MD),
+    Check("gpu-memory-broken", _memory_broken, "the GPU will corrupt or abort the job: it is a case for replacement", "take the node out of service and open a hardware ticket", HEALTH),
+    Check("gpu-memory-pending", _memory_pending, "errors were found; the repair waits for a reset", "reset the GPU or reboot when the node is free", HEALTH),
+    Check("ecc", _ecc, "memory size and bandwidth change with ECC, and errors go unseen without", "nvidia-smi -e 1, then reset", HEALTH),
     Check("nvlink-links", _links, "NCCL builds its rings on the weakest GPU; all ranks wait for it", "reset the GPU; if the links stay down, reseat or replace the board or bridge", "Azure/azhpc-diagnostics#73; NVIDIA/k8s-device-plugin#436"),
     Check("nvlink-spare", _links_down, "as the product is built, as far as the GPUs beside it tell", "nothing", "NVIDIA/DCGM#49"),
     Check("nvlink-off-fabric", _off_fabric, "traffic to it goes over PCIe, ten times slower, and NVLS fails", "restart nvidia-fabricmanager, reset the GPU; or leave it out with CUDA_VISIBLE_DEVICES", "vllm-project/vllm#16336; leptonai/gpud#1085"),
@@ -429,11 +429,11 @@ GPU_CHECKS: tuple[Check, ...] = (
     Check("mig", _mig, "a process sees one slice, without peers and NVLink: no multi-GPU training", "nvidia-smi -mig 0, or ask for whole GPUs", "CUDA documentation; nvitop"),
     Check("compute-mode", _compute_mode, "the ranks cannot use the GPU", "nvidia-smi -c DEFAULT", "nvml.h"),
     Check("gpu-busy", _busy, "the plan counts on this memory", "end the other process, or ask for GPUs of your own", "rust-nvml/nvml-wrapper#57"),
-    Check("gpu-throttled", _throttle, "one slow GPU slows all ranks", "check cooling and power supply of the node", NVML_MD),
-    Check("gpu-power", _power, "ranks with lower caps are stragglers in every step", "set equal limits: nvidia-smi -pl, nvidia-smi -rac", NVML_MD),
-    Check("pcie-link", _pcie, "host transfers and GPUDirect run at a fraction of the slot's rate", "reseat the card or riser; compare with its twins", NVML_MD),
+    Check("gpu-throttled", _throttle, "one slow GPU slows all ranks", "check cooling and power supply of the node", HEALTH),
+    Check("gpu-power", _power, "ranks with lower caps are stragglers in every step", "set equal limits: nvidia-smi -pl, nvidia-smi -rac", HEALTH),
+    Check("pcie-link", _pcie, "host transfers and GPUDirect run at a fraction of the slot's rate", "reseat the card or riser; compare with its twins", HEALTH),
     Check("gpu-mixed", _mixed, "the plan is made for the weakest GPU", "choose equal GPUs with CUDA_VISIBLE_DEVICES", "vllm-project/vllm#53834"),
     Check("xid", _xids, "the driver logged an error that ends jobs or precedes one", "dmesg | grep Xid; NVIDIA's Xid catalogue says which part to replace", "Azure NHC; NVIDIA Xid catalogue"),
-    Check("persistence", _persistence, "the first CUDA call initialises the driver anew, seconds a GPU", "sudo nvidia-smi -pm 1", NVML_MD),
+    Check("persistence", _persistence, "the first CUDA call initialises the driver anew, seconds a GPU", "sudo nvidia-smi -pm 1", HEALTH),
     Check("cuda-visible-devices", _visible, "ranks may get other GPUs than meant, or none", "list full UUIDs without spaces, each once; in a Slurm job ordinals count from 0", "CUDA documentation; vllm-project/vllm#41848"),
 )  # fmt: skip

@@ -44,6 +44,8 @@ def probe(
 def cluster_of(host: Host, reading: NvmlReading, environ: Mapping[str, str]) -> Cluster:
     """The cluster that files, NVML's answers and the environment amount to. Asks nothing else."""
     notes: list[str] = [*reading.late]
+    if reading.old_bindings is not None:
+        notes.append(f"{reading.old_bindings} is too old to ask for the NVSwitch fabric: pip install -U nvidia-ml-py")
     cpus = system.cpus(host)
     hypervisor = system.virtual(host, cpus)
     on_bus = pci.nvidia_devices(host)

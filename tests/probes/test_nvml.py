@@ -273,6 +273,24 @@ def test_a_mig_device_is_a_small_gpu_without_links(fake_nvml: Fake, nothing: Hos
     assert (whole_gpu.index, whole_gpu.mig) == (1, False)
 
 
+def test_bindings_of_another_age_are_named_with_the_way_out(fake_nvml: Fake, nothing: Host, tmp_path: Path) -> None:
+    import pynvml
+
+    text = Path(pynvml.__file__).read_text()
+    (tmp_path / "pynvml.py").write_text(text.replace("def nvmlDeviceGetGpuFabricInfoV(", "def gone("))
+    fake_nvml.use("l40s")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import parlaunch_probes as p; c = p.probe()\n"
+        "print(len(c.nodes[0].gpus), [n for n in c.notes if 'too old' in n])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert (
+        done.stdout
+        == f"4 ['{tmp_path}/pynvml.py is too old to ask for the NVSwitch fabric: pip install -U nvidia-ml-py']\n"
+    )
+
+
 def test_a_reading_survives_its_json(fake_nvml: Fake) -> None:
     fake_nvml.use("gb200_tray")
     reading = LibraryNvml().read(10.0)
