@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import threading
 import time
@@ -136,12 +137,21 @@ def open_meeting(situation: Situation, *, timeout_s: float) -> Meeting:
 
 def _opened(situation: Situation, distributed: Any, timeout_s: float) -> Meeting:
     ports = addresses.ports(situation).meeting
+    _room_for((situation.nnodes or 1) + 256)
     if not _ours_to_host(situation, distributed, ports):
         return _join(situation, distributed, ports, timeout_s)
     store = _serve(distributed, ports, timeout_s)
     store.set("token", _token(situation))
     seat = situation.node_rank if situation.node_rank is not None else store.add("seats", 1) - 1
     return Meeting(store=store, host=True, seat=seat)
+
+
+def _room_for(connections: int) -> None:
+    """Slurm hands down the submitting shell's limit of open files, often 1024: too few for a thousand nodes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < connections:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(connections, hard), hard))
 
 
 def _serve(distributed: Any, ports: tuple[int, ...], timeout_s: float) -> TCPStore:

@@ -22,13 +22,12 @@ import contextlib
 import ctypes
 import json
 import os
-import resource
 import select
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 def command(argv: Sequence[str], agreement: Agreement, *, python: str = sys.executable) -> list[str]:
     """`argv` (torchrun's) with its supervisor in front. On node 0 the listening socket of the agreement goes along."""
-    options = [f"--name={agreement.order[agreement.node_rank or 0]}", f"--nodes={len(agreement.order)}"]
+    options = [f"--name={agreement.order[agreement.node_rank or 0]}"]
     if agreement.watch_socket is not None:
         agreement.watch_socket.set_inheritable(True)
         kind = "listen" if agreement.node_rank == 0 else "connected"
@@ -60,25 +59,27 @@ def command(argv: Sequence[str], agreement: Agreement, *, python: str = sys.exec
     return [python, "-m", "parlaunch_launch.supervise", *options, "--", *argv]
 
 
+def environment(environ: Mapping[str, str], argv: Sequence[str]) -> dict[str, str]:
+    """torchrun's environment. It reads PET_* for every option that is not given, and a rendezvous that Kubernetes set
+    there would go before the master address that the nodes agreed on."""
+    ours = not any(word.startswith("--rdzv-endpoint") for word in argv)
+    return {k: v for k, v in environ.items() if not (ours and k.startswith(("PET_RDZV_", "PET_STANDALONE")))}
+
+
 def main(words: Sequence[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser(prog="parlaunch_launch.supervise", allow_abbrev=False)
     parser.add_argument("--name", required=True, help="this node, as the others shall call it")
-    parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--listen-fd", type=int, help="on node 0: the socket that the others have connected to")
     parser.add_argument("--connected-fd", type=int, help="on the others: the connection to node 0")
     parser.add_argument("--grace", type=float, default=GRACE_S, help="seconds for torchrun to end by itself")
     parser.add_argument("argv", nargs="+")
     given = parser.parse_args(words)
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     line: Line
     if given.listen_fd is not None:
-        # Slurm hands down the submitting shell's limit, often 1024: fewer than the connections of a large job.
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit[1], max(limit[0], given.nodes + 256)), limit[1]))
-        line = Hub(socket.socket(fileno=given.listen_fd), given.name, given.nodes)
+        line = Hub(socket.socket(fileno=given.listen_fd), given.name)
     else:
         line = Spoke(None if given.connected_fd is None else socket.socket(fileno=given.connected_fd))
-    sys.exit(Supervisor(given.argv, line, limit, given.grace).run())
+    sys.exit(Supervisor(given.argv, line, given.grace).run())
 
 
 # ------------------------------------------------------------------ this node
@@ -87,8 +88,8 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
 class Supervisor:
     """One torchrun, its signals, its end, and what it leaves behind."""
 
-    def __init__(self, argv: Sequence[str], line: Line, limit: tuple[int, int], grace: float = GRACE_S) -> None:
-        self.argv, self.line, self.limit, self.grace = list(argv), line, limit, grace
+    def __init__(self, argv: Sequence[str], line: Line, grace: float = GRACE_S) -> None:
+        self.argv, self.line, self.grace = list(argv), line, grace
         self.told_at: float | None = None  # when another node's failure was heard of
         self.sent: list[signal.Signals] = []
 
@@ -128,11 +129,10 @@ class Supervisor:
             prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
             if os.getppid() != parent:
                 os._exit(1)
-            resource.setrlimit(resource.RLIMIT_NOFILE, self.limit)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             self.line.forget()
-            os.execvp(self.argv[0], self.argv)
+            os.execvpe(self.argv[0], self.argv, environment(os.environ, self.argv))
         except OSError as error:
             _say(f"cannot start {self.argv[0]}: {error.strerror}")
         os._exit(127)
@@ -295,9 +295,9 @@ class Line:
 class Hub(Line):
     """Node 0: hears of every node's end, and tells all when one went wrong."""
 
-    def __init__(self, listener: socket.socket, name: str, nodes: int) -> None:
+    def __init__(self, listener: socket.socket, name: str) -> None:
         listener.setblocking(False)
-        self.listener, self.name, self.nodes, self.wires = listener, name, nodes, dict[int, Wire]()
+        self.listener, self.name, self.wires = listener, name, dict[int, Wire]()
         self.poll, self.looked = select.poll(), 0.0
         self.failed: str | None = None
         self.poll.register(listener, select.POLLIN)
