@@ -117,7 +117,7 @@ def _by_name(name: str, device: str) -> Recipe:
     # The tiny model for CPU keeps the family only: what the catalog knows of it is enough, and Bridge takes long to ask.
     if bridge.version() is not None and not (device == "cpu" and known is not None):
         try:
-            return bridge.recipe(name, known)
+            return bridge.recipe(name, known, prepare="parlaunch_launch.cpu.bridge_runner:importable")
         except ProbeError as error:
             if known is not None:
                 note(f"note: {error.problem}; planning from the catalog's entry")

@@ -6,11 +6,11 @@ The answer is kept in the user's cache folder, under Bridge's version, since ask
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,25 +31,43 @@ def version() -> str | None:
         return None
 
 
-def recipe(name: str, known: Recipe | None = None, *, environ: Mapping[str, str] | None = None) -> Recipe:
+FORGET_S = 3600.0
+"""A failure is remembered for so long: a login node without access to a hub should not pay for it at every dry run."""
+
+
+def recipe(
+    name: str, known: Recipe | None = None, *, prepare: str = "", environ: Mapping[str, str] | None = None
+) -> Recipe:
     """The recipe that the installed Bridge builds under `name`.
 
     `known` is the catalog's entry: it fills what a configuration object does not say (task, model name, what it was written
-    for). Raises `ProbeError` when Bridge does not know the name, fails, or takes longer than `TIMEOUT_S`.
+    for). `prepare` names a function, "module:name", that the child calls before it imports Bridge. Raises `ProbeError`
+    when Bridge does not know the name, fails, or takes longer than `TIMEOUT_S`.
     """
     env = dict(os.environ if environ is None else environ)
     cached = _cache(env) / f"{version()}" / f"{name}.json"
-    try:
-        answer = json.loads(cached.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        answer = _ask(name, env)
+    answer = _kept(cached)
+    if answer is None:
+        answer = _ask(name, prepare, env)
         _keep(cached, answer)
+    if "error" in answer:
+        raise ProbeError(f"the installed megatron.bridge could not build {name}: {answer['error']}")
     return _recipe(name, answer, known)
 
 
 def _cache(env: Mapping[str, str]) -> Path:
     home = env.get("XDG_CACHE_HOME") or str(Path(env.get("HOME", "/tmp")) / ".cache")
     return Path(home) / "parlaunch" / "bridge"
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """What was answered before; a failure only while it is young."""
+    try:
+        answer = json.loads(path.read_text(encoding="utf-8"))
+        old = time.time() - path.stat().st_mtime > FORGET_S
+    except (OSError, ValueError):
+        return None
+    return answer if isinstance(answer, dict) and not ("error" in answer and old) else None
 
 
 def _keep(path: Path, answer: Mapping[str, Any]) -> None:
@@ -61,21 +79,18 @@ def _keep(path: Path, answer: Mapping[str, Any]) -> None:
         pass  # a read-only home costs time at the next start, nothing else
 
 
-def _ask(name: str, env: Mapping[str, str]) -> dict[str, Any]:
+def _ask(name: str, prepare: str, env: Mapping[str, str]) -> dict[str, Any]:
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "parlaunch_probes.bridge_child", name],
+            [sys.executable, "-m", "parlaunch_probes.bridge_child", name, *([prepare] if prepare else [])],
             capture_output=True, text=True, timeout=TIMEOUT_S, env={**env, "CUDA_VISIBLE_DEVICES": ""}, check=False,
         )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise ProbeError(f"megatron.bridge did not build {name} in {TIMEOUT_S:.0f} s") from error
+    except subprocess.TimeoutExpired:
+        return {"error": f"it took longer than {TIMEOUT_S:.0f} s"}
     line = next((x for x in reversed(done.stdout.splitlines()) if x.startswith("{")), None)
     if done.returncode or line is None:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise ProbeError(f"the installed megatron.bridge could not build {name}: {last}")
+        return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1]}
     answer = json.loads(line)
-    if "error" in answer:
-        raise ProbeError(f"the installed megatron.bridge could not build {name}: {answer['error']}")
     assert isinstance(answer, dict)
     return answer
 

@@ -59,8 +59,11 @@ def describe(config: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main(name: str) -> None:
+def main(name: str, prepare: str = "") -> None:
     try:
+        if prepare:
+            module, _, function = prepare.partition(":")
+            getattr(importlib.import_module(module), function)()
         build = getattr(importlib.import_module("megatron.bridge.recipes"), name, None)
         answer = {"error": f"it has no recipe of that name ({name})"} if build is None else describe(build())
     except Exception as error:
@@ -69,4 +72,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -28,12 +28,18 @@ from parlaunch_launch.cpu.report import say, say_layout
 from parlaunch_launch.rank import run_rank
 
 
-def before_bridge() -> None:
-    """Put in place what Bridge's modules ask for while they are imported."""
-    import torch
-
+def importable() -> None:
+    """Make `import megatron.bridge` work where its CUDA packages are not installed: enough to build a recipe."""
+    fill_in()
     if importlib.util.find_spec("transformer_engine") is None:
+        import torch
+
         _lora_without_transformer_engine(torch)
+
+
+def before_bridge() -> None:
+    """Put in place what Bridge's modules ask for, and what its training asks of CUDA."""
+    importable()
     from parlaunch_launch.cpu.stand_ins import train_on_cpu
 
     train_on_cpu()
