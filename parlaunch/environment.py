@@ -63,7 +63,7 @@ def settings(
     if NEW_ALLOCATOR in current and _reads_new_name(s):
         found.pop(OLD_ALLOCATOR, None)  # the user speaks under the name that wins
     sources = {r.name: r.source for r in RULES} | named()
-    ours = {name: v for name, v in found.items()}
+    ours = dict(found)
     for name in (*found, *(n for n in sources if n not in found)):
         if name in current:
             found[name] = _kept(name, current[name], ours.get(name), sources.get(name, f"recipe {recipe.name}"), s)
@@ -145,12 +145,23 @@ def node_settings(cluster: Cluster, node_index: int, current: Mapping[str, str])
         if made.name not in current:
             out.append(made)
             continue
+        if made.name == "CUDA_VISIBLE_DEVICES" and made.value and _slurms_own(current):
+            reason = f"{made.reason}; {current[made.name]} is Slurm's, the same GPUs in no order of their own"
+            out.append(replace(made, reason=reason))
+            continue
         mine = current[made.name]
         reason = made.reason if mine == made.value else f"set already; parlaunch would set {made.value}: {made.reason}"
         if made.value == "":
             reason = "set already; parlaunch would leave it alone"
         out.append(replace(made, value=mine, reason=reason, kept=True, warning=danger))
     return tuple(v for v in out if v.kept or v.value)
+
+
+def _slurms_own(current: Mapping[str, str]) -> bool:
+    """CUDA_VISIBLE_DEVICES is what Slurm made of the allocation: numbers that only count up. A user's is left alone."""
+    numbers = current["CUDA_VISIBLE_DEVICES"].split(",")
+    rising = all(n.isdigit() for n in numbers) and sorted(set(numbers), key=int) == numbers
+    return rising and any(name in current for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS"))
 
 
 def problems(variables: tuple[Variable, ...]) -> tuple[str, ...]:

@@ -343,6 +343,16 @@ def test_reordered_gpus_are_given_by_uuid_and_a_users_choice_is_kept() -> None:
     assert kept.value == "0,1"
 
 
+def test_slurms_plain_list_of_gpus_may_be_put_in_order_and_no_other() -> None:
+    gpus = tuple(Gpu(index=i, name="NVIDIA A100 80GB PCIe", uuid=f"GPU-{i}") for i in range(4))
+    pairs = Cluster(source="probe", nodes=(Node(hostname="n", gpus=gpus, nvlinks=((0, 2, 12), (1, 3, 12))),))
+    slurm = {"SLURM_STEP_GPUS": "4,5,6,7", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    made = of_node(pairs, 0, slurm)["CUDA_VISIBLE_DEVICES"]
+    assert not made.kept
+    assert made.value == "GPU-0,GPU-2,GPU-1,GPU-3"
+    assert of_node(pairs, 0, slurm | {"CUDA_VISIBLE_DEVICES": "3,2,1,0"})["CUDA_VISIBLE_DEVICES"].kept
+
+
 # --- As text ----------------------------------------------------------------------------------------------------------
 
 MACHINES: tuple[tuple[str, int, str, dict[str, Any]], ...] = (

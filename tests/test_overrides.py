@@ -330,7 +330,7 @@ def fuzz(python: str, *more: str) -> str:
 
 def test_megatron_core_accepts_random_plans() -> None:
     need(importlib.util.find_spec("megatron") and importlib.util.find_spec("torch"), "megatron-core")
-    assert "400 cases" in fuzz(sys.executable, "--cases", "400", "--seed", "3")
+    assert "300 cases" in fuzz(sys.executable, "--cases", "300", "--seed", "3")
 
 
 @pytest.mark.bridge
@@ -338,9 +338,9 @@ def test_megatron_bridge_accepts_random_plans(tmp_path: Path) -> None:
     python = bridge_python()
     hub = [python, str(ROOT / "scripts" / "bridge_hub.py"), str(tmp_path)]
     subprocess.run(hub, check=True, capture_output=True, timeout=120, env=ENVIRONMENT)
-    said = fuzz(python, "--cases", "300", "--seed", "5", "--hub", str(tmp_path))
+    said = fuzz(python, "--cases", "150", "--seed", "5", "--hub", str(tmp_path))
     accepted = int(said.split("Bridge ")[1].split()[0])
-    assert accepted > 60
+    assert accepted > 50
 
 
 def bridge_python() -> str:
