@@ -1,0 +1,110 @@
+"""The recipe as the installed Bridge builds it, and what is kept of the answer."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parlaunch.catalog import recipe as catalog_recipe
+from parlaunch.errors import ProbeError
+from parlaunch_launch.cpu import hub_cache
+from parlaunch_probes import bridge
+from tests.conftest import need
+
+NAMED = os.environ.get("PARLAUNCH_BRIDGE_PYTHON")  # read before the tests' environment is cleaned
+NAME = "llama32_1b_pretrain_config"
+ANSWER: dict[str, Any] = {
+    "model": {"num_layers": 12, "hidden_size": 2048, "vocab_size": 128256},
+    "seq_length": 2048,
+    "global_batch_size": 64,
+    "precision": "fp8mx",
+    "layout": {
+        "tp": 2, "pp": 1, "vp": None, "cp": 1, "ep": 1, "etp": None, "micro_batch_size": 4, "sequence_parallel": True,
+        "recompute": {"granularity": "selective", "modules": ["core_attn"], "method": None, "num_layers": None},
+    },
+    "features": {},
+    "env": {"NCCL_NVLS_ENABLE": "0"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Stands in for the child: what it is asked is counted, and it answers from `ANSWER`, or fails for other names."""
+    questions: list[str] = []
+
+    def ask(name: str, _prepare: str, _env: object) -> dict[str, Any]:
+        questions.append(name)
+        return ANSWER if name == NAME else {"error": "ValueError: no"}
+
+    monkeypatch.setattr(bridge, "_ask", ask)
+    monkeypatch.setattr(bridge, "version", lambda: "0.6.2")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return questions
+
+
+def test_bridge_says_what_is_trained_and_the_catalog_what_it_is_called(asked: list[str]) -> None:
+    known = catalog_recipe(NAME)
+    got = bridge.recipe(NAME, known)
+    assert (got.source, got.seq_length, got.precision) == ("bridge", 2048, "fp8mx")
+    assert got.architecture.num_layers == 12
+    assert got.architecture.kv_channels == known.architecture.kv_channels
+    assert got.model_id == "meta-llama/Llama-3.2-1B"
+    assert got.defaults.tp == 2
+
+
+def test_it_is_asked_once(asked: list[str]) -> None:
+    assert bridge.recipe(NAME) == bridge.recipe(NAME)
+    assert asked == [NAME]
+
+
+def test_a_failure_is_named_and_not_paid_for_twice_within_the_hour(asked: list[str], tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(ProbeError, match="could not build other: ValueError: no"):
+            bridge.recipe("other")
+    assert asked == ["other"]
+    for file in tmp_path.rglob("other.json"):
+        os.utime(file, (0, 0))
+    with pytest.raises(ProbeError):
+        bridge.recipe("other")
+    assert asked == ["other", "other"]
+
+
+def test_a_cache_that_cannot_be_written_or_read_changes_nothing(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert bridge.recipe(NAME).seq_length == 2048
+
+
+def test_a_child_that_dies_is_an_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ProbeError, match="could not build x"):
+        bridge.recipe("x", prepare="no_such_module:f")
+
+
+@pytest.mark.bridge
+def test_the_real_bridge_builds_the_recipe_of_the_catalog(tmp_path: Path) -> None:
+    python = NAMED or (sys.executable if importlib.util.find_spec("megatron.bridge") else None)
+    need(python, "an environment with megatron-bridge (PARLAUNCH_BRIDGE_PYTHON)")
+    known = catalog_recipe(NAME)
+    config = hub_cache.hf_config(str(known.model_id), known.architecture)
+    assert config is not None
+    hub_cache.write(tmp_path / "hub", str(known.model_id), config)
+    done = subprocess.run(
+        [str(python), "-m", "parlaunch_probes.bridge_child", NAME, "parlaunch_launch.cpu.bridge_runner:importable"],
+        capture_output=True, text=True, timeout=300, check=True,
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert "error" not in answer, answer
+    got = bridge._recipe(NAME, answer, known)
+    assert got.architecture.total_params == known.architecture.total_params
+    assert (got.seq_length, got.global_batch_size, got.precision) == (8192, 512, "bf16")
+    assert got.defaults.micro_batch_size == known.defaults.micro_batch_size
