@@ -28,7 +28,7 @@ def node_rules(cluster: Cluster, node_index: int, current: Mapping[str, str]) ->
         return
     yield _hcas(node), _hca_danger(node, current.get("NCCL_IB_HCA"))
     chosen, why = interface(cluster, node_index)
-    by_nccl = _nccl_alone(node, cluster.fabric.kind)
+    by_nccl = _nccl_alone(node)
     value = f"={chosen}" if chosen and chosen != by_nccl else ""
     yield (
         Variable(
@@ -150,7 +150,7 @@ def _near(a: ipaddress.IPv4Address, b: ipaddress.IPv4Address, bits: int) -> bool
     return int(a) >> (32 - bits) == int(b) >> (32 - bits)
 
 
-def _nccl_alone(node: Node, fabric: str) -> str | None:
+def _nccl_alone(node: Node) -> str | None:
     """The interface NCCL is sure to find by itself; None when it might take any of several."""
     names = {n.netdev or n.name for n in node.nics if n.addresses and n.up is not False}
     usable = {n for n in names if not n.startswith(("lo", "docker"))}

@@ -67,8 +67,11 @@ def machine(hardware: str, gpus: int) -> Cluster:
     return preset(hardware, max(1, -(-gpus // size)))
 
 
-def why(variable: str, name: str) -> str:
-    return next((text for v, begin, text in REASONS if v == variable and name.startswith(begin)), "no rule found")
+def why(variable: str, recipe: Recipe) -> str:
+    if not recipe.benchmark:
+        return "the library has a recipe of the same name, whose own variables stand"
+    found = (text for v, begin, text in REASONS if v == variable and recipe.name.startswith(begin))
+    return next(found, "no rule found")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,18 +81,17 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     rows = [r for r in json.loads(args.table.read_text())["rows"] if r.get("env")]
     names = sorted({name for row in rows for name in row["env"]})
-    wrong: list[tuple[str, str, str | None, str | None]] = []
+    wrong: list[tuple[str, Recipe, str | None, str | None]] = []
     for row in rows:
         recipe = recipe_of(row)
         made = settings(machine(row["hardware"], row["gpus"]), recipe, layout_of(row, recipe), {})
         ours = {v.name: v.value for v in made}
         theirs = {k: str(v) for k, v in row["env"].items()}
-        wrong += [(n, row["name"], theirs.get(n), ours.get(n)) for n in names if ours.get(n) != theirs.get(n)]
+        wrong += [(n, recipe, theirs.get(n), ours.get(n)) for n in names if ours.get(n) != theirs.get(n)]
     cells = len(rows) * len(names)
     kinds = Counter(name for name, *_ in wrong)
-    for name, recipe_name, theirs_value, ours_value in wrong:
-        if args.all:
-            print(f"{name:45} {recipe_name}: {theirs_value} by NVIDIA, {ours_value} by us: {why(name, recipe_name)}")
+    for name, recipe, theirs_value, ours_value in wrong if args.all else ():
+        print(f"{name:45} {recipe.name}: {theirs_value} by NVIDIA, {ours_value} by us: {why(name, recipe)}")
     print(
         f"{len(rows)} rows x {len(names)} variables: {cells} cells, {cells - len(wrong)} agree ({1 - len(wrong) / cells:.2%})"
     )
