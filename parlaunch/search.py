@@ -43,7 +43,7 @@ from parlaunch.space import (
 from parlaunch.states import bytes_a_parameter
 from parlaunch.timing import estimate_time
 
-NEAR = 0.04
+NEAR = 0.05
 """Share of the iteration time below which the model cannot tell two layouts of one model on one machine apart: about half
 its error band, since most of an error is common to both."""
 

@@ -1,0 +1,74 @@
+"""How long planning takes, and how that grows with the machine and the model.
+
+    python scripts/bench_search.py            the table
+    python scripts/bench_search.py --check    exit 1 when a limit is passed
+
+Each row is planned in a process of its own: time is that of the search alone, memory the peak of the process.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+
+ROWS = (
+    # recipe, machine, nodes, limit in seconds
+    ("llama3_8b_pretrain_8gpu_h100_bf16_config", "dgx-h100", 1, 0.03),
+    ("llama3_8b_pretrain_8gpu_h100_bf16_config", "dgx-h100", 16, None),
+    ("llama3_70b_pretrain_64gpu_h100_bf16_config", "dgx-h100", 8, None),
+    ("llama3_70b_pretrain_64gpu_h100_bf16_config", "dgx-h100", 32, None),
+    ("llama31_405b_pretrain_512gpu_h100_bf16_config", "dgx-h100", 64, None),
+    ("qwen3_30b_a3b_pretrain_8gpu_gb200_bf16_config", "gb200-nvl72", 2, None),
+    ("qwen3_235b_a22b_pretrain_256gpu_gb200_bf16_config", "gb200-nvl72", 64, None),
+    ("deepseek_v3_pretrain_256gpu_gb200_bf16_config", "gb200-nvl72", 64, None),
+    ("deepseek_v3_pretrain_256gpu_gb200_bf16_config", "gb200-nvl72", 512, None),
+    ("deepseek_v3_pretrain_256gpu_gb200_bf16_config", "gb200-nvl72", 4096, 1.0),
+)
+MOST_MIB = 300
+
+
+def one(name: str, machine: str, nodes: int) -> None:
+    """Plan one row three times in this process and print the best time: the first warms the interpreter up."""
+    from parlaunch import catalog
+    from parlaunch.datasheet import preset
+    from parlaunch.plan import Wishes
+    from parlaunch.rates import rates_of
+    from parlaunch.search import Search
+
+    recipe, cluster = catalog.recipe(name), preset(machine, nodes)
+    times = []
+    for _ in range(3):
+        rates = rates_of(cluster)  # a new one: nothing that was estimated for the last is known
+        search = Search(recipe, rates, Wishes())
+        started = time.perf_counter()
+        found = search.run()
+        times.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(times[0], min(times), found.legal, peak, found.ranked[0].layout, sep="\t")
+
+
+def main() -> int:
+    print(f"{'recipe':<50} {'GPUs':>6} {'first':>8} {'best':>8} {'visited':>8} {'MiB':>5}  first choice")
+    failed = False
+    for name, machine, nodes, limit in ROWS:
+        command = [sys.executable, __file__, "one", name, machine, str(nodes)]
+        first, best, visited, peak, layout = subprocess.run(
+            command, check=True, capture_output=True, text=True
+        ).stdout.strip().split("\t")  # fmt: skip
+        gpus = nodes * (4 if machine.startswith("gb") else 8)
+        over = (limit is not None and float(best) > limit) or float(peak) > MOST_MIB
+        failed |= over
+        print(
+            f"{name:<50} {gpus:>6} {float(first):>7.3f}s {float(best):>7.3f}s {visited:>8} {float(peak):>5.0f}  {layout}"
+            + (f"  OVER {limit} s, {MOST_MIB} MiB" if over else "")
+        )
+    return int(failed and "--check" in sys.argv)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["one"]:
+        one(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    else:
+        sys.exit(main())
