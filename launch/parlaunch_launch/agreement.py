@@ -83,24 +83,29 @@ def agree(
     began = time.monotonic()
     meeting = open_meeting(situation, timeout_s=timeout_s)
     watcher = addresses.listen()
+    sockets = [watcher]
     try:
-        return _held(meeting, situation, mine, plan, watcher, began, timeout_s, spares, check, say)
+        made = _held(meeting, situation, mine, plan, sockets, began, timeout_s, spares, check, say)
+        sockets = [s for s in sockets if s is not made.watch_socket]
+        return made
     except RuntimeError as error:
-        if isinstance(error, ParlaunchError) or type(error).__module__ != "torch.distributed":
+        if type(error).__module__ != "torch.distributed":
             raise
         raise ParlaunchError(
             f"the first node, {situation.master}, went away during the agreement",
             hint="its own output says why; `parlaunch doctor` there helps",
         ) from error
-    except BaseException:
-        watcher.close()
-        raise
+    finally:
+        meeting.close()
+        for left in sockets:
+            left.close()
 
 
 def _held(
-    meeting: Meeting, situation: Situation, mine: Mapping[str, Any], plan: Planner, watcher: socket.socket,
+    meeting: Meeting, situation: Situation, mine: Mapping[str, Any], plan: Planner, sockets: list[socket.socket],
     began: float, timeout_s: float, spares: int, check: Check | None, say: Callable[[str], None],
 ) -> Agreement:  # fmt: skip
+    watcher = sockets[0]
     seat = _arrive(meeting, situation, mine, watcher)
     crash: BaseException | None = None
     if meeting.host:
@@ -115,6 +120,7 @@ def _held(
         place = {s: r for r, s in enumerate(verdict["order"])}
         rank = place.get(seat)
         watch = watcher if rank == 0 else _connected(verdict, rank, say)
+        sockets += [watch] if watch is not None and watch is not watcher else []
         data = _checked(meeting, verdict, seat, rank, check)
         if meeting.host:
             _Host(meeting, situation, time.monotonic(), timeout_s, spares).confirm(verdict)
@@ -129,8 +135,6 @@ def _held(
     decided = verdict["plan"]
     if meeting.host:
         say(decided["report"])
-    if watch is not watcher:
-        watcher.close()
     return Agreement(
         plan_bytes=data, node_rank=rank, order=tuple(decided["names"]),
         report=decided["report"], master=decided["master"], port=decided["port"], seat=seat,
@@ -278,6 +282,7 @@ class _Host:
             look = now + 1
             waiting = {seat for seat in names if not self.meeting.has(f"told/{seat}")}
             if gone := waiting if now > end else self._silent(waiting):
+                self.meeting.count("left", len(gone))
                 who = short(tuple(names[seat] for seat in sorted(gone)))
                 said = f"{_nodes(len(gone))} {who} went away before training began"
                 hint = f"{len(names) - len(gone)} of {len(names)} nodes were ready"
@@ -303,6 +308,7 @@ class _Host:
             look = now + 1
             here = self._here()
             if gone := self._silent(here):
+                self.meeting.count("left", len(gone))
                 who = short(tuple(self._name_of(s) for s in sorted(gone)))
                 raise ParlaunchError(
                     f"{_nodes(len(gone))} {who} came and then fell silent for {SILENCE_S:.0f} s",

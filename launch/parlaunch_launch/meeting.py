@@ -1,14 +1,15 @@
-"""Finding the meeting: a TCPStore on the first node, and a connection to it from every other one."""
+"""Finding the meeting: a TCPStore on the first node, a door to it on the job's port, and every other node at that door."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -32,10 +33,18 @@ class Meeting:
     """A seat at the store. `here` and `there` are the two ends of the connection that worked."""
 
     store: TCPStore
-    host: bool
     seat: int | None
+    door: Door | None = None  # on the node that hosts the meeting
     here: str | None = None
     there: str | None = None
+
+    @property
+    def host(self) -> bool:
+        return self.door is not None
+
+    def close(self) -> None:
+        if self.door is not None:
+            self.door.close()
 
     def put(self, key: str, value: bytes) -> None:
         """Store bytes of any length. The key itself appears last: as a count of parts when there are several."""
@@ -140,10 +149,11 @@ def _opened(situation: Situation, distributed: Any, timeout_s: float) -> Meeting
     _room_for((situation.nnodes or 1) + 256)
     if not _ours_to_host(situation, distributed, ports):
         return _join(situation, distributed, ports, timeout_s)
-    store = _serve(distributed, ports, timeout_s)
-    store.set("token", _token(situation))
+    here = "127.0.0.1" if addresses.local("127.0.0.1") else "::1"
+    store = distributed.TCPStore(here, 0, None, True, timedelta(seconds=timeout_s), wait_for_workers=False)
+    door = Door(ports, {"parlaunch": situation.token, "port": store.port})
     seat = situation.node_rank if situation.node_rank is not None else store.add("seats", 1) - 1
-    return Meeting(store=store, host=True, seat=seat)
+    return Meeting(store=store, door=door, seat=seat)
 
 
 def _room_for(connections: int) -> None:
@@ -154,27 +164,40 @@ def _room_for(connections: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(connections, hard), hard))
 
 
-def _serve(distributed: Any, ports: tuple[int, ...], timeout_s: float) -> TCPStore:
-    """A store on the first of the ports that is free. Nothing listens before the store answers."""
-    left = list(ports)
-    while left:
-        bound = addresses.bind(left)
-        port = bound.getsockname()[1]
-        del left[: left.index(port) + 1]
-        here = "127.0.0.1" if addresses.local("127.0.0.1") else "::1"
-        try:
-            made: TCPStore = distributed.TCPStore(
-                here, port, None, True, timedelta(seconds=timeout_s), wait_for_workers=False,
-                master_listen_fd=bound.detach(),
-            )  # fmt: skip
-            return made
-        except RuntimeError:  # somebody bound the port in the same moment and listened first
-            continue
-    raise addresses.no_port(ports)
+class Door(threading.Thread):
+    """Tells whoever knocks on the job's port which job meets here, and where its store is.
 
+    The store itself takes a port that the kernel chose: a client of TCPStore that reaches somebody else's service on a
+    port of ours would wait for its answer without end.
+    """
 
-def _token(situation: Situation) -> str:
-    return f"parlaunch {situation.token}"
+    def __init__(self, ports: Sequence[int], words: Mapping[str, object]) -> None:
+        super().__init__(daemon=True, name="parlaunch-door")
+        self.words = json.dumps(words).encode() + b"\n"
+        left = list(ports)
+        while True:
+            self.socket = addresses.bind(left)
+            port = self.socket.getsockname()[1]
+            del left[: left.index(port) + 1]
+            try:
+                self.socket.listen(4096)
+                break
+            except OSError:  # somebody bound the port in the same moment, and listened first
+                self.socket.close()
+        self.start()
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                guest, _ = self.socket.accept()
+                with guest, contextlib.suppress(OSError):
+                    guest.sendall(self.words)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+        self.join(1)
 
 
 def _ours_to_host(situation: Situation, distributed: Any, ports: tuple[int, ...]) -> bool:
@@ -228,24 +251,19 @@ def _knock(situation: Situation, distributed: Any, ports: tuple[int, ...], *, pa
 
 def _try(situation: Situation, distributed: Any, address: str, port: int) -> Meeting | None:
     try:
-        with socket.create_connection((address, port), timeout=2.0) as probe:
-            here, there = (addresses.plain(end[0]) for end in (probe.getsockname(), probe.getpeername()))
-    except OSError:
-        return None
-    try:
-        store = distributed.TCPStore(address, port, None, False, timedelta(seconds=8), wait_for_workers=False)
-        # A store of somebody else's job has no such key; ours has it from its first millisecond on.
-        for _ in range(20):
-            if store.check(["token"]):
-                break
-            time.sleep(0.05)
-        else:
+        with socket.create_connection((address, port), timeout=2.0) as knock:
+            here, there = (addresses.plain(end[0]) for end in (knock.getsockname(), knock.getpeername()))
+            said = json.loads(knock.makefile("rb").readline(4096))
+        if said["parlaunch"] != situation.token:
             return None
-        if store.get("token").decode() != _token(situation):
-            return None
-    except RuntimeError:  # torch's DistError: something that is no store
-        return None
-    return Meeting(store=store, host=False, seat=situation.node_rank, here=here, there=there)
+        store = distributed.TCPStore(
+            address, int(said["port"]), None, False, timedelta(seconds=8), wait_for_workers=False
+        )
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # nobody, or somebody else's service
+    except RuntimeError:
+        return None  # torch's DistError: the meeting ended in this moment
+    return Meeting(store=store, seat=situation.node_rank, here=here, there=there)
 
 
 def _not_found(situation: Situation, ports: tuple[int, ...], timeout_s: float) -> ParlaunchError:
