@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,6 +152,18 @@ def test_threads_share_the_smallest_nodes_cores() -> None:
     alone = replace(both, nodes=(big,))
     layout = Layout(world=8, global_batch_size=512)
     assert {v.name: v.value for v in settings(alone, offloaded, layout, {})}["OMP_NUM_THREADS"] == "14"
+
+
+def test_nvidias_tuned_environments_come_out_as_nvidia_set_them() -> None:
+    here = Path(__file__).parent
+    command = [
+        sys.executable,
+        str(here.parent / "scripts" / "check_environment.py"),
+        str(here / "data" / "tuned_environments.json"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr  # below 98 % of the cells
+    assert "no rule found" not in done.stdout
 
 
 # --- The recipe's own variables ---------------------------------------------------------------------------------------
