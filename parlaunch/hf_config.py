@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from parlaunch.architecture import Architecture, architecture_from_json, encoder_from_json
@@ -21,7 +21,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
     "num_query_groups": ("num_key_value_heads", "num_kv_heads", "multi_query_group_num"),
     "ffn_hidden_size": ("intermediate_size_mlp", "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"),
-    "kv_channels": ("head_dim", "attention_head_dim"),
+    "kv_channels": ("head_dim", "attention_head_dim", "kv_channels"),
     "vocab_size": ("vocab_size", "padded_vocab_size"),
     "max_position_embeddings": ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"),
     "num_moe_experts": ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"),
@@ -81,6 +81,7 @@ class Family:
     positions: str = "rope"
     shared_gate: bool = False
     experts_use_ffn: bool = False  # routed experts are `intermediate_size` wide
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # sizes that files of this family leave out
     experts_beside: str | None = None  # the size of the dense part beside the routed experts, where it is no option
 
 
@@ -91,6 +92,13 @@ GATED_DELTA = Family(qk_norm=True, output_gate=True, shared_gate=True)
 DEEPSEEK = Family()
 PLAIN = Family(gated=False, bias=True, norm="LayerNorm")
 GEMMA = Family(tied=True)
+GEMMA3 = Family(
+    tied=True, post_norms=True, qk_norm=True,
+    defaults={
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208, "sliding_window": 4096,
+        "sliding_window_pattern": 6,
+    },
+)  # fmt: skip
 
 FAMILIES: Mapping[str, Family] = {
     "llama": LLAMA, "mistral": Family(), "ministral": Family(), "ministral3": Family(), "seed_oss": LLAMA,
@@ -104,8 +112,8 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_5_moe_text": GATED_DELTA,
     "deepseek_v2": DEEPSEEK, "deepseek_v3": DEEPSEEK, "deepseek_v32": DEEPSEEK, "kimi_k2": DEEPSEEK, "kimi_k25": DEEPSEEK,
     "glm_moe_dsa": DEEPSEEK, "glm4_moe_lite": DEEPSEEK, "deepseek_v4": DEEPSEEK,
-    "gemma": GEMMA, "gemma2": Family(tied=True, post_norms=True), "gemma3": Family(tied=True, post_norms=True, qk_norm=True),
-    "gemma3_text": Family(tied=True, post_norms=True, qk_norm=True),
+    "gemma": GEMMA, "gemma2": Family(tied=True, post_norms=True), "gemma3": GEMMA3,
+    "gemma3_text": GEMMA3,
     "gemma4": Family(tied=True, post_norms=True, qk_norm=True, experts_beside="intermediate_size"),
     "gemma4_text": Family(tied=True, post_norms=True, qk_norm=True, experts_beside="intermediate_size"),
     "gpt_oss": Family(bias=True, qkv_bias=True, experts_use_ffn=True),
@@ -125,7 +133,8 @@ FAMILIES: Mapping[str, Family] = {
     "llama4": Family(experts_use_ffn=True, experts_beside="intermediate_size"), "llama4_text": Family(experts_use_ffn=True, experts_beside="intermediate_size"),
     "cohere": Family(tied=True, norm="LayerNorm"), "cohere2": Family(tied=True, norm="LayerNorm"),
     "apertus": Family(gated=False, qk_norm=True), "hy_v3": QWEN3, "solar_open": Family(), "dots1": QWEN3,
-    "hunyuan_v1_dense": QWEN3, "youtu": Family(tied=True),
+    "hunyuan_v1_dense": QWEN3, "internlm2": Family(), "internlm3": Family(),
+    "chatglm": QWEN2, "youtu": Family(tied=True),
 }  # fmt: skip
 
 
@@ -145,6 +154,7 @@ def architecture_from_hf(config: Mapping[str, Any]) -> Architecture:
             else "this is no model's config.json: it has no model_type",
             hint=("nearest: " + ", ".join(near)) if near else "known: " + ", ".join(sorted(FAMILIES)),
         )
+    text = {**family.defaults, **{k: v for k, v in text.items() if v is not None}}
     found = {ours: value for ours, names in NAMES.items() if (value := _first(text, names)) is not None}
     missing = [n for n in ("hidden_size", "num_attention_heads", "vocab_size") if n not in found]
     if missing:

@@ -80,6 +80,19 @@ def test_a_vision_model_keeps_its_language_model_and_its_encoder() -> None:
     assert (read.encoder.num_layers, read.encoder.num_attention_heads) == (27, 16)
 
 
+def test_sizes_that_a_file_leaves_out_are_those_of_its_class() -> None:
+    """The published file of Gemma 3 4B says nothing of heads, head size and vocabulary."""
+    text = {
+        "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024,
+    }  # fmt: skip
+    read, known = (
+        architecture_from_hf({"model_type": "gemma3", "text_config": text}),
+        architecture("google/gemma-3-4b-it"),
+    )
+    assert read.total_params == known.total_params
+    assert read.layers() == known.layers()
+
+
 def test_the_outermost_section_says_whether_the_output_is_tied() -> None:
     tied = architecture_from_hf({"model_type": "qwen3_vl_moe", "tie_word_embeddings": True, "text_config": QWEN3_30B})
     assert tied.share_embeddings_and_output_weights
