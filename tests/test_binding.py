@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from parlaunch.binding import VARIABLE, Binding, decide, numa_option, read, spell, variable
 from parlaunch.machine import Gpu, Node
-from parlaunch_launch.bind import bind_here
+from parlaunch_launch.bind import bind_here, decide_here
 
 
 def machine(numa: tuple[int | None, ...], numa_cpus: dict[int, range], **more: object) -> Node:
@@ -168,6 +169,15 @@ def test_a_kernel_that_refuses_does_not_stop_a_rank(capsys: pytest.CaptureFixtur
 def test_a_rank_outside_torchrun_is_not_touched() -> None:
     assert bind_here({VARIABLE: "0"}) is None
     assert bind_here({"LOCAL_RANK": "0"}) is None
+
+
+def test_torchruns_option_is_taken_only_where_its_numactl_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert decide_here(DGX, torch_version="2.10").option is None
+    tool = tmp_path / "numactl"
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    assert decide_here(DGX, torch_version="2.10").option == "node"
 
 
 def test_the_real_kernel_takes_it() -> None:
