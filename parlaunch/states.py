@@ -37,10 +37,9 @@ class Keeping:
     """What a framework holds beyond weights, main gradients and optimizer."""
 
     gradients: Mapping[str, float]  # bytes of a gradient by precision; others: as the features say
-    sharded: float = 0.0  # bytes a parameter, spread as the optimizer is; where that is not spread, there only while it steps
-    buckets: Mapping[str, float] | None = (
-        None  # bytes of flat communication buffers by precision, with a sharded optimizer
-    )
+    sharded: float = 0.0  # bytes a parameter, spread as the optimizer is; not there where that is whole
+    # Bytes of flat communication buffers by precision, with a sharded optimizer.
+    buckets: Mapping[str, float] | None = None
     slack: float = 0.02  # share of what comes and goes that the caching allocator cannot use again
     communicators: int = 2  # beyond one for each parallel dimension: the world, and the embedding's two ends
     loading: float = 0.0  # GiB of kernels that CUDA before 11.7 loads whether they run or not
