@@ -1,0 +1,207 @@
+"""What a plan answers: the layout, the reasons, the refusals, and errors that say what to do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from parlaunch import catalog
+from parlaunch.datasheet import preset
+from parlaunch.errors import NoLayoutError, ParlaunchError, UsageError
+from parlaunch.layout import FULL_RECOMPUTE, NO_RECOMPUTE
+from parlaunch.machine import Cluster
+from parlaunch.plan import Wishes
+from parlaunch.planner import frontier, plan, why_not
+from parlaunch.rates import rates_of
+from parlaunch.recipe import Recipe
+from parlaunch.rules import why_not as rule_broken
+from parlaunch.search import NEAR
+
+ONE_B = catalog.recipe("llama32_1b_pretrain_config")
+EIGHT_B = catalog.recipe("llama3_8b_pretrain_8gpu_h100_bf16_config")
+SEVENTY_B = catalog.recipe("llama3_70b_pretrain_64gpu_h100_bf16_config")
+DEEPSEEK = catalog.recipe("deepseek_v3_pretrain_256gpu_gb200_bf16_config")
+H100 = preset("dgx-h100", 1)
+EIGHT_H100 = preset("dgx-h100", 8)
+
+
+def refused(cluster: Cluster, recipe: Recipe, **wishes: Any) -> ParlaunchError:
+    with pytest.raises(ParlaunchError) as caught:
+        plan(cluster, recipe, Wishes(**wishes))
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("recipe", "cluster"),
+    [(ONE_B, H100), (EIGHT_B, H100), (SEVENTY_B, EIGHT_H100), (DEEPSEEK, preset("gb200-nvl72", 64))],
+    ids=["1B", "8B", "70B", "DeepSeek-V3"],
+)  # fmt: skip
+def test_a_plan_is_legal_fits_and_gives_three_to_six_reasons_with_numbers(recipe: Recipe, cluster: Cluster) -> None:
+    made = plan(cluster, recipe, Wishes())
+    assert rule_broken(made.layout, recipe, rates_of(cluster)) is None
+    assert made.chosen.memory.fits
+    assert 3 <= len(made.because) <= 6
+    assert all(any(c.isdigit() for c in sentence) and sentence.endswith(".") for sentence in made.because)
+    assert 1 <= len(made.alternatives) <= 5
+    for other in made.alternatives:
+        assert other.layout != made.layout
+        assert rule_broken(other.layout, recipe, rates_of(cluster)) is None
+    assert made.argv == made.overrides == made.environment == ()
+
+
+def test_the_choice_is_the_fastest_or_one_that_the_model_cannot_tell_from_it() -> None:
+    made = plan(EIGHT_H100, SEVENTY_B, Wishes(evidence=False))
+    fastest = min(c.estimate.iteration_time_s for c in (made.chosen, *made.alternatives))
+    assert made.chosen.estimate.iteration_time_s <= fastest * (1 + NEAR)
+
+
+def test_planning_twice_gives_the_same_plan() -> None:
+    assert plan(EIGHT_H100, SEVENTY_B, Wishes()) == plan(EIGHT_H100, SEVENTY_B, Wishes())
+
+
+@pytest.mark.parametrize(
+    "pins",
+    [{"tp": 2}, {"pp": 2}, {"cp": 2}, {"tp": 2, "pp": 2}, {"micro_batch_size": 1}, {"recompute": FULL_RECOMPUTE}, {"pp": 2, "vp": 4}],
+    ids=str,
+)  # fmt: skip
+def test_pins_are_kept(pins: dict[str, Any]) -> None:
+    layout = plan(H100, ONE_B, Wishes(**pins)).layout
+    for name, value in pins.items():
+        assert getattr(layout, name) == value
+
+
+def test_no_interleaving_can_be_pinned() -> None:
+    assert plan(H100, ONE_B, Wishes(pp=2, vp=1)).layout.vp is None
+
+
+def test_with_every_size_pinned_the_layout_is_evaluated_though_it_does_not_fit() -> None:
+    made = plan(EIGHT_H100, SEVENTY_B, Wishes(tp=1, pp=1, cp=1, micro_batch_size=1, recompute=NO_RECOMPUTE))
+    assert not made.chosen.memory.fits
+    assert (made.layout.tp, made.layout.pp, made.layout.dp) == (1, 1, 64)
+    assert made.chosen.estimate.iteration_time_s > 0
+
+
+def test_the_memory_objective_takes_less_memory_than_the_time_objective() -> None:
+    fast = plan(H100, EIGHT_B, Wishes(evidence=False)).chosen
+    lean = plan(H100, EIGHT_B, Wishes(objective="memory")).chosen
+    assert lean.memory.peak < fast.memory.peak
+    assert lean.estimate.iteration_time_s > fast.estimate.iteration_time_s
+
+
+def test_headroom_leaves_that_share_free() -> None:
+    made = plan(H100, EIGHT_B, Wishes(headroom=0.3)).chosen
+    assert made.memory.peak <= 0.7 * made.memory.capacity
+
+
+def test_top_says_how_many_alternatives() -> None:
+    assert len(plan(H100, ONE_B, Wishes(top=2)).alternatives) == 2
+    assert plan(H100, ONE_B, Wishes(top=0)).alternatives == ()
+
+
+def test_fsdp_is_there_when_wished() -> None:
+    layout = plan(
+        preset("gb300-nvl72", 16), replace(SEVENTY_B, precision="bf16"), Wishes(fsdp=True, evidence=False)
+    ).layout
+    assert layout.fsdp
+    assert layout.pp == 1
+
+
+@pytest.mark.parametrize(
+    ("wishes", "said", "hint"),
+    [
+        ({"tp": 3}, "TP 3 does not divide the 64 attention heads", "TP must divide 64"),
+        ({"tp": 8, "pp": 8, "cp": 2}, "64 GPUs do not divide into TP·PP·CP = 8·8·2 = 128", "128"),
+        ({"ep": 2}, "has none", "--ep"),
+        ({"cp": 3}, "CP 3 cuts a sequence into 6 chunks", "CP must divide"),
+        ({"tp": 0}, "is not 1 or more", "leave it out"),
+        ({"headroom": 1.5}, "no share of memory", "0.08"),
+    ],
+    ids=lambda v: str(v) if isinstance(v, dict) else None,
+)  # fmt: skip
+def test_pins_that_cannot_be_are_refused_with_what_works(wishes: dict[str, Any], said: str, hint: str) -> None:
+    error = refused(EIGHT_H100, SEVENTY_B, **wishes)
+    assert isinstance(error, UsageError)
+    assert error.exit_code == 2
+    assert said in error.problem
+    assert hint in error.hint
+
+
+def test_a_batch_that_does_not_spread_names_batches_and_gpus_that_work() -> None:
+    error = refused(EIGHT_H100, replace(EIGHT_B, global_batch_size=7), tp=1, pp=1, cp=1, micro_batch_size=2)
+    assert isinstance(error, UsageError)
+    assert "7" in error.problem
+    assert "nearest batches: " in error.hint
+    assert "nearest numbers of GPUs: " in error.hint
+
+
+def test_an_odd_batch_leaves_gpus_idle_and_the_plan_says_so() -> None:
+    made = plan(EIGHT_H100, replace(EIGHT_B, global_batch_size=7), Wishes(tp=1, pp=1, evidence=False))
+    assert made.layout.world < 64
+    assert any("stay idle" in w for w in made.warnings)
+
+
+def test_a_template_without_sizes_asks_for_a_model() -> None:
+    empty = replace(EIGHT_B, architecture=replace(EIGHT_B.architecture, num_layers=0))
+    assert "--model-config" in refused(H100, empty).hint
+
+
+def test_a_model_that_fits_nowhere_says_by_how_much_and_what_would_help() -> None:
+    error = refused(H100, SEVENTY_B)
+    assert isinstance(error, NoLayoutError)
+    assert error.exit_code == 3
+    assert "fits nowhere on 8 × H100 SXM" in error.problem
+    assert "the optimizer takes most of it" in error.problem
+    assert "more than the 73.3 GiB usable" in error.problem
+    assert "nodes" in error.hint
+
+
+def test_pins_that_keep_it_from_fitting_are_named_as_the_way_out() -> None:
+    error = refused(EIGHT_H100, SEVENTY_B, recompute=NO_RECOMPUTE, tp=1, pp=2)
+    assert isinstance(error, NoLayoutError)
+    assert "let the planner recompute" in error.hint or "without your sizes" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"tp": 3}, "TP 3 does not divide the 32 attention heads"),
+        ({"tp": 8, "pp": 2}, "8 GPUs do not divide into TP·PP·CP = 8·2·1 = 16"),
+        ({"tp": 8}, "slower"),
+        ({"micro_batch_size": 16}, "micro"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_why_not_answers_with_the_rule_the_memory_or_the_time(sizes: dict[str, int], said: str) -> None:
+    made = plan(H100, ONE_B, Wishes())
+    answer = why_not(H100, ONE_B, sizes, Wishes(), made)
+    assert answer.endswith(".")
+    assert said in answer or "needs" in answer or "slower" in answer
+
+
+def test_why_not_names_where_the_time_goes() -> None:
+    made = plan(H100, ONE_B, Wishes())
+    assert "TP communication takes" in why_not(H100, ONE_B, {"tp": 8}, Wishes(), made)
+
+
+def test_why_not_says_how_much_memory_is_missing() -> None:
+    made = plan(EIGHT_H100, SEVENTY_B, Wishes())
+    answer = why_not(EIGHT_H100, SEVENTY_B, {"tp": 1, "pp": 1}, Wishes(), made)
+    assert "GiB of 73.3 GiB" in answer
+
+
+def test_the_frontier_is_legal_bounded_and_the_same_every_time() -> None:
+    points = frontier(H100, EIGHT_B, Wishes(), limit=40)
+    assert 10 < len(points) <= 40
+    assert points == frontier(H100, EIGHT_B, Wishes(), limit=40)
+    rates = rates_of(H100)
+    assert all(rule_broken(p.layout, EIGHT_B, rates) is None for p in points)
+    assert any(not p.memory.fits for p in points)
+
+
+@pytest.mark.parametrize("name", ["llama3_8b_sft_8gpu_h100_bf16_config", "llama3_70b_peft_8gpu_h100_bf16_config"])
+def test_fine_tuning_keeps_its_micro_batch(name: str) -> None:
+    recipe = catalog.recipe(name)
+    layout = plan(H100, recipe, Wishes(evidence=False)).layout
+    assert layout.micro_batch_size == (recipe.defaults.micro_batch_size or 1)
