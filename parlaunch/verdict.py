@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from parlaunch.catalog import load
+from parlaunch.datasheet import product
 from parlaunch.layout import Layout, layout_to_json
+from parlaunch.machine import Cluster
 from parlaunch.plan import Candidate, Memory, Plan
 from parlaunch.units import gib, seconds
 
@@ -263,6 +266,26 @@ def underestimated(memory: Memory, oom: OutOfMemory) -> str:
     return f"{said}; {oom.component} were being made, so more than the predicted {gib(getattr(memory, oom.component))} of them"
 
 
+def preset_like(cluster: Cluster) -> str | None:
+    """The preset whose machines are most like these: same GPU, then same number of them, then NVLink or not, then same kind
+    of fabric. None where no preset has this GPU: a CPU, or a product that no data sheet knows."""
+    found = product(cluster.gpu.name) if cluster.world_size else None
+    if found is None:
+        return None
+    rows = {name: row for name, row in load("presets.json")["presets"].items() if row["gpu"] == found.name}
+
+    def likeness(name: str) -> tuple[bool, bool, bool]:
+        row = rows[name]
+        joined = row["nvlink_group"] * row["nvlink_domain_nodes"] > 1
+        return (
+            row["gpus_per_node"] == cluster.gpus_per_node,
+            joined == (cluster.nvlink_domain_size > 1),
+            row["fabric"]["kind"] == cluster.fabric.kind,
+        )
+
+    return max(rows, key=likeness, default=None)
+
+
 def row(
     plan: Plan, measured: Measured, verdict: Verdict, *, when: str, sampled_peak: int | None = None
 ) -> dict[str, Any]:
@@ -270,18 +293,20 @@ def row(
     layout, recipe = plan.layout, plan.recipe
     took = measured.iteration_time_s if verdict.ok else None
     tokens = layout.global_batch_size * recipe.seq_length
-    peak = measured.peak_allocated if measured.peak_allocated is not None else sampled_peak
+    allocated = measured.peak_allocated
+    peak, kind = (allocated, "allocated") if allocated is not None else (sampled_peak, "nvidia-smi")
     flops = [i.tflops for i in measured.iterations[WARM_UP:] if i.tflops]
     return {
         "id": f"{recipe.name}/{layout}/{when}", "when": when, "recipe": recipe.name,
         "model_id": recipe.model_id, "arch": recipe.architecture.shape(), "task": recipe.task,
-        "hardware": plan.cluster.source, "gpus": layout.world, "precision": recipe.precision, "seq": recipe.seq_length,
+        "hardware": preset_like(plan.cluster), "machine": plan.cluster.source, "gpu": plan.cluster.gpu.name,
+        "fabric_bytes_per_s_per_gpu": plan.cluster.fabric.bytes_per_s_per_gpu, "gpus": layout.world, "precision": recipe.precision, "seq": recipe.seq_length,
         "gbs": layout.global_batch_size, "mbs": layout.micro_batch_size, "tp": layout.tp, "pp": layout.pp, "vp": layout.vp,
         "cp": layout.cp, "ep": layout.ep, "etp": layout.etp, "recompute": layout_to_json(layout)["recompute"],
         "status": "oom" if verdict.status == "oom" else "ok" if verdict.ok else verdict.status,
         "iteration_time_s": took,
         "tokens_per_s_per_gpu": None if took is None else tokens / took / layout.world,
         "model_tflops_per_gpu": statistics.median(flops) if flops and verdict.ok else None,
-        "peak_memory_gb": None if peak is None else peak / 1e9,
+        "peak_memory_gb": None if peak is None else peak / 2**30, "unit": "GiB", "peak_memory_metric": kind,
         "predicted": {"iteration_time_s": plan.chosen.estimate.iteration_time_s, "peak_bytes": plan.chosen.memory.peak},
     }  # fmt: skip

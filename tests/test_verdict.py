@@ -7,9 +7,24 @@ from typing import Any
 
 import pytest
 
+from parlaunch.catalog import recipe
+from parlaunch.cpu import with_cpu_ranks
+from parlaunch.datasheet import preset
 from parlaunch.layout import Layout
-from parlaunch.plan import Breakdown, Candidate, Estimate, Memory
-from parlaunch.verdict import Failure, Iteration, Measured, OutOfMemory, Verdict, judge, underestimated
+from parlaunch.machine import Cluster, Node
+from parlaunch.measured import Machines, run_of
+from parlaunch.plan import Breakdown, Candidate, Estimate, Memory, Plan
+from parlaunch.verdict import (
+    Failure,
+    Iteration,
+    Measured,
+    OutOfMemory,
+    Verdict,
+    judge,
+    preset_like,
+    row,
+    underestimated,
+)
 
 GIB = 2**30
 LAYOUT = Layout(world=8, tp=2, pp=2, global_batch_size=16)
@@ -141,3 +156,34 @@ def test_out_of_memory_is_explained_in_the_verdict() -> None:
     v = verdict(failed, returncode=1)
     assert v.status == "oom"
     assert "activations were being made" in v.sentences[-1]
+
+
+def test_a_row_of_the_history_is_read_by_validate() -> None:
+    cluster = replace(preset("dgx-h100", 1), source="this machine")
+    plan = Plan(recipe=recipe("llama3_8b_pretrain_config"), cluster=cluster, chosen=CANDIDATE)
+    run = run_of(row(plan, GOOD, verdict(), when="2026-01-01T00:00:00"), Machines())
+    assert (run.layout.tp, run.layout.pp, run.layout.world, run.layout.global_batch_size) == (2, 2, 8, 16)
+    assert run.recipe.architecture == plan.recipe.architecture
+    assert run.measured["iteration_time_s"] == 2.2
+    assert run.measured["peak_memory_gb"] * run.memory_unit == 60 * GIB
+    assert run.memory_kind == "allocated"
+
+
+def test_a_row_of_a_run_that_failed_says_how_and_claims_no_time() -> None:
+    plan = Plan(recipe=recipe("llama3_8b_pretrain_config"), cluster=preset("dgx-h100", 1), chosen=CANDIDATE)
+    failed = replace(GOOD, failures=(Failure(kind="oom", sentence="out of memory"),))
+    written = row(plan, failed, verdict(failed, returncode=1), when="2026-01-01T00:00:00")
+    assert (written["status"], written["iteration_time_s"]) == ("oom", None)
+
+
+@pytest.mark.parametrize("name", ["dgx-h100", "dgx-a100-80g", "gb200-nvl72", "l40s-pcie-8"])
+def test_a_probed_machine_is_known_by_the_preset_it_is_like(name: str) -> None:
+    found = preset_like(replace(preset(name, 1), source="this machine"))
+    assert found is not None
+    assert preset(found, 1).gpu.name == preset(name, 1).gpu.name
+    assert preset(found, 1).gpus_per_node == preset(name, 1).gpus_per_node
+
+
+def test_cpu_ranks_are_like_no_preset() -> None:
+    host = Cluster(nodes=(Node(hostname="here", memory_bytes=2**35),), source="test")
+    assert preset_like(with_cpu_ranks(host, 4)) is None

@@ -30,7 +30,7 @@ EVERY_S = 20.0
 
 def run(request: Request, *, iterations: int, retries: int, timeout: float, measure: int) -> None:
     """Launch, compare, print; exit code 0 when a plan passed."""
-    from parlaunch_launch.verify import verify
+    from parlaunch_launch.verify import verify, verify_overrides
 
     situation = situation_of(request)
     if (situation.nnodes or 1) > 1:
@@ -44,7 +44,7 @@ def run(request: Request, *, iterations: int, retries: int, timeout: float, meas
     job.runner_or_error()
     preflight(job, request)
     plan = finish(job, job.cluster)
-    plans = [_plan_of(job, plan, c, iterations) for c in (plan.chosen, *plan.alternatives)]
+    plans = [_plan_of(job, plan, c, verify_overrides(iterations)) for c in (plan.chosen, *plan.alternatives)]
     launches = [_launch(p) for p in plans]
     logs = _logs()
     note(f"parlaunch: verifying {request.recipe or plan.recipe.name}; logs in {logs}")
@@ -62,14 +62,15 @@ def run(request: Request, *, iterations: int, retries: int, timeout: float, meas
             sample=_sampler(job),
         )
     _print(outcome, request.format)
-    _keep_winner(outcome, plans, launches, request, measure)
+    if outcome.winner is not None and (measure > 1 or request.save_plan is not None):
+        # As a user launches it: as many iterations as the recipe has, with validation and checkpoints.
+        _keep(_plan_of(job, plan, outcome.winner.launch.candidate, ()), request.save_plan or Path("verified-plan.json"))
     sys.exit(outcome.exit_code)
 
 
-def _plan_of(job: Job, plan: Plan, candidate: Candidate, iterations: int) -> Plan:
-    """The plan with another of its layouts, as it would be launched for a few iterations."""
+def _plan_of(job: Job, plan: Plan, candidate: Candidate, short: tuple[str, ...]) -> Plan:
+    """The plan with another of its layouts; `short` are the overrides that make it a few iterations."""
     from parlaunch.overrides import overrides
-    from parlaunch_launch.verify import verify_overrides
 
     tiny: tuple[str, ...] = ()
     if job.device == "cpu":
@@ -81,7 +82,7 @@ def _plan_of(job: Job, plan: Plan, candidate: Candidate, iterations: int) -> Pla
         plan,
         chosen=candidate,
         alternatives=(),
-        overrides=(*tiny, *ours, *job.request.overrides, *verify_overrides(iterations)),
+        overrides=(*tiny, *ours, *job.request.overrides, *short),
         environment=environment(job, plan.cluster, candidate.layout, node=0),
     )
     return replace(made, argv=command(job, made, node_rank=0))
@@ -216,16 +217,12 @@ def _json(done: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _keep_winner(outcome: Outcome, plans: list[Plan], launches: list[Launch], request: Request, measured: int) -> None:
-    """The fastest plan as a file for `--plan`, when several were measured or a file was asked for."""
-    if outcome.winner is None or (measured < 2 and request.save_plan is None):
-        return
-    file = request.save_plan or Path("verified-plan.json")
-    plan = plans[launches.index(outcome.winner.launch)]
+def _keep(plan: Plan, file: Path) -> None:
+    """The fastest plan as a file for `--plan`."""
     try:
         file.write_text(json.dumps(plan_to_json(plan, version=__version__), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise ParlaunchError(
             f"--save-plan {file}: {error.strerror}", hint="choose a folder that exists and is yours"
         ) from error
-    note(f"fastest: {candidate_words(outcome.winner.launch.candidate)}; launch it with --plan {file}")
+    note(f"fastest: {candidate_words(plan.chosen)}; launch it with --plan {file}")
