@@ -202,9 +202,10 @@ def _stage(i: int, mine: list[_Chunk], p: _Plan, s: Setting) -> _Stage:
     dense = routed = unit_dense = unit_routed = layers = 0
     saved = transient = logits = embedding_gradient = first = other = adapters = 0.0
     kinds: set[LayerKind] = set()
+    output = WIDE * h * residual if p.pp > 1 and keeping_of(f.framework).stage_outputs else 0.0
     for count, chunk in zip(held(i, p.pp, p.vp, p.microbatches, overlap=f.ep_overlap), mine, strict=True):
         one, most = _chunk(chunk, a, p.recompute, s)
-        saved += count * one
+        saved += count * (one + output)
         transient = max(transient, most)
         first = first or one
         layers += len(chunk.order)

@@ -42,6 +42,7 @@ class Keeping:
     buckets: Mapping[str, float] | None = None
     slack: float = 0.02  # share of what comes and goes that the caching allocator cannot use again
     communicators: int = 2  # beyond one for each parallel dimension: the world, and the embedding's two ends
+    stage_outputs: bool = False  # what a stage sent on stays until its backward pass
     loading: float = 0.0  # GiB of kernels that CUDA before 11.7 loads whether they run or not
 
 
@@ -57,10 +58,11 @@ KEEPING: Mapping[str, Keeping] = {
     "megatron-lm": Keeping(gradients={"bf16": 4, "fp16": 4}, slack=0.08, loading=0.9),
     # DeepSpeed, ZeRO-1. fp16 (`stage_1_and_2.py`): the partition's float32 gradients, two reduce buckets, one all-gather
     # bucket. bf16 (`bf16_optimizer.py`): float32 gradients of all parameters beside the bf16 ones that autograd makes, a
-    # float32 bucket with its flattened copy, an all-gather bucket. Pipeline neighbours talk through groups of two.
+    # float32 bucket with its flattened copy, an all-gather bucket. Pipeline neighbours talk through groups of two,
+    # and a stage's buffers hold inputs and outputs of every micro batch in flight (`pipe/engine.py`).
     "deepspeed": Keeping(
         gradients={"bf16": 6, "fp16": 2}, sharded=4, buckets={"fp16": 3 * 2 * BUCKET, "bf16": (2 * 4 + 2) * BUCKET},
-        slack=0.10, communicators=6, loading=0.9,
+        slack=0.10, communicators=6, stage_outputs=True, loading=0.9,
     ),
 }  # fmt: skip
 
