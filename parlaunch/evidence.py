@@ -138,7 +138,8 @@ def published(recipe: Recipe, rates: Rates) -> tuple[Published, ...]:
         )
     world = rates.world_size
     found.sort(key=lambda p: (abs(p.gpus - world), p.tokens is None, -(p.tokens or 0.0), p.name))
-    return tuple(found)
+    # One layout is measured with every release: its best stands for it.
+    return tuple({p.layout: p for p in reversed(found)}.values())[::-1]
 
 
 def _keeps(search: Search, layout: Layout) -> bool:

@@ -45,8 +45,8 @@ def published(row: dict[str, Any]) -> dict[str, Any]:
 def measured(row: dict[str, Any]) -> dict[str, Any]:
     out = {
         "name": row["id"], "source": row["source"], "model_id": row["model_id"], "product": product(row["hardware"]),
-        "gpus": row["gpus"], "precision": row["precision"], "task": row["task"], "seq": row["seq"], "gbs": row["gbs"],
-        "layout": sizes(row), "tokens": row.get("tokens_per_s_per_gpu"), "tflops": row.get("model_tflops_per_gpu"),
+        "gpus": row["gpus"], "precision": row["precision"], "task": row["task"].split("_")[0], "seq": row["seq"],
+        "gbs": row["gbs"], "layout": sizes(row), "tokens": row.get("tokens_per_s_per_gpu"), "tflops": row.get("model_tflops_per_gpu"),
         "framework": row["framework"],
     }  # fmt: skip
     if (row.get("features") or {}).get("fsdp"):
