@@ -17,6 +17,7 @@ from parlaunch.catalog import architecture, load
 from parlaunch.datasheet import preset
 from parlaunch.errors import UsageError
 from parlaunch.layout import FULL_RECOMPUTE, NO_RECOMPUTE, Layout, Recompute, recompute_from_json
+from parlaunch.parameters import split_layers
 from parlaunch.rates import Rates, rates_of
 from parlaunch.recipe import PRECISIONS, TASKS, Recipe, features_from_json
 
@@ -115,7 +116,12 @@ def _run(row: Mapping[str, Any], machines: Machines, notes: list[str]) -> Run:
         gbs = mbs * dp * 2 * pp
         notes.append(f"global batch {gbs}: the row does not say")
     vp = _number(row, "vp")
+    architecture_of = _architecture(row)
     chunks = row.get("layers_per_chunk")
+    stages = pp * (vp or 1)
+    if not chunks and len(architecture_of.layers()) % stages:
+        # It ran, so it said how; Megatron's flags for embedding and loss, or a layout by hand. Ours is as even as can be.
+        chunks = [len(kinds) for kinds in split_layers(architecture_of, pp, vp if vp and vp > 1 else None)]
     recompute = _recompute(row.get("recompute"))
     features = _features(row, framework, recompute, notes)
     if framework.startswith("Megatron-LM") and rates.product.arch not in ("volta", "ampere"):
@@ -143,7 +149,7 @@ def _run(row: Mapping[str, Any], machines: Machines, notes: list[str]) -> Run:
         raise UsageError(f"task {task!r} is unknown", hint="one of " + ", ".join(TASKS))
     recipe = Recipe(
         name=str(row.get("model") or row.get("model_id") or row["id"]), source="catalog", task=task,
-        model=str(row.get("model") or ""), model_id=row.get("model_id"), architecture=_architecture(row),
+        model=str(row.get("model") or ""), model_id=row.get("model_id"), architecture=architecture_of,
         seq_length=_number(row, "seq") or _number(row, "seq_length") or 4096, global_batch_size=gbs, precision=precision,
         features=features_from_json(features), benchmark=framework.startswith("megatron-bridge"),
     )  # fmt: skip
@@ -195,6 +201,8 @@ def _features(row: Mapping[str, Any], framework: str, recompute: Recompute, note
     features = dict(row.get("features") or {})
     if row.get("features") is None and framework.startswith("megatron-bridge"):
         features = _benchmark_features(row)
+        if (_number(row, "pp") or 1) > 1 and (_number(row, "vp") or 1) == 1:
+            features.pop("ep_overlap", None)  # needs an interleaved pipeline
         if features:
             notes.append("features of the catalog's benchmark recipe: the row has none")
     sharding = str(row.get("sharding") or "")

@@ -84,6 +84,17 @@ def test_missing_sizes_are_filled_in_and_said() -> None:
         assert said in entry["note"]
 
 
+def test_a_run_whose_layers_do_not_divide_was_split_by_hand_and_is_not_refused() -> None:
+    (entry,) = validate(rows({"pp": 4, "arch": GPT | {"num_layers": 26}}))["rows"]
+    assert entry["predicted"]
+    assert "refuses" not in (entry["note"] or "")
+
+
+def test_a_row_that_megatron_would_refuse_says_so() -> None:
+    (entry,) = validate(rows({"ep": 8}))["rows"]
+    assert "Megatron refuses this layout" in entry["note"]
+
+
 def test_a_fully_recomputed_run_that_counts_hardware_flops_is_compared_with_hardware_flops() -> None:
     full = {"recompute": {"granularity": "full", "method": "uniform", "num_layers": 1}, "tflops_per_gpu": 300.0}
     hardware, model = validate(rows(full | {"tflops_kind": "hardware"}, full | {"tflops_kind": "model"}))["rows"]
