@@ -188,7 +188,6 @@ def test_nothing_measured_makes_an_empty_chart_not_an_error() -> None:
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=12, unique=True))
 def test_rank_correlation_is_one_for_the_same_order_and_minus_one_for_the_opposite(values: list[float]) -> None:
-    assert spearman(values, [2 * v + 1 for v in sorted(values)]) is not None
     assert spearman(values, values) == pytest.approx(1.0)
     assert spearman(values, [-v for v in values]) == pytest.approx(-1.0)
 
