@@ -21,6 +21,8 @@ OLDER = {
 UNSEEN_GPU = 0.20
 """GPU generations without a single open row."""
 SEEN = ("ampere", "hopper", "blackwell")
+BRIDGE_ON_AMPERE = 0.12
+"""No open row runs Bridge on Ampere; other frameworks' clusters of A100 were up to a fifth slower than NVIDIA's own."""
 
 # What widens a band (no or few open rows have it), and by how much.
 SPARSE = 0.05  # sparse, compressed or linear attention
@@ -39,6 +41,8 @@ def error_band(recipe: Recipe, layout: Layout, rates: Rates) -> float:
     band = BRIDGE[kind] if older is None else older
     if rates.product.arch not in SEEN:
         band = max(band, UNSEEN_GPU)
+    elif rates.product.arch == "ampere" and older is None:
+        band = max(band, BRIDGE_ON_AMPERE)
     if a.experimental_attention_variant or a.csa_compress_ratios:
         band += SPARSE
     if layout.cp > 1:
