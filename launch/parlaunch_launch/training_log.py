@@ -14,8 +14,9 @@ from parlaunch_launch.symptoms import CAUSE_FIRST, COMPONENT_OF, GENERAL, SYMPTO
 
 ITERATION = re.compile(r"iteration +(\d+)/ *(\d+) \|(.*)")
 TOOK = re.compile(r"elapsed time per iteration \(ms\): ([\d.]+)")
-LOSS = re.compile(r"\b(?:lm|mtp_1)? ?loss: ([-+\d.naifNAIF]+(?:[eE][-+]\d+)?) \|")
-LM_LOSS = re.compile(r"\blm loss: (\S+) \|")
+NUMBER = r"([-+]?(?:\d[\d.]*(?:[eE][-+]?\d+)?|nan|inf|NAN|INF))"
+LOSS = re.compile(rf"\bloss: {NUMBER} \|")  # of a model that is no language model
+LM_LOSS = re.compile(rf"\blm loss: {NUMBER} \|")
 NUMBERS = {
     "grad_norm": re.compile(r"grad norm: (\S+) \|"),
     "tflops": re.compile(r"throughput per GPU \(TFLOP/s/GPU\): (\S+) \|"),

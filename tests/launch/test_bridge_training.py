@@ -6,6 +6,7 @@ The environment with Bridge is the one of `PARLAUNCH_BRIDGE_PYTHON`, or this one
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import os
 import subprocess
@@ -85,3 +86,50 @@ def test_bridge_spreads_the_experts_of_qwen_over_two_ranks(qwen: subprocess.Comp
     assert (measured.layout["ep"], measured.layout["dp"], measured.layout["world"]) == (2, 2, 2)
     assert measured.loss_is_finite
     assert len(measured.iterations) == 3
+
+
+ASK_BRIDGE = """
+import json
+from types import SimpleNamespace
+from parlaunch.errors import ParlaunchError
+from parlaunch_launch.cpu.missing import fill_in
+fill_in()
+from parlaunch_launch.cpu.bridge_runner import before_bridge
+before_bridge()
+from parlaunch_launch.bridge_runner import configured, find_recipe, forward_step, task_of
+
+def step(module, named=None):
+    model = type("Provider", (), {"__module__": module})()
+    return forward_step(SimpleNamespace(model=model), named).__module__
+
+def refusal(name):
+    try:
+        find_recipe(name)
+    except ParlaunchError as error:
+        return str(error)
+
+config = configured(find_recipe("vanilla_gpt_pretrain_config")(), ["dataset.seq_length=128", "train.train_iters=7"])
+print(json.dumps({
+    "library": find_recipe("llama32_1b_pretrain_config").__module__,
+    "benchmark": find_recipe("deepseek_v3_pretrain_1024gpu_h100_fp8cs_config").__module__,
+    "refusal": refusal("llama32_1b_pretrain_confg"),
+    "steps": [step("megatron.bridge.models.llama.llama_provider"), step("megatron.bridge.models.gemma_vl.gemma3_vl_provider"),
+              step("megatron.bridge.models.llama.llama_provider", "vlm_step")],
+    "config": [config.model.seq_length, config.train.train_iters],
+    "tasks": [task_of(n) for n in ("llama32_1b_sft_config", "llama32_1b_peft_config", "llama32_1b_pretrain_config")],
+}))
+"""
+
+
+def test_our_runner_finds_recipes_steps_and_tasks_in_the_installed_bridge() -> None:
+    python = NAMED or (sys.executable if _here() else None)
+    need(python, "an environment with megatron-bridge (PARLAUNCH_BRIDGE_PYTHON)")
+    done = subprocess.run([str(python), "-c", ASK_BRIDGE], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["library"].startswith("megatron.bridge.recipes.llama")
+    assert answer["benchmark"].startswith("megatron.bridge.perf_recipes.deepseek")
+    assert "nearest: llama32_1b_pretrain_config" in answer["refusal"]
+    assert answer["steps"] == [f"megatron.bridge.training.{name}" for name in ("gpt_step", "vlm_step", "vlm_step")]
+    assert answer["config"] == [128, 7]
+    assert answer["tasks"] == ["finetune", "finetune", "pretrain"]
