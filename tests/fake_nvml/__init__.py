@@ -8,7 +8,6 @@ starts see that machine. Descriptions lie in `machines/`; `extra=` adds lines of
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,8 @@ def build(into: Path, missing: tuple[str, ...] = ()) -> Path:
     command = ["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1"]
     if missing:
         script = into / "old.map"
-        script.write_text("{ global: nvml*; local: %s *; };" % "".join(f"{name}; " for name in missing))
+        local = " ".join(f"{name};" for name in (*missing, "*"))
+        script.write_text(f"{{ global: nvml*; local: {local} }};")
         command.append(f"-Wl,--version-script={script}")
     subprocess.run([*command, "-o", str(library), str(HERE / "fake_nvml.c")], check=True)
     return library
@@ -85,8 +85,8 @@ def fake_nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def fake_nvml(fake_nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+def fake_nvml(fake_nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     """A machine with GPUs of your choice: `fake_nvml.use("dgx_h100")`."""
     scratch = tmp_path / "nvml"
     scratch.mkdir()
-    yield Fake(fake_nvml_library, scratch, monkeypatch)
+    return Fake(fake_nvml_library, scratch, monkeypatch)
