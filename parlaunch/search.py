@@ -104,10 +104,13 @@ class Search:
         self.layers = len(recipe.architecture.layers())
         self.found = Found()
         self._passes: dict[tuple[_Core, Recompute], float] = {}
+        f = recipe.features
+        self._offloads = bool(f.cpu_offload_layers or f.offload_modules)
         self._fastest = float("inf")  # GPU seconds a sequence, of the passes known
         self._candidates: dict[Layout, Candidate] = {}
         self._memory: dict[Layout, Memory] = {}
         self._sets: dict[_Core, dict[tuple[str, ...], float]] = {}
+        self._leanest: dict[tuple[int, int, int, int, int], int] = {}  # the number of the leanest split
         self._dead: dict[Grid, int] = {}  # the smallest micro batch that nothing makes fit
         self._needed: dict[Layout, float | None] = {}
         self._floor: dict[tuple[int, int, int, int, int, int], bool] = {}
@@ -148,8 +151,15 @@ class Search:
                 world=tp * cp, tp=tp, cp=cp, ep=ep, etp=etp, micro_batch_size=mbs, global_batch_size=mbs,
                 recompute=recompute, fsdp=self.fsdp, cp_comm_type=cp_comm_type(self.recipe, cp),
             )  # fmt: skip
-            parts = estimate_time(self.recipe, alone, self.rates).breakdown
-            known = self._passes[core, recompute] = parts.compute_s + parts.tp_s + parts.cp_s + parts.ep_s
+            one = estimate_time(self.recipe, alone, self.rates)
+            if self._offloads:
+                parts = one.breakdown
+                known = parts.compute_s + parts.tp_s + parts.cp_s + parts.ep_s
+            else:
+                # What a second micro batch adds: with the host's share, without what comes once an iteration.
+                two = estimate_time(self.recipe, replace(alone, global_batch_size=2 * mbs), self.rates)
+                known = two.iteration_time_s - one.iteration_time_s
+            self._passes[core, recompute] = known
             self._fastest = min(self._fastest, known * tp * cp / mbs)
         return known
 
@@ -290,12 +300,16 @@ class Search:
         if node.micro_batch_size >= self._dead.get(grid_of(node), node.micro_batch_size + 1):
             return None  # a smaller micro batch did not fit
         forms = [replace(node, layers_per_chunk=s) for s in splits(self.recipe.architecture, node.pp, None) or (None,)]
-        peaks = [(self.memory(replace(f, recompute=FULL_RECOMPUTE)).peak, i) for i, f in enumerate(forms)]
-        peak, at = min(peaks)
-        if peak > self._limit:
-            grid = grid_of(node)
-            self._dead[grid] = min(node.micro_batch_size, self._dead.get(grid, node.micro_batch_size))
-            return None
+        # The split that is leanest for one micro batch nearly always is for the next: ask for the others only when it fails.
+        sizes = (node.tp, node.pp, node.cp, node.ep, node.etp)
+        at = self._leanest.get(sizes)
+        if at is None or not self.memory(replace(forms[at], recompute=FULL_RECOMPUTE)).fits:
+            peak, at = min((self.memory(replace(f, recompute=FULL_RECOMPUTE)).peak, i) for i, f in enumerate(forms))
+            self._leanest[sizes] = at
+            if peak > self._limit:
+                grid = grid_of(node)
+                self._dead[grid] = min(node.micro_batch_size, self._dead.get(grid, node.micro_batch_size))
+                return None
         base = forms[at]
         if self.memory(base).fits:
             return 0.0
