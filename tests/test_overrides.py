@@ -69,7 +69,7 @@ def test_every_size_is_said_even_where_it_is_one() -> None:
 
 
 def test_nothing_of_convergence_is_touched() -> None:
-    allowed = {"model", "train", "dist", "ddp", "comm_overlap", "checkpoint", "dataset"}
+    allowed = {"model", "train", "dist", "ddp", "comm_overlap", "checkpoint", "dataset", "mixed_precision"}
     for name in catalog.recipe_names():
         recipe = catalog.recipe(name)
         made = lines(recipe, tp=2, pp=2, micro_batch_size=2)
