@@ -250,7 +250,7 @@ The furthest off, one row for each machine, model and layout:
 Known reasons, most harm first:
 
 - Clusters slower than their data sheet. Runs on other people's A100 clusters (BLOOM, InternEvo, GPT-NeoX) took a fifth longer than
-  the same code on NVIDIA's own: nothing in a data sheet says so. `parlaunch calibrate --runs` closes most of the gap.
+  the same code on NVIDIA's own: nothing in a data sheet says so. `parlaunch calibrate FILE` closes most of the gap.
 - Tables whose machine is a preset with another fabric. Used instead of the preset's: {"; ".join(s.why for s in SITES)}.
 - A host that cannot keep up. CPU time a kernel is one constant; real hosts differ by two, and eager MoE layers wait for token
   counts. Small models at micro batch 1 without CUDA graphs are the least certain time predictions we make.

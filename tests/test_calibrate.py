@@ -165,4 +165,4 @@ def test_measuring_without_a_gpu_is_refused_with_a_way_out() -> None:
 
     with pytest.raises(ParlaunchError, match="no GPU to measure") as refused:
         measure()
-    assert "--runs" in refused.value.hint
+    assert "parlaunch calibrate FILE" in refused.value.hint

@@ -37,7 +37,8 @@ def measure(*, progress: Progress | None = None, device: str = "cuda") -> dict[s
     say = progress or (lambda text: None)
     if device == "cuda" and not torch.cuda.is_available():
         raise ParlaunchError(
-            "no GPU to measure", hint="run this on the machine to calibrate, or give measured rows: --runs FILE"
+            "no GPU to measure",
+            hint="run this on the machine to calibrate, or calibrate from measured rows: parlaunch calibrate FILE",
         )
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     local = int(os.environ.get("LOCAL_RANK", "0")) if distributed else 0
@@ -66,7 +67,8 @@ def _torch() -> Any:
         import torch
     except ImportError as error:
         raise ParlaunchError(
-            "torch is not installed here", hint="measure where the training runs, or use --runs FILE"
+            "torch is not installed here",
+            hint="measure where the training runs, or calibrate from measured rows: parlaunch calibrate FILE",
         ) from error
     return torch
 
