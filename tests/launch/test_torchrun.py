@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from typing import Any
@@ -62,25 +63,22 @@ def test_options_of_torchrun_stand_before_the_runner() -> None:
 
 
 @pytest.mark.training
-@pytest.mark.parametrize(
-    "given",
-    [
+def test_torchrun_s_own_parser_takes_every_form() -> None:
+    need(importlib.util.find_spec("torch"), "torch")
+    forms: list[dict[str, Any]] = [
         {},
         {"nnodes": 2, "node_rank": 0, "master_addr": "127.0.0.1", "master_port": 29511, "max_restarts": 0},
         {"nnodes": 2, "rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:29400", "rdzv_id": "1"},
         {"master_port": 29512},
         {"numa_binding": "node"},
-    ],
-)
-def test_torchrun_s_own_parser_takes_it(given: dict[str, Any]) -> None:
-    need(importlib.util.find_spec("torch"), "torch")
-    argv = command(**given)[3:]
+    ]
     program = (
-        "import sys; from torch.distributed.run import get_args_parser, config_from_args; "
-        "args = get_args_parser().parse_args(sys.argv[1:]); "
-        "print(args.module, args.training_script, args.training_script_args, args.nproc_per_node)"
+        "import json, sys; from torch.distributed.run import get_args_parser\n"
+        "for argv in json.loads(sys.argv[1]):\n"
+        "    args = get_args_parser().parse_args(argv)\n"
+        "    print(args.module, args.training_script, args.training_script_args, args.nproc_per_node)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *argv], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.stdout == "True trainer ['--recipe', 'r', 'model.x=1'] 8\n", done.stderr[-2000:]
+    given = json.dumps([command(**form)[3:] for form in forms])
+    argv = [sys.executable, "-c", program, given]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == len(forms) * "True trainer ['--recipe', 'r', 'model.x=1'] 8\n", done.stderr[-2000:]
