@@ -204,8 +204,8 @@ class _Builder:
         streams = self.arch.num_residual_streams or 1
         if streams > 1:
             # Hyper-connections: read all streams for the mixing weights, for the block's input and for the update, and
-            # write all of them; the backward pass does each twice.
-            wide = self.k.stream(move * (8.0 * streams + 4.0), kernels=8)
+            # write all of them, half of it in fp32; the backward pass does each twice.
+            wide = self.k.stream(move * (12.0 * streams + 6.0), kernels=12)
             return self.k.stream(move * 4.0) + wide, self.k.stream(move * 8.0) + 2.0 * wide
         return (
             self.k.stream(move * (4.0 + 6.0 + dropout), kernels=2),
@@ -248,6 +248,16 @@ class _Builder:
             rank = a.q_lora_rank or self.h
             f0, b0, n0 = self._linear(self.region, rank + value, self.h)
             f1, b1, n1 = self._linear(t, heads * qk, rank)
+            if kind.compress:
+                # Keys and gates that are compressed; at a ratio of 4 twice as wide, and once more for the indexer.
+                wide = 2 * qk * (2 if kind.compress == 4 else 1)
+                index = (a.dsa_indexer_n_heads or 0) * (a.dsa_indexer_head_dim or 0)
+                if kind.compress == 4:
+                    wide += 4 * (a.dsa_indexer_head_dim or 0)
+                    f2, b2, n2 = self._linear(t, index, rank)
+                    f1, b1, n1 = f1 + f2, b1 + b2, n1 + n2
+                f2, b2, n2 = self._linear(self.region, wide, self.h)
+                f1, b1, n1 = f1 + f2, b1 + b2, n1 + n2
             glue = self.k.stream(t * heads * qk * 8.0 * self.fused, kernels=6)
             up = (f1 + glue, b1 + 1.3 * glue)
             compute = [f0 + up[0], b0 + up[1]]
