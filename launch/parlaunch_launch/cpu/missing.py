@@ -8,12 +8,23 @@ import os
 import sys
 import types
 import typing
+import warnings
 from typing import Any
+
+QUIET = (
+    r".*Apex (?:is|are) not installed",
+    r".*[Ff]ull scope is deprecated",
+    r".*is deprecated\. Please use `torch\.distributed",
+    r".*CUDA_DEVICE_MAX_CONNECTIONS",
+)
+"""Warnings that every rank would repeat and nobody who trains on a CPU can do anything about."""
 
 
 def fill_in() -> None:
     """Make `import megatron.core` work without triton, and on Python 3.11. Nothing is compiled: it takes longer than it saves."""
     os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    for about in QUIET:
+        warnings.filterwarnings("ignore", message=about)
     if not hasattr(typing, "override"):  # new in 3.12
         setattr(typing, "override", lambda method: method)  # noqa: B010  # type checkers know that 3.11 has none
     if importlib.util.find_spec("nvidia_resiliency_ext") is not None:

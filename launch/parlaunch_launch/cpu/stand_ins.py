@@ -6,7 +6,6 @@ and optimizers are its own. Tried with Core 0.16.1 and 0.19.2. With a GPU none o
 
 from __future__ import annotations
 
-import warnings
 from copy import copy
 from typing import Any
 
@@ -60,8 +59,6 @@ def train_on_cpu() -> None:
     if not isinstance(multi_latent_attention.TELinear, type):  # asked by isinstance, where it is None
         multi_latent_attention.TELinear = type("TransformerEngineIsAbsent", (), {})
     moe_utils.te_general_gemm = None  # Core 0.16 forgets to define it where Transformer Engine is missing
-    for about in (r".*is deprecated\. Please use `torch\.distributed", r".*CUDA_DEVICE_MAX_CONNECTIONS"):
-        warnings.filterwarnings("ignore", message=about)  # each rank would say it several times; nothing to do here
 
 
 class Norm:
