@@ -197,7 +197,7 @@ def _fsdp(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
 
 def _ep_overlap(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
     # Benchmark recipes turn it on or off between releases of Bridge: where it would be illegal, they hear it always.
-    may_be_on = r.features.ep_overlap or (r.benchmark and r.model.startswith("qwen3_235b"))
+    may_be_on = r.features.ep_overlap or (r.benchmark and r.model.startswith(("qwen3_235b", "deepseek_v3")))
     if not may_be_on or not overlap_problem(r, x):
         return {}
     return {"comm_overlap.overlap_moe_expert_parallel_comm": False, "comm_overlap.delay_wgrad_compute": False}
