@@ -16,9 +16,12 @@ from parlaunch.reasons import because, needs, slower, where
 from parlaunch.recipe import Recipe
 from parlaunch.rules import violations
 from parlaunch.rules import why_not as rule_broken
-from parlaunch.search import NEAR, Search, grid_of, nearest_batches, nearest_worlds
+from parlaunch.search import BAND, Search, grid_of, nearest_batches, nearest_worlds
 from parlaunch.space import cp_comm_type, inside, reach, splits
 from parlaunch.units import gib, percent, seconds
+
+CANDIDATES = 14
+"""Grids that the choice is made among: enough to hold all that come close."""
 
 SIZES = ("tp", "pp", "vp", "cp", "ep", "etp", "micro_batch_size")
 
@@ -35,16 +38,20 @@ def plan(cluster: Cluster, recipe: Recipe, wishes: Wishes, *, rates: Rates | Non
     recipe = _as_wished(recipe, wishes)
     _check(recipe, rates, wishes)
     search = Search(recipe, rates, wishes)
-    found = search.run(keep=wishes.top + 1) if wishes.objective == "time" else search.least(keep=wishes.top + 1)
+    found = (
+        search.run(keep=max(wishes.top + 1, CANDIDATES))
+        if wishes.objective == "time"
+        else search.least(keep=wishes.top + 1)
+    )
     ranked = found.ranked
     if not ranked:
         fixed = _evaluation(search)
         if fixed is None:
             raise _nothing(search)
         ranked = [fixed]
-    chosen = ranked[0]
     if wishes.objective == "time":
-        chosen = _preferred(ranked, rates)
+        ranked = _preferred(ranked, recipe, rates)
+    chosen = ranked[0]
     evidence = published(recipe, rates) if wishes.evidence else ()
     sentences: tuple[str, ...] = ()
     taken = proven(evidence, search, chosen) if wishes.objective == "time" and wishes.evidence else None
@@ -183,19 +190,25 @@ def _pinned_layout(recipe: Recipe, rates: Rates, wishes: Wishes) -> Layout:
 # --- After it ---------------------------------------------------------------------------------------------------------
 
 
-def _preferred(ranked: list[Candidate], rates: Rates) -> Candidate:
-    """Of layouts that the model cannot tell apart: all GPUs at work, the smaller model-parallel block, fewer stages, experts
-    over as much of the NVLink domain as they go and not beyond, less recomputation, and only then the faster one."""
-    fastest = ranked[0].estimate.iteration_time_s
-    near = [c for c in ranked if c.estimate.iteration_time_s <= fastest * (1 + NEAR)]
+def _preferred(ranked: list[Candidate], recipe: Recipe, rates: Rates) -> list[Candidate]:
+    """The candidates, those that the model cannot tell from the fastest in the order in which experience prefers them,
+    then the rest by time.
+
+    All GPUs at work; less tensor and context parallelism, whose traffic runs in every layer; experts inside the NVLink
+    domain, over as much of it as they go; fewer stages; less recomputation; and only then the faster one.
+    """
+    band = BAND if recipe.architecture.num_moe_experts else 0.0
+    limit = ranked[0].estimate.iteration_time_s * (1 + band)
 
     def order(c: Candidate) -> tuple[float, ...]:
         x = c.layout
+        if c.estimate.iteration_time_s > limit:
+            return (float("inf"), c.estimate.iteration_time_s)
         crossing = not inside(x.ep * x.etp, rates, x.world)
         again = {None: 0, "selective": len(x.recompute.modules), "full": 99}[x.recompute.granularity]
-        return (-x.world, x.model_parallel, x.pp, crossing, -x.ep, again, c.estimate.iteration_time_s)
+        return (-x.world, x.tp * x.cp, crossing, -x.ep, x.pp, again, c.estimate.iteration_time_s)
 
-    return min(near, key=order)
+    return sorted(ranked, key=order)
 
 
 def _evaluation(search: Search) -> Candidate | None:
