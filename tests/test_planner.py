@@ -48,7 +48,8 @@ def test_a_plan_is_legal_fits_and_gives_three_to_six_reasons_with_numbers(recipe
     for other in made.alternatives:
         assert other.layout != made.layout
         assert rule_broken(other.layout, recipe, rates_of(cluster)) is None
-    assert not (made.argv or made.overrides or made.environment)
+    assert (made.argv, made.overrides) == ((), ())
+    assert not made.environment
 
 
 def test_the_choice_is_the_fastest_or_one_that_the_model_cannot_tell_from_it() -> None:
