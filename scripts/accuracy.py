@@ -267,7 +267,7 @@ Rows that could not be predicted: {len(unread)} of {len(rows)}.
 
 Shares of the data sheet's peak or bandwidth, except: `wave` (share of a GEMM's idle last wave that stays), `epilogue` (share of a
 result's traffic that stays unhidden), `fill` (µs a tile), `scan` (FLOP an SM and clock). Meaning and source stand beside each in
-`parlaunch/timing/silicon.py`, `software.py`, `collectives.py` and `layers.py`.
+`parlaunch/timing/`.
 
 {_join(constants())}
 """

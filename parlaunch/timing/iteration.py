@@ -13,7 +13,8 @@ from parlaunch.recipe import Recipe
 from parlaunch.timing.bands import error_band
 from parlaunch.timing.collectives import Links
 from parlaunch.timing.kernels import Kernels
-from parlaunch.timing.layers import ZERO, Cost, Layers, Split, add, split_of
+from parlaunch.timing.layers import Layers
+from parlaunch.timing.pieces import ZERO, Cost, Split, add, split_of
 from parlaunch.timing.schedule import pipeline_time
 from parlaunch.timing.software import software_of
 
