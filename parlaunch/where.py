@@ -56,6 +56,7 @@ class Situation:
     launch_address: str | None = None  # where srun stands: the first node's, when a batch script there called it
     cpus_per_task: int | None = None  # as asked of sbatch or salloc; srun does not take it from there
     gpus_per_task: int | None = None
+    switch: str | None = None  # the switches above this node: SLURM_TOPOLOGY_ADDR
     export_none: bool = False  # sbatch --export=NONE: an srun inside would hand on nothing
     notes: tuple[str, ...] = ()
 
@@ -218,6 +219,7 @@ def _common(environ: Mapping[str, str], job: str) -> dict[str, Any]:
         "gpus_local": _number(environ, "SLURM_GPUS_ON_NODE"),
         "cpus_per_task": _number(environ, "SLURM_CPUS_PER_TASK"),
         "gpus_per_task": _number(environ, "SLURM_GPUS_PER_TASK"),
+        "switch": environ.get("SLURM_TOPOLOGY_ADDR"),
         "export_none": environ.get("SLURM_EXPORT_ENV") == "NONE",
     }
 

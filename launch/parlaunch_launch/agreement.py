@@ -31,6 +31,9 @@ Check = Callable[[bytes, int], str | None]
 SILENCE_S = 15.0
 """A node that came and shows no sign of life for so long is taken for dead."""
 
+LINGER_S = 12.0
+"""How long the first node stays after the last word: nodes that start a little later shall hear why it was the last."""
+
 SIGN_S = 4.0  # between two signs of life of a node that waits
 
 OWN_WORDS = ("--node-rank", "--node_rank", "--master-addr", "--master_addr", "--local-addr")
@@ -108,9 +111,11 @@ def _held(
     watcher = sockets[0]
     seat = _arrive(meeting, situation, mine, watcher)
     crash: BaseException | None = None
+    awaited = 0
     if meeting.host:
         try:
-            crash = _Host(meeting, situation, began, timeout_s, spares).decide(plan)
+            host = _Host(meeting, situation, began, timeout_s, spares)
+            crash, awaited = host.decide(plan), host.awaited
         except BaseException:
             _publish(meeting, {"problem": f"the first node, {_name(situation)}, was interrupted", "hint": ""})
             raise
@@ -127,7 +132,7 @@ def _held(
         verdict = _wait(meeting, "go", seat, situation, patience) | {"plan": verdict}
     meeting.count("left", 1)
     if meeting.host:
-        _let_go(meeting)
+        _let_go(meeting, awaited)
     if crash is not None:
         raise crash
     if verdict.get("problem") is not None:
@@ -221,11 +226,12 @@ def _checked(meeting: Meeting, verdict: Mapping[str, Any], seat: int, rank: int 
     return data
 
 
-def _let_go(meeting: Meeting) -> None:
-    """Keep the store until everyone has read the last word, ten seconds at most."""
-    here = meeting.count("arrived") + meeting.count("doubles")
-    end = time.monotonic() + 10
-    while meeting.count("left") < here and time.monotonic() < end:
+def _let_go(meeting: Meeting, awaited: int) -> None:
+    """Keep the store until everyone has read the last word, LINGER_S at most; the `awaited` that are still to come, too."""
+    end = time.monotonic() + LINGER_S
+    while time.monotonic() < end:
+        if meeting.count("left") >= meeting.count("arrived") + meeting.count("doubles") + awaited:
+            break
         time.sleep(0.02)
 
 
@@ -247,6 +253,7 @@ class _Host:
     def __init__(self, meeting: Meeting, situation: Situation, began: float, timeout_s: float, spares: int) -> None:
         self.meeting, self.situation, self.began, self.timeout_s = meeting, situation, began, timeout_s
         self.spares, self.nnodes = spares, situation.nnodes or 1
+        self.awaited = 0  # nodes that had not come when the verdict fell, and still may
         self.heard: dict[int, tuple[bytes, float]] = {}  # seat: signs of life, and when the last one was new
 
     def decide(self, plan: Planner) -> BaseException | None:
@@ -309,6 +316,7 @@ class _Host:
             here = self._here()
             if gone := self._silent(here):
                 self.meeting.count("left", len(gone))
+                self.awaited = self.nnodes - len(here)
                 who = short(tuple(self._name_of(s) for s in sorted(gone)))
                 raise ParlaunchError(
                     f"{_nodes(len(gone))} {who} came and then fell silent for {SILENCE_S:.0f} s",

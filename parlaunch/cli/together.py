@@ -30,7 +30,7 @@ def launch_together(request: Request, job: Job, situation: Situation) -> NoRetur
     mine = {
         "version": __version__,
         "command": sys.argv[1:],
-        "hardware": cluster_to_json(job.cluster),
+        "hardware": cluster_to_json(_below(job.cluster, situation.switch)),
         "notes": list(job.cluster.notes),
         "sick": [f.saw for f in found if f.severity == "FAIL"],
         "warned": [f.saw for f in found if f.severity == "WARN"],
@@ -59,6 +59,11 @@ def launch_together(request: Request, job: Job, situation: Situation) -> NoRetur
     if rank == 0:
         output.emit(plan, job, request)
     become(plan, job, request, agreed)
+
+
+def _below(cluster: Cluster, switch: str | None) -> Cluster:
+    """This node with the switches above it, as the launcher names them."""
+    return replace(cluster, nodes=tuple(replace(node, switch=node.switch or switch) for node in cluster.nodes))
 
 
 def _with_own(cluster: Cluster, rank: int, here: Cluster) -> Cluster:

@@ -38,7 +38,7 @@ def test_with_a_spare_the_job_runs_without_the_sick_node(cluster: Cluster) -> No
 def test_a_node_killed_during_the_agreement_is_named_and_the_others_end(cluster: Cluster) -> None:
     own = shlex.join(cluster.parlaunch("--agree-timeout", "50"))
     # The third node is late, so that the others wait; the second dies meanwhile.
-    late = f"[ $SLURM_NODEID = 2 ] && sleep 30; exec {own}"
+    late = f"[ $SLURM_NODEID = 2 ] && sleep 20; exec {own}"
     started = cluster.start(["srun", "-N3", "--ntasks-per-node=1", "bash", "-c", late])
     [pid] = cluster.until(lambda: [p for p in cluster.processes("-m parlaunch", "gpu02")] if _waits(cluster) else [])
     cluster.kill([pid])
