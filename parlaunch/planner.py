@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import lcm
 
 from parlaunch.advice import no_layout
 from parlaunch.errors import UsageError
@@ -238,24 +239,26 @@ def _nothing(search: Search) -> UsageError | Exception:
     grid = layout.pp * max(layout.tp * layout.cp, layout.ep * layout.etp)
     world = rates.world_size
     if pins and (world % block or world % (layout.pp * layout.ep * layout.etp)):
-        step = _common(block, layout.pp * layout.ep * layout.etp)
+        step = lcm(block, layout.pp * layout.ep * layout.etp)
         near = sorted({max(step, world // step * step), -(-world // step) * step})
         return UsageError(
             f"{said} does not go into {world} GPUs: {sentence or f'it takes {grid}'}",
             hint="numbers of GPUs that work: " + ", ".join(map(str, near)),
         )
-    batches, worlds = nearest_batches(recipe, layout.dp), nearest_worlds(recipe, world)
+    broken = next((rule.id for rule, _ in violations(layout, recipe, rates)), None)
+    if broken in (None, "gbs-divides"):
+        batches = nearest_batches(recipe, max(1, layout.dp * layout.micro_batch_size))
+        worlds = nearest_worlds(recipe, world, block)
+        hint = (
+            f"nearest batches: {', '.join(map(str, batches))}; nearest numbers of GPUs: {', '.join(map(str, worlds))}"
+        )
+    else:
+        hint = "leave one of these sizes out, and the planner chooses it" if pins else ""
     return UsageError(
         f"no layout keeps Megatron's rules{f' with {said}' if said else ''} on {world} GPUs: "
         f"{sentence or f'global batch {recipe.global_batch_size} does not spread over them'}",
-        hint=f"nearest batches: {', '.join(map(str, batches))}; nearest numbers of GPUs: {', '.join(map(str, worlds))}",
+        hint=hint,
     )
-
-
-def _common(a: int, b: int) -> int:
-    from math import lcm
-
-    return lcm(a, b)
 
 
 def _rejected(search: Search, chosen: Candidate) -> tuple[Refusal, ...]:

@@ -487,13 +487,14 @@ def _order(candidate: Candidate) -> tuple[float, int, int, int, int]:
     return (candidate.estimate.iteration_time_s, x.model_parallel, x.ep, x.vp or 1, x.micro_batch_size)
 
 
-def nearest_batches(recipe: Recipe, world: int) -> tuple[int, ...]:
-    """Global batches near the recipe's that `world` GPUs can share evenly with DP alone."""
+def nearest_batches(recipe: Recipe, step: int) -> tuple[int, ...]:
+    """Global batches next to the recipe's that are multiples of `step`, a micro batch on each replica."""
     gbs = recipe.global_batch_size
-    below, above = gbs // world * world, -(-gbs // world) * world
-    return tuple(dict.fromkeys(b for b in (below, above) if b))
+    return tuple(dict.fromkeys(b for b in (gbs // step * step, -(-gbs // step) * step) if b))
 
 
-def nearest_worlds(recipe: Recipe, world: int) -> tuple[int, ...]:
-    """Numbers of GPUs at and below `world` that divide the recipe's global batch."""
-    return tuple(d for d in reversed(divisors(recipe.global_batch_size)) if d <= world)[:3]
+def nearest_worlds(recipe: Recipe, world: int, block: int) -> tuple[int, ...]:
+    """Numbers of GPUs near `world` that make whole replicas of `block` GPUs which share the recipe's batch evenly."""
+    fitting = [block * d for d in divisors(recipe.global_batch_size)]
+    below, above = [w for w in fitting if w <= world], [w for w in fitting if w > world]
+    return (*reversed(below[-2:]), *above[:1])
