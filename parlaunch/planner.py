@@ -238,14 +238,14 @@ def _nothing(search: Search) -> UsageError | Exception:
     block = layout.model_parallel
     grid = layout.pp * max(layout.tp * layout.cp, layout.ep * layout.etp)
     world = rates.world_size
-    if pins and (world % block or world % (layout.pp * layout.ep * layout.etp)):
+    broken = next((rule.id for rule, _ in violations(layout, recipe, rates)), None)
+    if pins and broken in ("grid-dense", "grid-expert"):
         step = lcm(block, layout.pp * layout.ep * layout.etp)
         near = sorted({max(step, world // step * step), -(-world // step) * step})
         return UsageError(
             f"{said} does not go into {world} GPUs: {sentence or f'it takes {grid}'}",
             hint="numbers of GPUs that work: " + ", ".join(map(str, near)),
         )
-    broken = next((rule.id for rule, _ in violations(layout, recipe, rates)), None)
     if broken in (None, "gbs-divides"):
         batches = nearest_batches(recipe, max(1, layout.dp * layout.micro_batch_size))
         worlds = nearest_worlds(recipe, world, block)
@@ -271,6 +271,8 @@ def _rejected(search: Search, chosen: Candidate) -> tuple[Refusal, ...]:
     changes += [{name: getattr(x, name) // 2} for name in ("tp", "cp", "ep") if getattr(x, name) % 2 == 0]
     for change in changes:
         other = replace(x, **change, cp_comm_type=cp_comm_type(search.recipe, change.get("cp", x.cp)))  # type: ignore[arg-type]
+        if other.dp < 1 or other.edp < 1:
+            continue  # more GPUs than there are
         sentence = rule_broken(other, search.recipe, search.rates)
         if sentence is None and not inside(other.tp, search.rates, other.world):
             sentence = f"TP {other.tp} leaves the NVLink domain of {reach(search.rates)} GPUs"

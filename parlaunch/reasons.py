@@ -167,7 +167,8 @@ def _batch(search: Search, c: Candidate) -> str:
         list(_beside(search, c, "micro_batch_size", (x.micro_batch_size // 2, x.micro_batch_size * 2))),
     )  # fmt: skip
     return (
-        f"Micro batch {x.micro_batch_size}, {x.num_microbatches} of them on each of {x.dp} replicas"
+        f"Micro batch {x.micro_batch_size}, {x.num_microbatches} of them on "
+        f"{f'each of {x.dp} replicas' if x.dp > 1 else 'the one replica'}"
         f"{': ' + beside if beside else ''}."
     )
 
