@@ -17,6 +17,7 @@ from parlaunch.plan import Plan, Variable, Wishes
 from parlaunch.recipe import Recipe
 
 if TYPE_CHECKING:
+    from parlaunch.binding import Binding
     from parlaunch.where import Situation
 
 
@@ -183,6 +184,7 @@ def finish(job: Job, cluster: Cluster) -> Plan:
 
 def environment(job: Job, cluster: Cluster, layout: Layout, *, node: int) -> tuple[Variable, ...]:
     """The variables of one node's ranks, beside what its environment holds already; none with --no-env."""
+    from parlaunch.binding import variable
     from parlaunch.environment import node_settings, settings
 
     if not job.request.env:
@@ -190,7 +192,16 @@ def environment(job: Job, cluster: Cluster, layout: Layout, *, node: int) -> tup
     current = dict(os.environ)
     torch = _torch_version()
     shared = settings(cluster, job.recipe, layout, current, torch_version=torch, device=job.device)
-    return (*shared, *node_settings(cluster, node, current))
+    bound = variable(_binding(job, cluster, node))
+    return (*shared, *node_settings(cluster, node, current), *((bound,) if bound else ()))
+
+
+def _binding(job: Job, cluster: Cluster, node: int) -> Binding:
+    """Which CPUs the ranks of a node are bound to: torchrun's option or our runner's variable. CPU ranks roam."""
+    from parlaunch_launch.bind import decide_here
+
+    wanted = job.request.numa and job.device == "cuda"
+    return decide_here(cluster.nodes[node], torch_version=_torch_version(), wanted=wanted)
 
 
 def _remarks(job: Job) -> tuple[str, ...]:
@@ -229,5 +240,6 @@ def command(job: Job, plan: Plan, *, node_rank: int | None, master: tuple[str, i
             rdzv_endpoint=r.rdzv_endpoint,
             rdzv_id=r.rdzv_id,
             max_restarts=r.max_restarts,
+            numa_binding=_binding(job, plan.cluster, node_rank or 0).option,
         )
     )

@@ -99,9 +99,11 @@ def preflight(job: Job, request: Request) -> None:
     """Refuse to launch on a machine that doctor calls broken, unless forced."""
     from parlaunch.doctor import examine
 
-    found = examine(job.cluster)
-    failed = [f for f in found if f.severity == "FAIL"] if job.device == "cuda" else []
-    warned = [f for f in found if f.severity == "WARN"] if job.device == "cuda" else []
+    if job.device == "cpu":
+        return
+    found = examine(job.cluster, ranks_per_node=request.nproc_per_node, headroom=request.headroom)
+    failed = [f for f in found if f.severity == "FAIL"]
+    warned = [f for f in found if f.severity == "WARN"]
     for finding in (*failed, *warned):
         note(f"{finding.severity}: {finding.saw}; {finding.do}")
     if failed and not request.force:

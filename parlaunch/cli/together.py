@@ -17,6 +17,7 @@ from parlaunch.machine import Cluster, Gpu, Nic, Node, cluster_from_json, cluste
 from parlaunch.plan import plan_from_json, plan_to_json
 
 if TYPE_CHECKING:
+    from parlaunch.finding import Finding
     from parlaunch.where import Situation
 
 
@@ -26,7 +27,11 @@ def launch_together(request: Request, job: Job, situation: Situation) -> NoRetur
     from parlaunch.doctor import examine
     from parlaunch_launch.agreement import agree
 
-    found = examine(job.cluster) if job.device == "cuda" else ()
+    found: tuple[Finding, ...] = ()
+    if job.device == "cuda":
+        found = examine(
+            job.cluster, ranks_per_node=request.nproc_per_node, headroom=request.headroom, nodes=situation.nnodes
+        )
     mine = {
         "version": __version__,
         "command": sys.argv[1:],
