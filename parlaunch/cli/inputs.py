@@ -35,7 +35,7 @@ def merged_pins(request: Request) -> dict[str, Any]:
     from parlaunch.overrides import pins_from
 
     pins: dict[str, Any] = dict(pins_from(request.overrides))
-    names = ("tp", "pp", "vp", "cp", "ep", "etp", "micro_batch_size", "global_batch_size", "seq_length")
+    names = ("tp", "pp", "vp", "cp", "ep", "etp", "micro_batch_size", "global_batch_size", "seq_length", "fsdp")
     for name in names:
         value = getattr(request, name)
         if value is None:
@@ -78,7 +78,7 @@ def wishes_of(request: Request, pins: Mapping[str, Any]) -> Wishes:
     sizes = {k: pins.get(k) for k in ("tp", "pp", "vp", "cp", "ep", "etp", "micro_batch_size", "recompute")}
     return Wishes(
         **sizes,
-        fsdp=request.fsdp,
+        fsdp=pins.get("fsdp"),
         objective=request.objective,
         headroom=request.headroom,
         top=request.top,
@@ -99,10 +99,24 @@ def recipe_of(request: Request, pins: Mapping[str, Any]) -> Recipe:
         changes["seq_length"] = seq
     if batch := pins.get("global_batch_size"):
         changes["global_batch_size"] = batch
+    if pins.get("sequence_parallel") is False:
+        _without_sequence_parallel(found, pins)
+        changes["features"] = replace(found.features, sequence_parallel=False)
+    elif pins.get("sequence_parallel") and pins.get("tp") == 1:
+        raise UsageError("model.sequence_parallel=True needs TP above 1", hint="leave it out: it comes with TP by itself")
     if request.precision:
         choice("--precision", request.precision, PRECISIONS)
         changes["precision"] = request.precision
     return replace(found, **changes)
+
+
+def _without_sequence_parallel(recipe: Recipe, pins: Mapping[str, Any]) -> None:
+    """Raise `UsageError` where Megatron would refuse: experts under TP train with sequence parallelism only."""
+    if recipe.architecture.num_moe_experts and pins.get("tp") != 1:
+        raise UsageError(
+            "model.sequence_parallel=False: experts and TP above 1 need sequence parallelism in training",
+            hint="leave it out, or fix --tp 1",
+        )
 
 
 def _by_name(name: str, device: str) -> Recipe:
@@ -148,12 +162,61 @@ def _from_config(path: Path) -> Recipe:
     )  # fmt: skip
 
 
-def hardware_of(spec: str, *, environ: Mapping[str, str] | None = None) -> Cluster:
-    """`auto`, a preset and a count, or a file and a count. Raises ParlaunchError naming what was given."""
+def hardware_of(spec: str, *, gpu: str | None = None) -> Cluster:
+    """`auto`, a preset and a count, or a file and a count. Raises ParlaunchError naming what was given.
+
+    `gpu` is the product where the machine does not say it; against what it does say, it is an error.
+    """
+    found = _machine(spec)
+    return found if gpu is None else with_gpu(found, gpu, spec)
+
+
+def with_gpu(cluster: Cluster, name: str, spec: str) -> Cluster:
+    """The cluster with its unnamed GPUs being of this product. Raises `UsageError` with the nearest products."""
+    import difflib
+
+    from parlaunch.datasheet import nvml_name, product, product_names
+    from parlaunch.machine import UNKNOWN
+
+    sheet = product(name)
+    if sheet is None:
+        spellings = {n.lower(): n for n in product_names()}
+        near = [n for low, n in spellings.items() if re.sub(r"[^a-z0-9]", "", name.lower()) in re.sub(r"[^a-z0-9]", "", low)]
+        near = near or [spellings[low] for low in difflib.get_close_matches(name.lower(), spellings, n=5, cutoff=0.3)]
+        raise UsageError(
+            f"--gpu {name!r} is no product with a data sheet", hint="nearest: " + ", ".join(near[:6] or spellings.values())
+        )
+    known = {g.name for n in cluster.nodes for g in n.gpus} - {UNKNOWN}
+    if wrong := [n for n in sorted(known) if (other := product(n)) is None or other.name != sheet.name]:
+        raise UsageError(f"--gpu {name} contradicts --hardware {spec}, which has {', '.join(wrong)}", hint="leave --gpu out")
+    named = nvml_name(sheet)
+    nodes = tuple(
+        replace(node, gpus=tuple(replace(g, name=named) if g.name == UNKNOWN else g for g in node.gpus))
+        for node in cluster.nodes
+    )
+    notes = tuple(n for n in cluster.notes if not n.startswith("the GPU model is not in this file"))
+    return replace(cluster, nodes=nodes, notes=(*notes, f"the GPU is taken to be {named}, as --gpu says") if known != {named} else notes)
+
+
+def measured_rates(path: Path | None) -> dict[str, Any] | None:
+    """The machine file of `parlaunch calibrate`. Raises `UsageError` naming it."""
+    if path is None:
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
+        raise UsageError(f"--machine-file {path}: {reason}", hint="write one with `parlaunch calibrate`") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"--machine-file {path} is no object", hint="write one with `parlaunch calibrate`")
+    return data
+
+
+def _machine(spec: str) -> Cluster:
     if spec == "auto":
         from parlaunch_probes import probe
 
-        return probe(environ=dict(os.environ if environ is None else environ))
+        return probe(environ=dict(os.environ))
     name, nodes = spec, 1
     if (counted := re.fullmatch(r"(.+):(\d+)", spec)) and not Path(spec).exists():
         name, nodes = counted[1], int(counted[2])
