@@ -195,8 +195,9 @@ def _preferred(ranked: list[Candidate], recipe: Recipe, rates: Rates) -> list[Ca
     """The candidates, those that the model cannot tell from the fastest in the order in which experience prefers them,
     then the rest by time.
 
-    All GPUs at work; less tensor and context parallelism, whose traffic runs in every layer; experts inside the NVLink
-    domain, over as much of it as they go; fewer stages; less recomputation; and only then the faster one.
+    All GPUs at work; no full recomputation; less tensor and context parallelism, whose traffic runs in every layer;
+    experts inside the NVLink domain, over as much of it as they go; fewer stages; fewer modules recomputed; and only
+    then the faster one.
     """
     band = BAND if recipe.architecture.num_moe_experts else 0.0
     limit = ranked[0].estimate.iteration_time_s * (1 + band)
@@ -206,8 +207,9 @@ def _preferred(ranked: list[Candidate], recipe: Recipe, rates: Rates) -> list[Ca
         if c.estimate.iteration_time_s > limit:
             return (float("inf"), c.estimate.iteration_time_s)
         crossing = not inside(x.ep * x.etp, rates, x.world)
-        again = {None: 0, "selective": len(x.recompute.modules), "full": 99}[x.recompute.granularity]
-        return (-x.world, x.tp * x.cp, crossing, -x.ep, x.pp, again, c.estimate.iteration_time_s)
+        again = len(x.recompute.modules)
+        full = x.recompute.granularity == "full"
+        return (-x.world, full, x.tp * x.cp, crossing, -x.ep, x.pp, again, c.estimate.iteration_time_s)
 
     return sorted(ranked, key=order)
 

@@ -20,8 +20,8 @@ from parlaunch.rules import why_not
 MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 CP_TOKENS = 1024
 """Tokens of a sequence that a CP rank keeps at least: below, the ring's messages outlast the attention they hide under."""
-MICRO_BATCH_TOKENS = 65536
-"""Tokens of a micro batch on one rank: more makes no kernel faster."""
+MICRO_BATCH_TOKENS = 32768
+"""Tokens of a micro batch on one rank: more fills no kernel better, and no tuned layout that is published has more."""
 
 
 @lru_cache(maxsize=4096)

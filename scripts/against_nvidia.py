@@ -92,8 +92,8 @@ def compare(row: Mapping[str, Any]) -> Result:
     took = time.perf_counter() - started
     tuned = Search(recipe, rates, wishes).candidate(layout)
     refused = next((f"{rule.id}: {sentence}" for rule, sentence in violations(layout, recipe, rates)), None)
-    if refused is None and not tuned.memory.fits:
-        refused = f"needs {tuned.memory.peak / 2**30:.0f} GiB of {tuned.memory.limit / 2**30:.0f}"
+    if refused is None and tuned.memory.peak > tuned.memory.capacity:
+        refused = f"needs {tuned.memory.peak / 2**30:.0f} GiB of {tuned.memory.capacity / 2**30:.0f}"
     ours = [key(made.layout), *(key(c.layout) for c in made.alternatives[:4])]
     place = ours.index(key(layout)) + 1 if key(layout) in ours else None
     return Result(row["name"], tuned, made.chosen, refused, place, took)
@@ -117,7 +117,7 @@ def table(results: list[Result], refused: list[tuple[str, bool, str]]) -> str:
     same = sum(r.same for r in results)
     worst = max(results, key=lambda r: r.slower)
     lines = [
-        f"- {n} feasible rows; the tuned layout is legal and fits, by our estimate: {fits} ({fits / n:.0%})",
+        f"- {n} feasible rows; the tuned layout is legal and fits the GPU, by our estimate: {fits} ({fits / n:.0%})",
         f"- its TP, PP, CP and EP are among our first five: {five} ({five / n:.0%})",
         f"- our first choice has the same TP, PP, CP and EP: {same} ({same / n:.0%})",
         f"- we think the tuned layout is slower than our first choice by {sum(r.slower for r in results) / n:.1%} on average, "
