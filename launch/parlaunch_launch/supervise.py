@@ -317,10 +317,11 @@ class Hub(Line):
         return self.failed
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            sock, address = self.listener.accept()
-            self.wires[sock.fileno()] = Wire(sock, str(address[0]))
-            self.poll.register(sock, select.POLLIN)
+        with contextlib.suppress(OSError):  # at last: nobody else is waiting
+            while True:
+                sock, address = self.listener.accept()
+                self.wires[sock.fileno()] = Wire(sock, str(address[0]))
+                self.poll.register(sock, select.POLLIN)
 
     def _hear(self, wire: Wire) -> None:
         for words in wire.hear():
@@ -345,7 +346,9 @@ class Hub(Line):
                     wire.say(stop=what)
 
     def end(self, code: int) -> None:
-        self.turn()  # those that connected and were not yet let in shall hear it too
+        # Who connected and was not yet let in shall hear it too; a word left unread would turn the close into a reset.
+        self.turn()
+        self.turn()
         if code != 0 and self.failed is None:
             self._fail(f"torchrun on {self.name} ended with exit code {code}", None)
         for wire in self.wires.values():
