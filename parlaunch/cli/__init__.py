@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from parlaunch.errors import ParlaunchError
+from parlaunch.errors import ParlaunchError, UsageError
 
 COMMANDS = ("launch", "plan", "probe", "doctor", "recipes", "validate", "calibrate", "verify", "diff")
 
 
 def arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command line with its command word, and what comes after `--` (the runner's own, untouched)."""
+    """The command line with its command word, and what comes after `--` (the runner's own, untouched).
+
+    Raises `UsageError` for a first word that is neither a command nor anything that launch takes.
+    """
     args = list(argv)
     rest: list[str] = []
     if "--" in args:
@@ -25,6 +30,14 @@ def arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         args[0] not in COMMANDS
         and args[0] not in ("-h", "--help", "--version", "--install-completion", "--show-completion")
     ):
+        if args and re.fullmatch(r"[A-Za-z][\w-]*", args[0]):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=2) or COMMANDS
+            raise UsageError(
+                f"no command {args[0]!r}",
+                hint=f"did you mean {' or '.join(near)}?"
+                if near is not COMMANDS
+                else "commands: " + ", ".join(COMMANDS),
+            )
         args.insert(0, "launch" if args else "--help")
     return args, rest
 
@@ -34,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     from parlaunch.cli import tools  # noqa: F401  registers its commands
     from parlaunch.cli.app import app
 
-    args, rest = arguments(sys.argv[1:] if argv is None else argv)
     try:
+        args, rest = arguments(sys.argv[1:] if argv is None else argv)
         app(args, prog_name="parlaunch", obj=rest)
     except ParlaunchError as error:
         sys.stdout.flush()

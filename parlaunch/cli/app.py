@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from parlaunch import __version__
-from parlaunch.cli.request import Request
+from parlaunch.cli.request import RECOMPUTE_MODULES, Request
 
 app = typer.Typer(
     name="parlaunch",
@@ -50,11 +50,33 @@ def names_of(kind: str) -> Any:
     """A completer that loads the catalog only when a shell asks."""
 
     def complete(incomplete: str) -> list[str]:
+        names: tuple[str, ...]
         if kind == "recipe":
-            from parlaunch.catalog import recipe_names as names
+            from parlaunch.catalog import recipe_names
+
+            names = recipe_names()
+        elif kind == "gpu":
+            from parlaunch.datasheet import product_names
+
+            names = product_names()
+        elif kind == "precision":
+            from parlaunch.recipe import PRECISIONS
+
+            names = PRECISIONS
         else:
-            from parlaunch.datasheet import preset_names as names
-        return [name for name in names() if name.startswith(incomplete)]
+            from parlaunch.datasheet import preset_names
+
+            names = preset_names()
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
+def words(*known: str) -> Any:
+    """A completer for an option with few values."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in known if word.startswith(incomplete)]
 
     return complete
 
@@ -76,7 +98,13 @@ def _plan_or_launch(
         int | None, _option("--global-batch-size", panel=WHAT, help="sequences an iteration")
     ] = None,
     precision: Annotated[
-        str | None, _option("--precision", panel=WHAT, help="bf16 fp16 fp8cs fp8ds fp8sc fp8mx nvfp4")
+        str | None,
+        _option(
+            "--precision",
+            panel=WHAT,
+            help="bf16 fp16 fp8cs fp8ds fp8sc fp8mx nvfp4",
+            autocompletion=names_of("precision"),
+        ),
     ] = None,
     script: Annotated[
         Path | None,
@@ -94,11 +122,32 @@ def _plan_or_launch(
             autocompletion=names_of("preset"),
         ),
     ] = "auto",
+    gpu: Annotated[
+        str | None,
+        _option(
+            "--gpu",
+            panel=MACHINE,
+            help="the GPU product, where a hardware file does not name it: H100-SXM",
+            autocompletion=names_of("gpu"),
+        ),
+    ] = None,
     device: Annotated[
-        str, _option("--device", panel=MACHINE, help="cuda, or cpu: gloo ranks here, a tiny version of the model")
+        str,
+        _option(
+            "--device",
+            panel=MACHINE,
+            help="cuda, or cpu: gloo ranks here, a tiny version of the model",
+            autocompletion=words("cuda", "cpu"),
+        ),
     ] = "cuda",
     machine_file: Annotated[
         Path | None, _option("--machine-file", panel=MACHINE, help="measured rates, from `parlaunch calibrate`")
+    ] = None,
+    topology: Annotated[
+        Path | None,
+        _option(
+            "--topology", panel=MACHINE, help="the text of `scontrol show topology`, where Slurm says nothing else"
+        ),
     ] = None,
     spares: Annotated[
         int, _option("--spares", panel=MACHINE, help="nodes of the allocation that may be left out when sick", min=0)
@@ -115,10 +164,19 @@ def _plan_or_launch(
         int | None, _option("--micro-batch-size", panel=PINS, help="sequences a forward pass", min=1)
     ] = None,
     recompute: Annotated[
-        str | None, _option("--recompute", panel=PINS, help="none, full, selective, or modules: moe_act,layernorm")
+        str | None,
+        _option(
+            "--recompute",
+            panel=PINS,
+            help="none, full, selective, or modules: moe_act,layernorm",
+            autocompletion=words("none", "full", "selective", *RECOMPUTE_MODULES),
+        ),
     ] = None,
     fsdp: Annotated[bool | None, _option("--fsdp/--no-fsdp", panel=PINS, help="Megatron-FSDP, or never")] = None,
-    objective: Annotated[str, _option("--objective", panel=CHOICE, help="time or memory")] = "time",
+    objective: Annotated[
+        str,
+        _option("--objective", panel=CHOICE, help="time or memory", autocompletion=words("time", "memory")),
+    ] = "time",
     headroom: Annotated[
         float, _option("--headroom", panel=CHOICE, help="share of GPU memory left free", min=0.0, max=0.9)
     ] = 0.08,
@@ -152,7 +210,25 @@ def _plan_or_launch(
         float, _option("--agree-timeout", panel=RANKS, help="seconds to wait for every node", min=1.0)
     ] = 120.0,
     dry_run: Annotated[bool, _option("--dry-run", panel=OUTPUT, help="print what would be done, do nothing")] = False,
-    format: Annotated[str, _option("--format", panel=OUTPUT, help="text, json, shell or sbatch")] = "text",
+    format: Annotated[
+        str,
+        _option(
+            "--format",
+            panel=OUTPUT,
+            help="text, json, shell or sbatch",
+            autocompletion=words("text", "json", "shell", "sbatch"),
+        ),
+    ] = "text",
+    sbatch_arg: Annotated[
+        list[str] | None,
+        _option("--sbatch-arg", panel=OUTPUT, help="a line of the batch script: --sbatch-arg=--partition=h100; repeat"),
+    ] = None,
+    container_image: Annotated[
+        str | None, _option("--container-image", panel=OUTPUT, help="in the batch script: image that srun starts")
+    ] = None,
+    container_mounts: Annotated[
+        str | None, _option("--container-mounts", panel=OUTPUT, help="in the batch script: its mounts, /data:/data")
+    ] = None,
     why_not: Annotated[
         list[str] | None, _option("--why-not", panel=OUTPUT, help="ask about a layout: tp=8,pp=2; repeat")
     ] = None,
@@ -175,7 +251,7 @@ def _plan_or_launch(
 
 
 def _request(ctx: typer.Context, given: dict[str, Any]) -> Request:
-    for name in ("overrides", "srun_arg", "why_not"):
+    for name in ("overrides", "srun_arg", "why_not", "sbatch_arg"):
         given[name] = tuple(given[name] or ())
     return Request(command=ctx.info_name or "launch", runner_args=tuple(ctx.obj or ()), **given)
 

@@ -24,13 +24,13 @@ def saved(path: Path) -> Plan:
 
 def diff(before: Path, after: Path, *, format: str) -> None:
     choice("--format", format, ("text", "json"))
-    new = saved(after)
     if str(before) == "recipe":
         from parlaunch.compare import recipe_default
 
+        new = saved(after)
         old = recipe_default(new)
     else:
-        old = saved(before)
+        old, new = saved(before), saved(after)
     rows = difference(old, new)
     if format == "json":
         print(json.dumps({"schema": "parlaunch.diff/1", "changes": rows}, indent=2))

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from parlaunch.cli.request import Request
+from parlaunch.cli.request import RECOMPUTE_MODULES, Request
 from parlaunch.errors import ParlaunchError, ProbeError, UsageError
 from parlaunch.layout import FULL_RECOMPUTE, NO_RECOMPUTE, Recompute
 from parlaunch.machine import Cluster
@@ -66,10 +66,9 @@ def recompute_of(text: str) -> Recompute:
         return Recompute(granularity="full", method=method, num_layers=int(layers or 1)) if rest else FULL_RECOMPUTE
     if kind == "selective":
         return Recompute(granularity="selective", modules=tuple(m for m in rest.split(",") if m) or ("core_attn",))
-    known = ("core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe", "shared_experts", "mhc")
     modules = tuple(text.split(","))
     for module in modules:
-        choice("--recompute", module, ("none", "full", "selective", *known))
+        choice("--recompute", module, ("none", "full", "selective", *RECOMPUTE_MODULES))
     return Recompute(granularity="selective", modules=modules)
 
 
@@ -103,7 +102,9 @@ def recipe_of(request: Request, pins: Mapping[str, Any]) -> Recipe:
         _without_sequence_parallel(found, pins)
         changes["features"] = replace(found.features, sequence_parallel=False)
     elif pins.get("sequence_parallel") and pins.get("tp") == 1:
-        raise UsageError("model.sequence_parallel=True needs TP above 1", hint="leave it out: it comes with TP by itself")
+        raise UsageError(
+            "model.sequence_parallel=True needs TP above 1", hint="leave it out: it comes with TP by itself"
+        )
     if request.precision:
         choice("--precision", request.precision, PRECISIONS)
         changes["precision"] = request.precision
@@ -181,35 +182,30 @@ def with_gpu(cluster: Cluster, name: str, spec: str) -> Cluster:
     sheet = product(name)
     if sheet is None:
         spellings = {n.lower(): n for n in product_names()}
-        near = [n for low, n in spellings.items() if re.sub(r"[^a-z0-9]", "", name.lower()) in re.sub(r"[^a-z0-9]", "", low)]
+        near = [
+            n for low, n in spellings.items() if re.sub(r"[^a-z0-9]", "", name.lower()) in re.sub(r"[^a-z0-9]", "", low)
+        ]
         near = near or [spellings[low] for low in difflib.get_close_matches(name.lower(), spellings, n=5, cutoff=0.3)]
         raise UsageError(
-            f"--gpu {name!r} is no product with a data sheet", hint="nearest: " + ", ".join(near[:6] or spellings.values())
+            f"--gpu {name!r} is no product with a data sheet",
+            hint="nearest: " + ", ".join(near[:6] or spellings.values()),
         )
     known = {g.name for n in cluster.nodes for g in n.gpus} - {UNKNOWN}
     if wrong := [n for n in sorted(known) if (other := product(n)) is None or other.name != sheet.name]:
-        raise UsageError(f"--gpu {name} contradicts --hardware {spec}, which has {', '.join(wrong)}", hint="leave --gpu out")
+        raise UsageError(
+            f"--gpu {name} contradicts --hardware {spec}, which has {', '.join(wrong)}", hint="leave --gpu out"
+        )
     named = nvml_name(sheet)
     nodes = tuple(
         replace(node, gpus=tuple(replace(g, name=named) if g.name == UNKNOWN else g for g in node.gpus))
         for node in cluster.nodes
     )
     notes = tuple(n for n in cluster.notes if not n.startswith("the GPU model is not in this file"))
-    return replace(cluster, nodes=nodes, notes=(*notes, f"the GPU is taken to be {named}, as --gpu says") if known != {named} else notes)
-
-
-def measured_rates(path: Path | None) -> dict[str, Any] | None:
-    """The machine file of `parlaunch calibrate`. Raises `UsageError` naming it."""
-    if path is None:
-        return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
-        raise UsageError(f"--machine-file {path}: {reason}", hint="write one with `parlaunch calibrate`") from error
-    if not isinstance(data, dict):
-        raise UsageError(f"--machine-file {path} is no object", hint="write one with `parlaunch calibrate`")
-    return data
+    return replace(
+        cluster,
+        nodes=nodes,
+        notes=(*notes, f"the GPU is taken to be {named}, as --gpu says") if known != {named} else notes,
+    )
 
 
 def _machine(spec: str) -> Cluster:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parlaunch.cli import inputs
@@ -18,6 +19,7 @@ from parlaunch.recipe import Recipe
 
 if TYPE_CHECKING:
     from parlaunch.binding import Binding
+    from parlaunch.rates import Rates
     from parlaunch.where import Situation
 
 
@@ -122,7 +124,7 @@ def _same_machine(plan: Plan, here: Cluster) -> None:
 
 
 def _cluster(request: Request, situation: Situation) -> Cluster:
-    cluster = inputs.hardware_of(request.hardware)
+    cluster = inputs.hardware_of(request.hardware, gpu=request.gpu)
     if request.device == "cpu":
         from parlaunch.cpu import with_cpu_ranks
 
@@ -160,12 +162,12 @@ def finish(job: Job, cluster: Cluster) -> Plan:
     from parlaunch.placement import order_nodes
     from parlaunch.planner import plan
 
-    cluster = order_nodes(cluster)
+    cluster = order_nodes(_below_switches(cluster, job.request.topology))
     if job.saved is not None:
         _same_machine(job.saved, cluster)
         made = replace(job.saved, cluster=cluster)
     else:
-        made = plan(cluster, job.recipe, job.wishes)
+        made = plan(cluster, job.recipe, job.wishes, rates=_measured_rates(job.request, cluster))
     ours = overrides(job.recipe, made.layout, device=job.device, cluster=cluster)
     tiny: tuple[str, ...] = ()
     if job.device == "cpu":
@@ -180,6 +182,33 @@ def finish(job: Job, cluster: Cluster) -> Plan:
         warnings=(*made.warnings, *_remarks(job)),
     )
     return replace(made, argv=command(job, made, node_rank=0 if len(cluster.nodes) == 1 else None))
+
+
+def _measured_rates(request: Request, cluster: Cluster) -> Rates | None:
+    """The machine's figures with what `parlaunch calibrate` measured; None: its data sheet will do."""
+    if request.machine_file is None:
+        return None
+    from parlaunch.cli.accuracy import machine_of
+    from parlaunch.rates import rates_of
+
+    return rates_of(cluster, machine_file=machine_of(request.machine_file))
+
+
+def _below_switches(cluster: Cluster, topology: Path | None) -> Cluster:
+    """The cluster with the switches of a topology file above its nodes. Raises `UsageError` naming the file."""
+    if topology is None:
+        return cluster
+    from parlaunch.nodelist import hostnames
+    from parlaunch.placement import switches_of, with_switches
+
+    try:
+        text = topology.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--topology {topology}: {error}", hint="write it with `scontrol show topology`") from error
+    paths = switches_of(text, hostnames)
+    if not paths:
+        raise UsageError(f"--topology {topology} names no switch", hint="write it with `scontrol show topology`")
+    return with_switches(cluster, paths)
 
 
 def environment(job: Job, cluster: Cluster, layout: Layout, *, node: int) -> tuple[Variable, ...]:

@@ -23,14 +23,14 @@ def columns() -> int:
     return shutil.get_terminal_size((100, 40)).columns if sys.stdout.isatty() else 100
 
 
-def probe(hardware: str, *, format: str, save: Path | None, redact: bool) -> None:
+def probe(hardware: str, *, gpu: str | None = None, format: str, save: Path | None, redact: bool) -> None:
     choice("--format", format, ("text", "json"))
     if save is None and not redact:
-        cluster = hardware_of(hardware)
+        cluster = hardware_of(hardware, gpu=gpu)
     else:
         from parlaunch_probes import capture
 
-        taken = capture.take() if hardware == "auto" else capture.Capture(hardware_of(hardware))
+        taken = capture.take() if hardware == "auto" else capture.Capture(hardware_of(hardware, gpu=gpu))
         if save is not None:
             note(f"wrote {capture.save(save, taken, redact=redact)}")
         cluster = capture.redacted(taken).cluster if redact else taken.cluster
@@ -47,11 +47,11 @@ def probe(hardware: str, *, format: str, save: Path | None, redact: bool) -> Non
     print(probe_to_text(cluster, colour=coloured(), width=columns()))
 
 
-def doctor(hardware: str, *, format: str) -> None:
+def doctor(hardware: str, *, gpu: str | None = None, format: str) -> None:
     from parlaunch.doctor import examine, findings_to_json, findings_to_text
 
     choice("--format", format, ("text", "json"))
-    cluster = hardware_of(hardware)
+    cluster = hardware_of(hardware, gpu=gpu)
     findings = examine(cluster)
     if format == "json":
         print(json.dumps(findings_to_json(findings), indent=2))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+RECOMPUTE_MODULES = ("core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe", "shared_experts", "mhc")
+"""What Megatron Core can recompute one by one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -21,9 +24,11 @@ class Request:
     script: Path | None = None
     module: str | None = None
     hardware: str = "auto"
+    gpu: str | None = None
     device: str = "cuda"
     machine_file: Path | None = None
     spares: int = 0
+    topology: Path | None = None  # the text of `scontrol show topology`
     tp: int | None = None
     pp: int | None = None
     vp: int | None = None
@@ -54,6 +59,9 @@ class Request:
     agree_timeout: float = 120.0
     dry_run: bool = False
     format: str = "text"
+    sbatch_arg: tuple[str, ...] = ()
+    container_image: str | None = None
+    container_mounts: str | None = None
     why_not: tuple[str, ...] = ()
     explain: bool = False
     top: int = 5

@@ -76,10 +76,10 @@ def _parts(plan: Plan, width: int, verbose: bool) -> Iterable[RenderableType]:
         yield from (_item(sentence) for sentence in plan.warnings)
     if plan.environment:
         yield _heading("Environment")
-        yield _environment(plan, verbose)
+        yield _environment(plan, width, verbose)
     if plan.overrides:
         yield _heading("Overrides")
-        yield _item(" ".join(plan.overrides))
+        yield from _overrides(plan, verbose)
     if plan.argv:
         yield _heading("Command")
         yield _item(quoted(plan.argv))
@@ -113,22 +113,28 @@ def _title(plan: Plan) -> Iterable[Text]:
 
 def _facts(plan: Plan) -> RenderableType:
     from rich.table import Table
+    from rich.text import Text
 
     c, x = plan.cluster, plan.layout
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     nodes = len(c.nodes)
-    gpus = f"{nodes} node{'s' if nodes > 1 else ''} × {c.gpus_per_node} {c.gpu.name} = {c.world_size:,}"
+    gpus = f"{nodes:,} node{'s' if nodes > 1 else ''} × {c.gpus_per_node} {c.gpu.name} = {c.world_size:,}"
+    if c.world_size == 1:
+        gpus = f"1 node with 1 {c.gpu.name}"
     sizes = sorted({len(d) for d in c.nvlink_domains})
     nvlink = "NVLink domains of " + ", ".join(map(str, sizes)) if sizes else "no NVLink"
     if c.gpu.name == CPU_RANK.name:
-        nvlink = "gloo over shared memory"
+        gpus, nvlink = f"{c.world_size} CPU rank{'s' if c.world_size > 1 else ''} on this machine", "gloo"
+    elif c.world_size == 1:
+        nvlink = ""
     fabric = c.fabric.kind if c.fabric.kind != "none" else "no fabric"
     if c.fabric.bytes_per_s_per_gpu and nodes > 1:
         fabric += f" {rate(c.fabric.bytes_per_s_per_gpu)} a GPU"
     table.add_row(
-        "machine", f"{gpus} · {nvlink}" + (f" · {fabric}" if nodes > 1 else "") + f"  [{c.source}]".replace("[", "\\[")
+        "machine",
+        Text(" · ".join(filter(None, (gpus, nvlink, fabric if nodes > 1 else ""))) + f"  [{c.source}]"),
     )
     table.add_row("layout", layout_words(plan.layout))
     batch = f"micro batch {x.micro_batch_size} × {x.num_microbatches} accumulated × DP {x.dp} = {x.global_batch_size:,}"
@@ -154,49 +160,58 @@ def _bar(parts: Sequence[tuple[float, str, str]], total: float, width: int) -> T
 
 
 def _bars(plan: Plan, width: int) -> Iterable[RenderableType]:
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     m, e = plan.chosen.memory, plan.chosen.estimate
-    room = max(10, min(50, width - 50))
+    b = e.breakdown
+    narrow = width < 90
+    room = max(10, min(50, width - (12 if narrow else 50)))
+    verdict = "" if m.fits else f"  does not fit: {gib(m.peak - m.limit)} too much"
+    memory = Text(f"{gib(m.peak)} ± {percent(m.error_band)} of {gib(m.capacity)}", style="" if m.fits else "red")
+    memory.append(verdict, style="bold red")
+    time = Text(f"{seconds(e.iteration_time_s)} ± {percent(e.error_band)} an iteration")
+    memory_bar = _bar([(getattr(m, n), glyph, style) for n, glyph, style in MEMORY_PARTS], m.capacity, room)
+    time_bar = _bar([(getattr(b, n), glyph, style) for n, _, glyph, style in TIME_PARTS], b.total, room)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
-    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=not narrow)
     table.add_column()
     table.add_row("", "", "")
-    verdict = "" if m.fits else f"  does not fit: {gib(m.peak - m.limit)} too much"
-    table.add_row(
-        "memory",
-        _bar([(getattr(m, name), glyph, style) for name, glyph, style in MEMORY_PARTS], m.capacity, room),
-        Text(f"{gib(m.peak)} ± {percent(m.error_band)} of {gib(m.capacity)}", style="" if m.fits else "red")
-        + Text(verdict, style="bold red"),
-    )
-    b = e.breakdown
-    table.add_row(
-        "time",
-        _bar([(getattr(b, name), glyph, style) for name, _, glyph, style in TIME_PARTS], b.total, room),
-        f"{seconds(e.iteration_time_s)} ± {percent(e.error_band)} an iteration",
-    )
+    for word, bar, figure in (("memory", memory_bar, memory), ("time", time_bar, time)):
+        table.add_row(word, *([Group(bar, figure)] if narrow else [bar, figure]))
     yield table
-    yield _item(
-        f"{e.tokens_per_s_per_gpu:,.0f} tokens/s/GPU · {e.model_tflops_per_gpu:,.0f} TFLOP/s/GPU · MFU {percent(e.mfu)}"
-    )
-    yield _legend("memory", [(n, gib(getattr(m, n)), g, s) for n, g, s in MEMORY_PARTS if getattr(m, n)])
-    yield _legend(
-        "time", [(w, seconds(getattr(b, n)), g, s) for n, w, g, s in TIME_PARTS if getattr(b, n) > 0.0005 * b.total]
-    )
+    yield _item(_speed(plan))
+    yield _legend("memory", [(n, gib(getattr(m, n)), g, s) for n, g, s in MEMORY_PARTS if getattr(m, n)], width)
+    shown = [row for row in TIME_PARTS if getattr(b, row[0]) > 0.0005 * b.total]
+    yield _legend("time", [(word, seconds(getattr(b, name)), g, s) for name, word, g, s in shown], width)
 
 
-def _legend(word: str, parts: Sequence[tuple[str, str, str, str]]) -> RenderableType:
+def _speed(plan: Plan) -> str:
+    e = plan.chosen.estimate
+    if plan.cluster.gpu.name == CPU_RANK.name:  # no peak to hold it against
+        return f"{e.tokens_per_s_per_gpu:,.0f} tokens/s a rank"
+    tokens = f"{e.tokens_per_s_per_gpu:,.0f} tokens/s/GPU"
+    return f"{tokens} · {e.model_tflops_per_gpu:,.0f} TFLOP/s/GPU · MFU {percent(e.mfu)}"
+
+
+def _legend(word: str, parts: Sequence[tuple[str, str, str, str]], width: int) -> RenderableType:
+    """The bar's parts with their sizes; a line breaks between two parts, never inside one."""
     from rich.padding import Padding
     from rich.text import Text
 
-    text = Text(f"{word}: ", style="bright_black")
+    lines = [Text(f"{word}: ", style="bright_black")]
     for at, (name, value, glyph, style) in enumerate(parts):
-        text.append(" · " if at else "", style="bright_black")
-        text.append(glyph, style=style)
-        text.append(f" {name} {value}")
-    return Padding(text, (0, 0, 0, 2))
+        part = Text().append(glyph, style=style).append(f" {name} {value}")
+        if at:
+            lines[-1].append(" ·", style="bright_black")
+        if at and len(lines[-1]) + len(part) + 4 > width - 2:
+            lines.append(Text(" " * (len(word) + 2)))
+        elif at:
+            lines[-1].append(" ")
+        lines[-1].append(part)
+    return Padding(Text("\n").join(lines), (0, 0, 0, 2))
 
 
 def _close(plan: Plan) -> RenderableType:
@@ -223,14 +238,39 @@ def _close(plan: Plan) -> RenderableType:
     return table
 
 
-def _environment(plan: Plan, verbose: bool) -> RenderableType:
+def _environment(plan: Plan, width: int, verbose: bool) -> RenderableType:
+    from rich.console import Group
+    from rich.padding import Padding
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
-    longest = max(len(v.name) + len(v.value) for v in plan.environment) + 3
-    table.add_column(overflow="fold", width=min(longest, 50))
-    table.add_column(overflow="fold", style="bright_black")
+    rows = []
     for v in plan.environment:
         reason = f"yours, kept: {v.warning or v.reason}" if v.kept else v.reason
-        table.add_row(f"  {v.name}={v.value}", reason if verbose else reason.partition("; the recipe's own value")[0])
+        rows.append((f"{v.name}={v.value}", reason if verbose else reason.partition("; the recipe's own value")[0]))
+    longest = max(len(setting) for setting, _ in rows)
+    if width < 90:  # two columns would leave the reasons too narrow to read
+        return Group(
+            *(
+                item
+                for setting, reason in rows
+                for item in (
+                    Padding(Text(setting, overflow="fold"), (0, 0, 0, 2)),
+                    Padding(Text(reason, style="bright_black"), (0, 0, 0, 6)),
+                )
+            )
+        )
+    table = Table.grid(padding=(0, 2))
+    table.add_column(overflow="fold", width=min(longest + 2, 50))
+    table.add_column(style="bright_black")
+    for setting, reason in rows:
+        table.add_row(f"  {setting}", Text(reason))
     return table
+
+
+def _overrides(plan: Plan, verbose: bool) -> Iterable[RenderableType]:
+    """What is set; what only clears a setting of the recipe is counted, since the command below has it all."""
+    shown = [o for o in plan.overrides if verbose or not o.endswith("=null")]
+    yield _item(" ".join(shown))
+    if cleared := len(plan.overrides) - len(shown):
+        yield _item(f"and {cleared} more that set to null what this layout does not use")

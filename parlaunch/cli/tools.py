@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from parlaunch.cli.app import app, names_of
+from parlaunch.cli.app import app, names_of, words
 
 Hardware = Annotated[
     str,
@@ -15,12 +15,21 @@ Hardware = Annotated[
         "--hardware", help="auto, a preset and a count (dgx-h100:4), or a file", autocompletion=names_of("preset")
     ),
 ]
-Format = Annotated[str, typer.Option("--format", help="text or json")]
+GpuName = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        help="the GPU product, where a hardware file does not name it: H100-SXM",
+        autocompletion=names_of("gpu"),
+    ),
+]
+Format = Annotated[str, typer.Option("--format", help="text or json", autocompletion=words("text", "json"))]
 
 
 @app.command()
 def probe(
     hardware: Hardware = "auto",
+    gpu: GpuName = None,
     format: Format = "text",
     save: Annotated[
         Path | None, typer.Option("--save", help="capture what was read, for a bug report or --hardware FILE")
@@ -30,15 +39,15 @@ def probe(
     """What is here: GPUs, NVLink domains, NICs, host."""
     from parlaunch.cli.machine import probe as run
 
-    run(hardware, format=format, save=save, redact=redact)
+    run(hardware, gpu=gpu, format=format, save=save, redact=redact)
 
 
 @app.command()
-def doctor(hardware: Hardware = "auto", format: Format = "text") -> None:
+def doctor(hardware: Hardware = "auto", gpu: GpuName = None, format: Format = "text") -> None:
     """Preflight: what is wrong here, by severity. Exit code 1 on a FAIL."""
     from parlaunch.cli.machine import doctor as run
 
-    run(hardware, format=format)
+    run(hardware, gpu=gpu, format=format)
 
 
 recipes_app = typer.Typer(
@@ -53,8 +62,13 @@ def recipes(
     ctx: typer.Context,
     search: Annotated[str | None, typer.Option("--search", "-s", help="part of a name or model")] = None,
     family: Annotated[str | None, typer.Option("--family", help="part of a model family's name: llama3, qwen3")] = None,
-    task: Annotated[str | None, typer.Option("--task", help="pretrain, sft or peft")] = None,
-    kind: Annotated[str | None, typer.Option("--kind", help="library or benchmark")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="pretrain, sft or peft", autocompletion=words("pretrain", "sft", "peft")),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="library or benchmark", autocompletion=words("library", "benchmark"))
+    ] = None,
     max_params: Annotated[float | None, typer.Option("--max-params", help="in billions")] = None,
     min_params: Annotated[float | None, typer.Option("--min-params", help="in billions")] = None,
     format: Format = "text",
