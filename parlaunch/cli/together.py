@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from parlaunch.cli import output
 from parlaunch.cli.inputs import note
 from parlaunch.cli.job import Job, command, environment, finish
 from parlaunch.cli.request import Request
+from parlaunch.errors import ParlaunchError
 from parlaunch.machine import Cluster, Gpu, Nic, Node, cluster_from_json, cluster_to_json
 from parlaunch.plan import plan_from_json, plan_to_json
 
@@ -62,8 +64,35 @@ def launch_together(request: Request, job: Job, situation: Situation) -> NoRetur
         argv=command(job, plan, node_rank=rank, master=(agreed.master, agreed.port)),
     )
     if rank == 0:
+        _after_requeue(agreed.plan_bytes, situation)
         output.emit(plan, job, request)
     become(plan, job, request, agreed)
+
+
+def _after_requeue(data: bytes, situation: Situation) -> None:
+    """Say what changed since the job's last run, and keep this plan for the next one. Only Slurm runs a job again."""
+    from parlaunch.compare import difference
+    from parlaunch_launch import last_run
+
+    if situation.job_id is None or not situation.kind.startswith("slurm"):
+        return
+    before = last_run.recall(situation.job_id, os.environ) if situation.restart_count else None
+    last_run.remember(situation.job_id, data, os.environ)
+    if not situation.restart_count:
+        return
+    head = f"parlaunch: restart {situation.restart_count} of job {situation.job_id}"
+    if before is None:
+        note(f"{head}: planned anew; the plan of the last run is not to be found")
+        return
+    try:
+        old = plan_from_json(json.loads(before), where="the plan of the last run")
+    except (ValueError, ParlaunchError):
+        note(f"{head}: planned anew; the plan of the last run is not readable")
+        return
+    new = plan_from_json(json.loads(data), where="the plan of the first node")
+    rows = [row for row in difference(old, new) if row["part"] in ("recipe", "hardware", "layout")]
+    changes = ", ".join(f"{row['name']} {row['before']} -> {row['after']}" for row in rows)
+    note(f"{head}: planned anew; {changes or 'the layout is the same'}")
 
 
 def _below(cluster: Cluster, switch: str | None) -> Cluster:
