@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from parlaunch.cli.completion import ASKED, completed_words
 from parlaunch.errors import ParlaunchError, UsageError
 
 COMMANDS = ("launch", "plan", "probe", "doctor", "recipes", "validate", "calibrate", "verify", "diff")
@@ -47,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     from parlaunch.cli import tools  # noqa: F401  registers its commands
     from parlaunch.cli.app import app
 
+    if os.environ.get(ASKED, "").startswith("complete_"):
+        os.environ.update(completed_words(os.environ, COMMANDS))
     try:
         args, rest = arguments(sys.argv[1:] if argv is None else argv)
         app(args, prog_name="parlaunch", obj=rest)

@@ -58,7 +58,7 @@ def names_of(kind: str) -> Any:
         elif kind == "gpu":
             from parlaunch.datasheet import product_names
 
-            names = product_names()
+            names = tuple(name.replace(" ", "-") for name in product_names())
         elif kind == "precision":
             from parlaunch.recipe import PRECISIONS
 

@@ -181,7 +181,7 @@ def with_gpu(cluster: Cluster, name: str, spec: str) -> Cluster:
 
     sheet = product(name)
     if sheet is None:
-        spellings = {n.lower(): n for n in product_names()}
+        spellings = {n.lower(): n.replace(" ", "-") for n in product_names()}
         near = [
             n for low, n in spellings.items() if re.sub(r"[^a-z0-9]", "", name.lower()) in re.sub(r"[^a-z0-9]", "", low)
         ]
