@@ -195,12 +195,12 @@ def _preferred(ranked: list[Candidate], recipe: Recipe, rates: Rates) -> list[Ca
     """The candidates, those that the model cannot tell from the fastest in the order in which experience prefers them,
     then the rest by time.
 
-    All GPUs at work; no full recomputation; less tensor and context parallelism, whose traffic runs in every layer;
-    experts inside the NVLink domain, over as much of it as they go; fewer stages; fewer modules recomputed; and only
+    All GPUs at work; no full recomputation; a smaller model-parallel block (with experts, less tensor and context
+    parallelism, whose traffic runs in every layer); experts inside the NVLink domain, over as much of it as they go; fewer stages; fewer modules recomputed; and only
     then the faster one.
     """
-    band = BAND if recipe.architecture.num_moe_experts else 0.0
-    limit = ranked[0].estimate.iteration_time_s * (1 + band)
+    experts = bool(recipe.architecture.num_moe_experts)
+    limit = ranked[0].estimate.iteration_time_s * (1 + BAND["experts" if experts else "dense"])
 
     def order(c: Candidate) -> tuple[float, ...]:
         x = c.layout
@@ -209,7 +209,8 @@ def _preferred(ranked: list[Candidate], recipe: Recipe, rates: Rates) -> list[Ca
         crossing = not inside(x.ep * x.etp, rates, x.world)
         again = len(x.recompute.modules)
         full = x.recompute.granularity == "full"
-        return (-x.world, full, x.tp * x.cp, crossing, -x.ep, x.pp, again, c.estimate.iteration_time_s)
+        block = x.tp * x.cp if experts else x.model_parallel
+        return (-x.world, full, block, crossing, -x.ep, x.pp, again, c.estimate.iteration_time_s)
 
     return sorted(ranked, key=order)
 

@@ -47,9 +47,9 @@ NEAR = 0.02
 """Share of the iteration time within which the search looks at every layout of a grid; beyond, a grid's first one stands
 for it."""
 
-BAND = 0.07
-"""Share of the iteration time below which the model cannot tell two layouts of a mixture of experts apart: its mean error on
-published runs. Dense layouts differ in terms that are known better, and the fastest is taken."""
+BAND = {"dense": 0.005, "experts": 0.07}
+"""Share of the iteration time below which the model cannot tell two layouts of one model on one machine apart. With experts,
+its mean error on published runs; dense layouts differ in terms that are known better."""
 
 Grid = tuple[int, int, int, int, int, int, bool]
 """(world, tp, pp, cp, ep, etp, fsdp): layouts of one grid differ in micro batch, VP, split and recomputation."""
