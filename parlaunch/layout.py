@@ -98,13 +98,12 @@ class Layout:
 
 def layout_to_json(layout: Layout) -> dict[str, Any]:
     """The `layout` object of `parlaunch.plan/1`."""
-    r = layout.recompute
     return {
         "world_size": layout.world, "tp": layout.tp, "pp": layout.pp, "vp": layout.vp, "cp": layout.cp,
         "ep": layout.ep, "etp": layout.etp, "dp": layout.dp, "edp": layout.edp,
         "sequence_parallel": layout.sequence_parallel, "micro_batch_size": layout.micro_batch_size,
         "global_batch_size": layout.global_batch_size, "num_microbatches": layout.num_microbatches,
-        "recompute": {"granularity": r.granularity, "modules": list(r.modules), "method": r.method, "num_layers": r.num_layers},
+        "recompute": recompute_to_json(layout.recompute),
         "fsdp": layout.fsdp, "cp_comm_type": layout.cp_comm_type,
         "layers_per_chunk": None if layout.layers_per_chunk is None else list(layout.layers_per_chunk),
     }  # fmt: skip
@@ -120,6 +119,13 @@ def layout_from_json(data: Mapping[str, Any]) -> Layout:
         recompute=recompute_from_json(data.get("recompute")),
         layers_per_chunk=None if chunks is None else tuple(chunks),
     )
+
+
+def recompute_to_json(recompute: Recompute) -> dict[str, Any]:
+    r = recompute
+    return {
+        "granularity": r.granularity, "modules": list(r.modules), "method": r.method, "num_layers": r.num_layers,
+    }  # fmt: skip
 
 
 def recompute_from_json(data: Mapping[str, Any] | None) -> Recompute:

@@ -8,7 +8,14 @@ from typing import Any
 
 from parlaunch.architecture import architecture_from_json
 from parlaunch.errors import UsageError
-from parlaunch.layout import Layout, Recompute, layout_from_json, layout_to_json
+from parlaunch.layout import (
+    Layout,
+    Recompute,
+    layout_from_json,
+    layout_to_json,
+    recompute_from_json,
+    recompute_to_json,
+)
 from parlaunch.machine import Cluster, cluster_from_json, cluster_to_json
 from parlaunch.recipe import Defaults, Features, Recipe
 
@@ -160,6 +167,7 @@ def memory_to_json(memory: Memory) -> dict[str, Any]:
         "peak_bytes": memory.peak,
         "allocated_bytes": memory.allocated,
         "reserved_bytes": memory.reserved,
+        "slack_bytes": memory.slack,
         "error_band": memory.error_band,
         "capacity_bytes": memory.capacity,
         "limit_bytes": memory.limit,
@@ -200,10 +208,19 @@ def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
         "global_batch_size": recipe.global_batch_size,
         "micro_batch_size": d.micro_batch_size,
         "precision": recipe.precision,
-        "defaults": {name: getattr(d, name) for name in ("tp", "pp", "vp", "cp", "ep", "etp")},
+        "defaults": {
+            **{name: getattr(d, name) for name in ("tp", "pp", "vp", "cp", "ep", "etp", "sequence_parallel")},
+            "recompute": None if d.recompute is None else recompute_to_json(d.recompute),
+            "layers_per_chunk": None if d.layers_per_chunk is None else list(d.layers_per_chunk),
+        },
         "family": recipe.model,
         "benchmark": recipe.benchmark,
         "features": {f.name: getattr(recipe.features, f.name) for f in fields(Features)},
+        "gpus": recipe.gpus,
+        "hardware": recipe.hardware,
+        "feasible": recipe.feasible,
+        "violations": list(recipe.violations),
+        "env": dict(recipe.env),
     }
 
 
@@ -248,10 +265,26 @@ def _candidate(data: Mapping[str, Any]) -> Candidate:
     e_names = {f.name for f in fields(Estimate)} - {"breakdown"}
     return Candidate(
         layout=layout_from_json(data["layout"]),
-        memory=Memory(**flat, capacity=memory["capacity_bytes"], limit=memory["limit_bytes"]),
+        memory=Memory(
+            **flat,
+            capacity=memory["capacity_bytes"],
+            limit=memory["limit_bytes"],
+            slack=memory["slack_bytes"],
+        ),
         estimate=Estimate(
             **{k: v for k, v in estimate.items() if k in e_names}, breakdown=Breakdown(**estimate["breakdown"])
         ),
+    )
+
+
+def _defaults(recipe: Mapping[str, Any]) -> Defaults:
+    d = dict(recipe["defaults"])
+    recompute, chunks = d.pop("recompute"), d.pop("layers_per_chunk")
+    return Defaults(
+        micro_batch_size=recipe["micro_batch_size"],
+        recompute=None if recompute is None else recompute_from_json(recompute),
+        layers_per_chunk=None if chunks is None else tuple(chunks),
+        **d,
     )
 
 
@@ -268,8 +301,8 @@ def plan_from_json(data: Mapping[str, Any], *, where: str) -> Plan:
             name=r["name"], source=r["source"], task=r["task"], model=r["family"], model_id=r["model"]["id"],
             architecture=architecture_from_json(r["model"]), seq_length=r["seq_length"],
             global_batch_size=r["global_batch_size"], precision=r["precision"],
-            defaults=Defaults(micro_batch_size=r["micro_batch_size"], **r["defaults"]),
-            features=Features(**features), benchmark=r["benchmark"],
+            defaults=_defaults(r), features=Features(**features), benchmark=r["benchmark"],
+            gpus=r["gpus"], hardware=r["hardware"], feasible=r["feasible"], violations=tuple(r["violations"]), env=r["env"],
         )  # fmt: skip
         return Plan(
             recipe=recipe,
