@@ -44,11 +44,12 @@ class Done:
     code: int
     text: str  # stdout and stderr of all nodes
     seconds: float
+    place: Path
 
     @property
     def workers(self) -> list[dict[str, Any]]:
         """What the workers said, by rank."""
-        said = [json.loads(line) for line in re.findall(r"WORKER (\{.*\})", self.text)]
+        said = [json.loads(path.read_text()) for path in self.place.glob("said-*.json")]
         return sorted(said, key=lambda w: int(w["rank"]))
 
 
@@ -114,7 +115,7 @@ class Cluster:
             self.call("scancel", "--user=root", "--signal=KILL")
             text, _ = started.communicate(timeout=30)
             pytest.fail(f"{shlex.join(started.args)} ran longer than {within} s:\n{text}")  # type: ignore[arg-type]
-        return Done(started.returncode, text, time.monotonic() - since)
+        return Done(started.returncode, text, time.monotonic() - since, self.place)
 
     def srun(self, *options: str, argv: list[str], within: float = 60, **environ: str) -> Done:
         """Run one task a node, as a user's own srun does, to the end."""
@@ -136,7 +137,7 @@ class Cluster:
             time.sleep(0.2)
         code = re.search(r"ExitCode=(\d+):(\d+)", self.call("scontrol", "show", "job", job))
         assert code is not None
-        return Done(int(code[1]) or int(code[2]), self.text(), time.monotonic() - began)
+        return Done(int(code[1]) or int(code[2]), self.text(), time.monotonic() - began, self.place)
 
     def state(self, job: str) -> str:
         found = re.search(r"JobState=(\w+)", self.call("scontrol", "show", "job", job))
