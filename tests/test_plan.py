@@ -88,10 +88,12 @@ def test_a_saved_plan_comes_back_as_it_was(plan: Plan) -> None:
     assert plan_from_json(json.loads(text), where="test") == plan
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.name)
-def test_every_recipe_survives_being_saved(recipe: object) -> None:
-    made = replace(BASE, recipe=recipe)  # type: ignore[arg-type]
-    assert plan_from_json(json.loads(json.dumps(plan_to_json(made, version="0"))), where="test") == made
+def test_every_recipe_survives_being_saved() -> None:
+    for recipe in RECIPES:
+        made = replace(BASE, recipe=recipe)
+        assert plan_from_json(json.loads(json.dumps(plan_to_json(made, version="0"))), where="test") == made, (
+            recipe.name
+        )
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def _parts(plan: Plan, width: int, verbose: bool) -> Iterable[RenderableType]:
 
     yield from _title(plan)
     yield Text()
-    yield _facts(plan)
+    yield _facts(plan, width)
     yield from _bars(plan, width)
     if plan.because:
         yield _heading("Why")
@@ -91,11 +91,11 @@ def _heading(word: str, style: str = "bold") -> Text:
     return Text(f"\n{word}", style=f"bold {style}")
 
 
-def _item(sentence: str) -> RenderableType:
+def _item(sentence: str | Text) -> RenderableType:
     from rich.padding import Padding
     from rich.text import Text
 
-    return Padding(Text(sentence), (0, 0, 0, 2))
+    return Padding(sentence if isinstance(sentence, Text) else Text(sentence), (0, 0, 0, 2))
 
 
 def _title(plan: Plan) -> Iterable[Text]:
@@ -111,7 +111,7 @@ def _title(plan: Plan) -> Iterable[Text]:
     yield Text(f"{r.task} · {size} · {r.precision} · {r.seq_length:,} tokens · global batch {r.global_batch_size:,}")
 
 
-def _facts(plan: Plan) -> RenderableType:
+def _facts(plan: Plan, width: int) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
@@ -132,10 +132,9 @@ def _facts(plan: Plan) -> RenderableType:
     fabric = c.fabric.kind if c.fabric.kind != "none" else "no fabric"
     if c.fabric.bytes_per_s_per_gpu and nodes > 1:
         fabric += f" {rate(c.fabric.bytes_per_s_per_gpu)} a GPU"
-    table.add_row(
-        "machine",
-        Text(" · ".join(filter(None, (gpus, nvlink, fabric if nodes > 1 else ""))) + f"  [{c.source}]"),
-    )
+    machine, source = " · ".join(filter(None, (gpus, nvlink, fabric if nodes > 1 else ""))), f"[{c.source}]"
+    gap = "  " if len(machine) + len(source) + 13 <= width else "\n"
+    table.add_row("machine", Text(f"{machine}{gap}{source}"))
     table.add_row("layout", layout_words(plan.layout))
     batch = f"micro batch {x.micro_batch_size} × {x.num_microbatches} accumulated × DP {x.dp} = {x.global_batch_size:,}"
     table.add_row("batch", batch)
@@ -145,10 +144,12 @@ def _facts(plan: Plan) -> RenderableType:
     return table
 
 
-def _bar(parts: Sequence[tuple[float, str, str]], total: float, width: int) -> Text:
-    """Shares of `total` as characters; rounding never hides a part or runs past the end."""
+def _bar(parts: Sequence[tuple[float, str, str]], room: float, width: int) -> Text:
+    """The parts as shares of `room`, which ends where dots end; at a mark when they need more than there is."""
     from rich.text import Text
 
+    needed = sum(size for size, _, _ in parts)
+    total = max(room, needed)
     text, shown, used = Text(), 0, 0.0
     for size, glyph, style in parts:
         used += size
@@ -156,6 +157,9 @@ def _bar(parts: Sequence[tuple[float, str, str]], total: float, width: int) -> T
         text.append(glyph * (end - shown), style=style)
         shown = end
     text.append("·" * (width - shown), style="bright_black")
+    if needed > room * 1.001:
+        end = round(width * room / total)
+        text = Text.assemble(text[:end], ("┃", "bold red"), text[end + 1 :])
     return text
 
 
@@ -168,9 +172,7 @@ def _bars(plan: Plan, width: int) -> Iterable[RenderableType]:
     b = e.breakdown
     narrow = width < 90
     room = max(10, min(50, width - (12 if narrow else 50)))
-    verdict = "" if m.fits else f"  does not fit: {gib(m.peak - m.limit)} too much"
     memory = Text(f"{gib(m.peak)} ± {percent(m.error_band)} of {gib(m.capacity)}", style="" if m.fits else "red")
-    memory.append(verdict, style="bold red")
     time = Text(f"{seconds(e.iteration_time_s)} ± {percent(e.error_band)} an iteration")
     memory_bar = _bar([(getattr(m, n), glyph, style) for n, glyph, style in MEMORY_PARTS], m.capacity, room)
     time_bar = _bar([(getattr(b, n), glyph, style) for n, _, glyph, style in TIME_PARTS], b.total, room)
@@ -182,6 +184,10 @@ def _bars(plan: Plan, width: int) -> Iterable[RenderableType]:
     for word, bar, figure in (("memory", memory_bar, memory), ("time", time_bar, time)):
         table.add_row(word, *([Group(bar, figure)] if narrow else [bar, figure]))
     yield table
+    if not m.fits:
+        yield _item(
+            Text(f"does not fit: {gib(m.peak - m.limit)} more than the {gib(m.limit)} usable", style="bold red")
+        )
     yield _item(_speed(plan))
     yield _legend("memory", [(n, gib(getattr(m, n)), g, s) for n, g, s in MEMORY_PARTS if getattr(m, n)], width)
     shown = [row for row in TIME_PARTS if getattr(b, row[0]) > 0.0005 * b.total]
