@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.checkout
 ROOT = Path(__file__).parent.parent
 MACHINE = {"os", "subprocess", "socket", "time", "random", "threading", "torch", "pynvml", "psutil"}
 FORBIDDEN = {
