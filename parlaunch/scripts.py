@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from parlaunch.cpu import CPU_RANK
+from parlaunch.errors import UsageError
 from parlaunch.plan import Plan, Variable
+from parlaunch.words import layout_words
 
 
 def exports(variables: Iterable[Variable]) -> list[str]:
@@ -13,11 +17,11 @@ def exports(variables: Iterable[Variable]) -> list[str]:
     lines = []
     for v in variables:
         if v.kept:
-            lines.append(
-                f"# {v.name}={shlex.quote(v.value)} is yours and stays" + (f": {v.warning}" if v.warning else "")
+            lines += _comments(
+                f"{v.name}={shlex.quote(v.value)} is yours and stays" + (f": {v.warning}" if v.warning else "")
             )
         else:
-            lines += [f"# {v.reason}", f"export {v.name}={shlex.quote(v.value)}"]
+            lines += [*_comments(v.reason), f"export {v.name}={shlex.quote(v.value)}"]
     return lines
 
 
@@ -30,56 +34,96 @@ def shell(plan: Plan) -> str:
     """Environment and command; pasted into a shell on every node it starts the job."""
     nodes = len(plan.cluster.nodes)
     where = "run this on every node, with NODE_RANK and MASTER_ADDR set" if nodes > 1 else "run this"
-    head = [f"# {plan.recipe.name} on {plan.cluster.world_size} GPUs ({plan.cluster.source}): {plan.layout}; {where}"]
-    return "\n".join([*head, *exports(plan.environment), quoted(plan.argv)]) + "\n"
+    gpu = "CPU ranks" if plan.cluster.gpu.name == CPU_RANK.name else plan.cluster.gpu.name
+    head = _comments(f"{plan.recipe.name} on {plan.cluster.world_size} × {gpu} ({plan.cluster.source}); {where}")
+    why = [line for sentence in (layout_words(plan.layout), *plan.because) for line in _comments(sentence)]
+    return "\n".join([*head, *why, "", *exports(plan.environment), "", quoted(plan.argv)]) + "\n"
+
+
+DEFAULT_TIME = "04:00:00"
 
 
 def sbatch(
     plan: Plan,
     *,
     command: Sequence[str],
-    time: str = "04:00:00",
-    job_name: str | None = None,
-    container: str | None = None,
-    mounts: str | None = None,
+    container_image: str | None = None,
+    container_mounts: str | None = None,
     extra: Sequence[str] = (),
 ) -> str:
     """A whole batch script for this plan.
 
     `command` is the parlaunch command line that makes the plan on the nodes themselves: the script holds the machine and
-    the reasons, the nodes hold the truth. `extra` are further #SBATCH lines ("--partition=h100").
+    the reasons, the nodes hold the truth. `extra` are options of the user's own ("--partition=h100", "--time=1-0"); one
+    that is among ours takes its place. Image and mounts go to srun as Pyxis has them.
     """
-    c = plan.cluster
-    name = job_name or plan.recipe.name.removesuffix("_config")
-    options = [
-        f"--job-name={name}",
-        f"--nodes={len(c.nodes)}",
-        "--ntasks-per-node=1",
-        f"--gpus-per-node={c.gpus_per_node}",
-        "--exclusive",
-        f"--time={time}",
-        "--requeue",
-        "--open-mode=append",
-        "--output=%x-%j.log",
-        *extra,
-    ]
+    cluster = plan.cluster
+    ours = {
+        "--job-name": plan.recipe.name.removesuffix("_config"),
+        "--nodes": str(len(cluster.nodes)),
+        "--ntasks-per-node": "1",
+        "--gpus-per-node": str(cluster.gpus_per_node),
+        "--exclusive": "",
+        "--time": DEFAULT_TIME,
+        "--requeue": "",
+        "--open-mode": "append",
+        "--output": "%x-%j.log",
+    }
+    if cluster.gpu.name == CPU_RANK.name:
+        del ours["--gpus-per-node"]
+    options = _options(ours, extra)
     srun = ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
-    if container:
-        srun.append(f"--container-image={container}")
-    if mounts:
-        srun.append(f"--container-mounts={mounts}")
-    because = [f"# {sentence}" for sentence in plan.because]
-    planned = [f"#   {v.name}={v.value}: {v.reason}" for v in plan.environment if not v.kept]
+    srun += [f"--container-image={container_image}"] if container_image else []
+    srun += [f"--container-mounts={container_mounts}"] if container_mounts else []
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {option}" for option in options),
         "",
-        f"# {plan.recipe.name}: {plan.layout}",
-        *because,
-        "# parlaunch makes this plan anew on the nodes and sets, each with its reason:",
-        *planned,
+        *_comments(f"{plan.recipe.name}: {layout_words(plan.layout)}"),
+        *(line for sentence in plan.because for line in _comments(sentence)),
+        "#",
+        "# parlaunch makes this plan anew on the nodes and sets there, unless the environment has it already:",
+        *(line for v in plan.environment if not v.kept for line in _comments(f"  {v.name}={v.value}: {v.reason}")),
         "",
         "set -euo pipefail",
-        quoted([*srun, *command]),
+        "exec " + quoted([*srun, *command]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _options(ours: Mapping[str, str], extra: Sequence[str]) -> list[str]:
+    """#SBATCH options, the user's in the place of ours. Raises `UsageError` for what is no option or two lines."""
+    merged = dict(ours)
+    for option in extra:
+        name, _, value = option.partition("=")
+        if not re.fullmatch(r"--?[A-Za-z][\w-]*", name) or "\n" in option:
+            raise UsageError(
+                f"--sbatch-arg {option!r} is no option of sbatch",
+                hint="write it as sbatch would take it: --partition=h100",
+            )
+        long = SHORT.get(name, name)
+        if long in FIXED:
+            raise UsageError(f"--sbatch-arg {option} would contradict the plan", hint=FIXED[long])
+        merged[long] = value
+        if long == "--no-requeue":
+            merged.pop("--requeue", None)
+        if long == "--oversubscribe":
+            merged.pop("--exclusive", None)
+    return [f"{name}={_blank_safe(value)}" if value else name for name, value in merged.items()]
+
+
+SHORT = {"-J": "--job-name", "-N": "--nodes", "-t": "--time", "-o": "--output", "-p": "--partition", "-A": "--account"}
+FIXED = {
+    "--nodes": "plan for another number of nodes with --hardware",
+    "--ntasks-per-node": "torchrun starts the ranks of a node, one task a node is right",
+    "--ntasks": "torchrun starts the ranks of a node, one task a node is right",
+}
+
+
+def _blank_safe(value: str) -> str:
+    return f'"{value}"' if " " in value and not value.startswith(('"', "'")) else value
+
+
+def _comments(text: str) -> list[str]:
+    """The text as comment lines, whatever newlines are in it."""
+    return [f"# {line}" for line in text.splitlines() or [""]]

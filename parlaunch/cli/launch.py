@@ -10,7 +10,7 @@ from parlaunch.cli import inputs, output
 from parlaunch.cli.inputs import note
 from parlaunch.cli.job import Job, finish, job_of
 from parlaunch.cli.request import Request
-from parlaunch.errors import NoLayoutError, ParlaunchError
+from parlaunch.errors import NoLayoutError, ParlaunchError, UsageError
 from parlaunch.plan import Plan
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ def run(request: Request) -> None:
     """The whole of one launch or plan. Ends in `exec` when launching."""
     inputs.choice("--format", request.format, FORMATS)
     inputs.choice("--device", request.device, ("cuda", "cpu"))
+    if request.format != "sbatch" and (request.sbatch_arg or request.container_image or request.container_mounts):
+        raise UsageError(
+            "--sbatch-arg and the container options are for --format sbatch",
+            hint="a launch hands options on to srun with --srun-arg",
+        )
     launching = request.command == "launch" and not request.dry_run
     situation = situation_of(request)
     if request.explain:

@@ -21,7 +21,14 @@ def emit(plan: Plan, job: Job, request: Request) -> None:
     elif request.format in ("shell", "sbatch"):
         from parlaunch.scripts import sbatch, shell
 
-        print(shell(plan) if request.format == "shell" else sbatch(plan, command=own_words()), end="")
+        if request.format == "shell":
+            print(shell(plan), end="")
+        else:
+            script = sbatch(
+                plan, command=own_words(), container_image=request.container_image,
+                container_mounts=request.container_mounts, extra=request.sbatch_arg,
+            )  # fmt: skip
+            print(script, end="")
     elif request.quiet:
         print(plan.layout)
     else:
@@ -40,6 +47,10 @@ def emit(plan: Plan, job: Job, request: Request) -> None:
         _write(request.report, report(plan), "--report")
 
 
+PREVIEW = ("--hardware", "--gpu", "--format", "--save-plan", "--report", "--why-not", "--top", "--sbatch-arg",
+           "--container-image", "--container-mounts")  # fmt: skip
+
+
 def own_words() -> list[str]:
     """The command line that makes this plan on the machine itself: what was typed, less what only concerns this preview."""
     words, skip = ["parlaunch"], False
@@ -47,7 +58,7 @@ def own_words() -> list[str]:
         name = word.partition("=")[0]
         if skip:
             skip = False
-        elif name in ("--hardware", "--format", "--save-plan", "--report", "--why-not"):
+        elif name in PREVIEW:
             skip = "=" not in word
         elif word not in ("plan", "launch", "--dry-run", "--explain", "--quiet", "-q", "--verbose", "-v"):
             words.append(word)
