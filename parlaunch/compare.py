@@ -8,7 +8,7 @@ from typing import Any
 
 from parlaunch.errors import UsageError
 from parlaunch.layout import NO_RECOMPUTE, Layout, layout_to_json
-from parlaunch.plan import Candidate, Plan
+from parlaunch.plan import Candidate, Plan, Variable
 from parlaunch.units import gib, seconds
 
 MEMORY = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "runtime")
@@ -72,6 +72,8 @@ def difference_to_text(rows: Sequence[Mapping[str, Any]]) -> str:
     width = max(len(row["name"]) for row in rows)
     out, part = [], None
     for row in rows:
+        if _words(row, row["before"]) == _words(row, row["after"]):
+            continue  # a difference too small to print
         if row["part"] != part:
             part = row["part"]
             out.append(part)
@@ -95,11 +97,13 @@ def _share(row: Mapping[str, Any]) -> str:
 
 
 def recipe_default(plan: Plan) -> Plan:
-    """The recipe's own layout on the plan's machine, evaluated like a plan with every size fixed.
+    """The recipe's own layout on the plan's machine, evaluated like a plan with every size fixed, with the variables
+    that the recipe itself sets.
 
     Raises `UsageError` when the recipe comes without a layout, or with one that these GPUs cannot hold.
     """
     from parlaunch.memory import estimate_memory
+    from parlaunch.overrides import overrides
     from parlaunch.rates import rates_of
     from parlaunch.rules import why_not
     from parlaunch.timing import estimate_time
@@ -124,4 +128,16 @@ def recipe_default(plan: Plan) -> Plan:
         memory=estimate_memory(plan.recipe, layout, rates),
         estimate=estimate_time(plan.recipe, layout, rates),
     )
-    return replace(plan, chosen=chosen, environment=(), overrides=(), alternatives=(), rejected=())
+    own = tuple(
+        Variable(name=name, value=value, reason="the recipe's own value", source="recipe")
+        for name, value in plan.recipe.env.items()
+    )
+    same = [o for o in plan.overrides if o.partition("=")[0] not in _overrides(overrides(plan.recipe, plan.layout))]
+    return replace(
+        plan,
+        chosen=chosen,
+        environment=own,
+        overrides=(*overrides(plan.recipe, layout, cluster=plan.cluster), *same),
+        alternatives=(),
+        rejected=(),
+    )

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from typing import Any
 
 from parlaunch.catalog import aliases, all_recipes, full_name, recipe
 from parlaunch.cli.inputs import choice
-from parlaunch.errors import NoLayoutError, ParlaunchError
+from parlaunch.fewest import MOST_GPUS, machines_for
+from parlaunch.layout import layout_to_json
 from parlaunch.recipe import TASKS, Recipe
 from parlaunch.units import count, gib
-
-LADDER = (
-    "dgx-h100:1",
-    "dgx-h200:1",
-    "dgx-b200:1",
-    "dgx-h100:2",
-    "dgx-h100:4",
-    "dgx-h100:8",
-    "dgx-h100:16",
-    "dgx-h100:32",
-    "dgx-h100:64",
-    "dgx-h100:128",
-)
-"""Machines from small to large, for "the smallest it fits on"."""
 
 
 def listing(
@@ -52,14 +40,37 @@ def listing(
     if not found:
         print("no recipe matches", file=sys.stderr)
         return
-    names = {r.name: (*aliases(r.name), r.name)[0] for r in found}
-    width = max(map(len, names.values()))
-    for r in found:
-        size = count(r.architecture.total_params)
-        print(
-            f"{names[r.name]:<{width}}  {r.task:<8} {size:>7}  {r.precision:<6} {r.seq_length:>7,} tokens × {r.global_batch_size:,}"
-        )
-    print(f"{len(found)} recipes", file=sys.stderr)
+    rows = [_row(r) for r in sorted(found, key=_order)]
+    widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
+    for row in (HEAD, *rows):
+        cells = [
+            f"{cell:>{width}}" if name in RIGHT else f"{cell:<{width}}"
+            for name, cell, width in zip(HEAD, row, widths, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+    benchmarks = sum(r.benchmark for r in found)
+    print(
+        f"{len(found) - benchmarks} library recipes, {benchmarks} benchmarks; narrow it with {FILTERS}", file=sys.stderr
+    )
+
+
+HEAD = ("recipe", "task", "model", "precision", "tokens", "batch", "written for")
+RIGHT = ("model", "tokens", "batch")
+FILTERS = "--search, --family, --task, --kind, --max-params"
+
+
+def _row(r: Recipe) -> tuple[str, ...]:
+    name = (*aliases(r.name), r.name)[0]
+    machine = f"{r.gpus} {str(r.hardware).upper()}" if r.gpus and r.hardware else ""
+    size = count(r.architecture.total_params)
+    return name, r.task, size, r.precision, f"{r.seq_length:,}", f"{r.global_batch_size:,}", machine
+
+
+def _order(r: Recipe) -> tuple[object, ...]:
+    """Library recipes first; then by family and name, numbers by their value."""
+    name = (*aliases(r.name), r.name)[0]
+    natural = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+    return r.benchmark, r.model.split("_")[0], natural
 
 
 def summary(r: Recipe) -> dict[str, Any]:
@@ -75,9 +86,12 @@ def summary(r: Recipe) -> dict[str, Any]:
 def show(name: str, *, format: str) -> None:
     choice("--format", format, ("text", "json"))
     r = recipe(name)
-    smallest = smallest_machine(r)
     if format == "json":
-        print(json.dumps(summary(replace(r, name=full_name(name))) | {"smallest_machine": smallest}, indent=2))
+        needed = [
+            {"hardware": m, "gpus": c.layout.world, "layout": layout_to_json(c.layout), "peak_bytes": c.memory.peak}
+            for m, c in machines_for(r)
+        ]
+        print(json.dumps(summary(replace(r, name=full_name(name))) | {"fewest_gpus": needed}, indent=2))
         return
     a, d = r.architecture, r.defaults
     print(f"{r.name}   {r.task}, {'benchmark' if r.benchmark else 'library'} recipe")
@@ -92,36 +106,19 @@ def show(name: str, *, format: str) -> None:
     if a.num_moe_experts:
         print(f"  experts     {a.num_moe_experts}, {a.moe_router_topk} a token")
     print(f"  batch       {r.seq_length:,} tokens × {r.global_batch_size:,} sequences, {r.precision}")
-    print(f"  written for {r.gpus} {r.hardware}")
+    if r.gpus and r.hardware:
+        print(f"  written for {r.gpus} × {r.hardware.upper()}")
     layout = [f"{k.upper()} {v}" for k in ("tp", "pp", "vp", "cp", "ep", "etp") if (v := getattr(d, k))]
     print(
         f"  its layout  {' · '.join(layout) or 'not in the catalog'}"
         + (f" · micro batch {d.micro_batch_size}" if d.micro_batch_size else "")
     )
-    if smallest:
-        print(
-            f"  fits on     {smallest['hardware']} ({smallest['gpus']} GPUs of it): {smallest['layout']}, {gib(smallest['peak_bytes'])} a GPU"
-        )
-    else:
-        print("  fits on     none of the machines tried, up to " + LADDER[-1])
-
-
-def smallest_machine(r: Recipe) -> dict[str, Any] | None:
-    """The first machine of the ladder on which some layout fits, with the fewest GPUs that do."""
-    from parlaunch.datasheet import preset
-    from parlaunch.plan import Wishes
-    from parlaunch.planner import plan
-
-    for spec in LADDER:
-        machine, _, nodes = spec.partition(":")
-        try:
-            made = plan(preset(machine, int(nodes)), r, Wishes(evidence=False, top=0))
-        except NoLayoutError:
-            continue
-        except ParlaunchError:
-            continue  # a batch that this many GPUs cannot share out
-        return {
-            "hardware": spec, "gpus": made.layout.world, "layout": str(made.layout),
-            "peak_bytes": made.chosen.memory.peak,
-        }  # fmt: skip
-    return None
+    if not r.feasible:
+        rules = f": {', '.join(r.violations)}" if r.violations else ""
+        print(f"  mind        as published it breaks one of Megatron's own rules{rules}")
+    found = list(machines_for(r))
+    for machine, least in found:
+        gpus = f"{least.layout.world} GPU{'s' if least.layout.world > 1 else ''}"
+        print(f"  needs       {gpus} of {machine}: {least.layout}, {gib(least.memory.peak)} a GPU")
+    if not found:
+        print(f"  needs       more than {MOST_GPUS:,} GPUs")

@@ -93,7 +93,7 @@ def show(
     name: Annotated[str, typer.Argument(help="a recipe", autocompletion=names_of("recipe"))],
     format: Format = "text",
 ) -> None:
-    """One recipe: model, batch, default layout, the fewest GPUs and the smallest machine it fits on."""
+    """One recipe: model, batch, its own layout, and the fewest GPUs that hold it."""
     from parlaunch.cli.recipes import show as run
 
     run(name, format=format)
