@@ -126,6 +126,7 @@ class Rule:
 
 
 def connections(s: Situation) -> Value:
+    """CUDA_DEVICE_MAX_CONNECTIONS, by what has to be issued in order."""
     x = s.layout
     if s.blackwell:
         return (
@@ -212,6 +213,7 @@ def _domain_size(s: Situation) -> Value:
 
 
 def hybrid_ranks(s: Situation) -> Value:
+    """Ranks of one expert group within reach of NVLink; None without HybridEP."""
     if not s.hybridep:
         return None
     return str(max(n for n in range(1, s.in_reach + 1) if s.layout.ep % n == 0))

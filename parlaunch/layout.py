@@ -122,6 +122,7 @@ def layout_from_json(data: Mapping[str, Any]) -> Layout:
 
 
 def recompute_to_json(recompute: Recompute) -> dict[str, Any]:
+    """The `recompute` object of `parlaunch.plan/1`."""
     r = recompute
     return {
         "granularity": r.granularity, "modules": list(r.modules), "method": r.method, "num_layers": r.num_layers,
@@ -129,6 +130,7 @@ def recompute_to_json(recompute: Recompute) -> dict[str, Any]:
 
 
 def recompute_from_json(data: Mapping[str, Any] | None) -> Recompute:
+    """What `recompute_to_json` wrote; nothing is recomputed where nothing is given."""
     if not data or not data.get("granularity"):
         return NO_RECOMPUTE
     return Recompute(

@@ -218,6 +218,7 @@ class Coordinate:
 
 
 def coordinate(layout: Layout, rank: int) -> Coordinate:
+    """Where a rank stands in each dimension, by Megatron's rank order."""
     x = layout
     inner, pp = rank % (x.world // x.pp), rank // (x.world // x.pp)
     return Coordinate(

@@ -162,6 +162,7 @@ class Plan:
 
 
 def memory_to_json(memory: Memory) -> dict[str, Any]:
+    """The `memory` object of `parlaunch.plan/1`, in bytes."""
     names = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "runtime")
     return {
         "peak_bytes": memory.peak,
@@ -178,6 +179,7 @@ def memory_to_json(memory: Memory) -> dict[str, Any]:
 
 
 def estimate_to_json(estimate: Estimate) -> dict[str, Any]:
+    """The `estimate` object of `parlaunch.plan/1`, in seconds and per second."""
     b = estimate.breakdown
     return {
         "iteration_time_s": estimate.iteration_time_s,
@@ -190,6 +192,7 @@ def estimate_to_json(estimate: Estimate) -> dict[str, Any]:
 
 
 def candidate_to_json(candidate: Candidate) -> dict[str, Any]:
+    """Layout, estimate and memory of one candidate."""
     return {
         "layout": layout_to_json(candidate.layout),
         "estimate": estimate_to_json(candidate.estimate),
@@ -198,6 +201,7 @@ def candidate_to_json(candidate: Candidate) -> dict[str, Any]:
 
 
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
+    """The `recipe` object of `parlaunch.plan/1`."""
     a, d = recipe.architecture, recipe.defaults
     return {
         "name": recipe.name,

@@ -59,6 +59,7 @@ _Core = tuple[int, int, int, int, int]
 
 
 def grid_of(layout: Layout) -> Grid:
+    """The grid that a layout belongs to."""
     return (layout.world, layout.tp, layout.pp, layout.cp, layout.ep, layout.etp, layout.fsdp)
 
 

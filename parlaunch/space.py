@@ -76,6 +76,7 @@ def tp_sizes(recipe: Recipe, rates: Rates, wishes: Wishes, world: int) -> tuple[
 
 
 def cp_sizes(recipe: Recipe, wishes: Wishes, world: int) -> tuple[int, ...]:
+    """Context parallel sizes that the sequence and the world allow, or the one that is pinned."""
     if wishes.cp is not None:
         return (wishes.cp,)
     seq = recipe.seq_length

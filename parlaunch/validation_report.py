@@ -16,6 +16,7 @@ COLOURS = ("#1b6ca8", "#c8553d", "#4f7942", "#8e5ea2", "#c9a227", "#3aa6a6", "#7
 
 
 def percent(share: float | None, *, signed: bool = False) -> str:
+    """A share as per cent with one digit; a dash when there is none."""
     if share is None:
         return "-"
     return f"{100 * share:+.1f} %" if signed else f"{100 * share:.1f} %"

@@ -70,6 +70,7 @@ def bind(candidates: Sequence[int]) -> socket.socket:
 
 
 def no_port(candidates: Sequence[int], host: str | None = None) -> ParlaunchError:
+    """The error for a host where every candidate is taken."""
     return ParlaunchError(
         f"no free port among {', '.join(map(str, candidates))} on {host or socket.gethostname()}",
         hint="give one with --master-port",

@@ -32,6 +32,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def validate(file: Path, *, format: str, plot: Path | None, machine_file: Path | None) -> None:
+    """`parlaunch validate`: print predictions beside measurements; `plot` gets them as SVG."""
     from parlaunch.validate import validate as run
     from parlaunch.validate import validation_to_markdown, validation_to_svg, validation_to_text
 
@@ -60,6 +61,7 @@ def machine_of(path: Path | None) -> dict[str, Any] | None:
 
 
 def calibrate(runs: Path | None, *, out: Path) -> None:
+    """`parlaunch calibrate`: write a machine file from runs, or from micro-benchmarks on this machine."""
     if runs is not None:
         from parlaunch.calibrate import from_runs
 

@@ -23,6 +23,7 @@ def saved(path: Path) -> Plan:
 
 
 def diff(before: Path, after: Path, *, format: str) -> None:
+    """Print what changed from one saved plan, or the recipe's own layout, to another plan."""
     choice("--format", format, ("text", "json"))
     if str(before) == "recipe":
         from parlaunch.compare import recipe_default

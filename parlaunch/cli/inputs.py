@@ -73,6 +73,7 @@ def recompute_of(text: str) -> Recompute:
 
 
 def wishes_of(request: Request, pins: Mapping[str, Any]) -> Wishes:
+    """What the user fixed. Raises `UsageError` for an unknown objective."""
     choice("--objective", request.objective, ("time", "memory"))
     sizes = {k: pins.get(k) for k in ("tp", "pp", "vp", "cp", "ep", "etp", "micro_batch_size", "recompute")}
     return Wishes(

@@ -58,6 +58,7 @@ def run(request: Request) -> None:
 
 
 def situation_of(request: Request) -> Situation:
+    """Where this process was started, by its environment, its ancestors and torchrun's options."""
     from parlaunch.where import where
     from parlaunch_probes.surroundings import ancestors, hostname
 

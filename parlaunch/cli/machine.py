@@ -18,12 +18,14 @@ def coloured() -> bool:
 
 
 def columns() -> int:
+    """Width of the terminal; 100 where there is none."""
     import shutil
 
     return shutil.get_terminal_size((100, 40)).columns if sys.stdout.isatty() else 100
 
 
 def probe(hardware: str, *, gpu: str | None = None, format: str, save: Path | None, redact: bool) -> None:
+    """Print what is here, or save it as a capture."""
     choice("--format", format, ("text", "json"))
     if save is None and not redact:
         cluster = hardware_of(hardware, gpu=gpu)
@@ -48,6 +50,7 @@ def probe(hardware: str, *, gpu: str | None = None, format: str, save: Path | No
 
 
 def doctor(hardware: str, *, gpu: str | None = None, format: str) -> None:
+    """Print what is wrong here; exit code 1 on a FAIL."""
     from parlaunch.doctor import examine, findings_to_json, findings_to_text
 
     choice("--format", format, ("text", "json"))

@@ -20,6 +20,7 @@ def listing(
     *, search: str | None, family: str | None, task: str | None, kind: str | None,
     max_params: float | None, min_params: float | None, format: str,
 ) -> None:  # fmt: skip
+    """Print the recipes that pass every filter given, as a table or as JSON."""
     choice("--format", format, ("text", "json"))
     if task is not None:
         choice("--task", task, TASKS)
@@ -74,6 +75,7 @@ def _order(r: Recipe) -> tuple[object, ...]:
 
 
 def summary(r: Recipe) -> dict[str, Any]:
+    """A recipe as the JSON listing has it; sizes of the layout are null where the recipe does not say."""
     return {
         "name": r.name, "aliases": list(aliases(r.name)), "task": r.task, "model": r.model, "model_id": r.model_id, "benchmark": r.benchmark,
         "total_params": r.architecture.total_params, "active_params": r.architecture.active_params,
@@ -84,6 +86,7 @@ def summary(r: Recipe) -> dict[str, Any]:
 
 
 def show(name: str, *, format: str) -> None:
+    """Print one recipe with the fewest GPUs that hold it. Raises `UsageError` with the nearest names."""
     choice("--format", format, ("text", "json"))
     r = recipe(name)
     if format == "json":

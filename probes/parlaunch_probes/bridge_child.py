@@ -16,6 +16,7 @@ PRECISION = (  # mixed_precision names of Megatron Bridge, by what they contain,
 
 
 def precision(config: Any) -> str | None:
+    """Our short name of a configuration's mixed precision; None when it is none we know."""
     mixed = config.mixed_precision
     if isinstance(mixed, str):
         return next((short for part, short in PRECISION if part in mixed), None)
@@ -27,6 +28,7 @@ def precision(config: Any) -> str | None:
 
 
 def plain(value: Any) -> bool:
+    """Whether JSON can hold the value as it is."""
     return value is None or isinstance(value, bool | int | float | str) or (
         isinstance(value, list | tuple) and all(isinstance(v, int | float | str) for v in value)
     )  # fmt: skip
@@ -60,6 +62,7 @@ def describe(config: Any) -> dict[str, Any]:
 
 
 def main(name: str, prepare: str = "") -> None:
+    """Load the recipe and print it as JSON; an error is printed as JSON too."""
     try:
         if prepare:
             module, _, function = prepare.partition(":")

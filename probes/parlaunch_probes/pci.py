@@ -41,6 +41,7 @@ def place(host: Host, path: str) -> Place | None:
 
 
 def place_of(host: Host, address: str | None) -> Place | None:
+    """Where a PCI address sits; None without an address."""
     return None if address is None else place(host, f"{DEVICES}/{address}")
 
 

@@ -12,6 +12,7 @@ DEPTH = 64  # no real chain is longer; a captured tree may have a loop
 
 
 def hostname() -> str:
+    """The name of this host."""
     return socket.gethostname()
 
 

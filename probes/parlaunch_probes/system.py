@@ -85,6 +85,7 @@ def _cpuinfo(content: bytes) -> dict[str, Any]:
 
 
 def cpus(host: Host) -> Cpus:
+    """What /proc/cpuinfo says of the processors."""
     info = host.digest("/proc/cpuinfo", "cpus", _cpuinfo) or {}
     model, part = info.get("model"), tuple(info.get("part") or ("", ""))
     if model is None and part[1]:
@@ -209,6 +210,7 @@ def shared_memory(host: Host) -> int | None:
 
 
 def transparent_huge_pages(host: Host) -> str | None:
+    """The setting in force: always, madvise or never; None when it is not known."""
     match = re.search(r"\[(\w+)\]", host.read("/sys/kernel/mm/transparent_hugepage/enabled") or "")
     return match[1] if match else None
 

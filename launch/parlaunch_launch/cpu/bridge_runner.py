@@ -111,6 +111,7 @@ def cpu_config(config: Any) -> None:
 
 
 def known_recipe(name: str) -> Recipe:
+    """The catalog's recipe of that name."""
     from parlaunch.catalog import recipe
 
     return recipe(name)

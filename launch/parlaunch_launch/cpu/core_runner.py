@@ -172,6 +172,7 @@ def batches(vocabulary: int, seq_length: int, micro_batch_size: int, seed: int) 
 
 
 def forward_step(data: Iterator[Any], model: Any) -> Any:
+    """One micro batch through the model, and the function that makes its loss: what Megatron's schedules call."""
     import torch
     from megatron.core import parallel_state as mpu
 
