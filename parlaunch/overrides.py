@@ -224,7 +224,9 @@ def _energon(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
 
 
 def _graphs(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
-    return {"model.cuda_graph_impl": "none"} if r.features.cuda_graph and graph_problem(r, x) else {}
+    # A benchmark recipe may capture more in the installed Bridge than the catalog knows.
+    captured = r.features.cuda_graph or r.benchmark
+    return {"model.cuda_graph_impl": "none"} if captured and graph_problem(r, x) else {}
 
 
 def _layer_offload(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:

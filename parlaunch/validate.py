@@ -23,6 +23,9 @@ __all__ = ["validate", "validation_to_markdown", "validation_to_svg", "validatio
 TIMES = ("iteration_time_s", "tokens_per_s_per_gpu", "model_tflops_per_gpu", "tflops_per_gpu")
 """Measured quantities that say how long an iteration takes, the most direct first."""
 
+STANDARD = ("iteration_time_s", "tokens_per_s_per_gpu", "model_tflops_per_gpu", "peak_memory_gb")
+"""Predicted for every row, whatever was measured of it."""
+
 
 def validate(rows: Sequence[Mapping[str, Any]], *, machine: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Predict every row and sum up how wrong the predictions are.
@@ -58,7 +61,7 @@ def _predict(run: Run) -> dict[str, Any]:
         "peak_memory_gb": size / run.memory_unit,
         "peak_mem": size / run.memory_unit,
     }
-    wanted = run.measured or {"iteration_time_s": 0.0, "peak_memory_gb": 0.0}
+    wanted = dict.fromkeys((*run.measured, *STANDARD))
     notes = list(run.notes)
     broken = why_not(run.layout, run.recipe, run.rates)
     if broken:
@@ -71,7 +74,7 @@ def _predict(run: Run) -> dict[str, Any]:
         "layout": str(run.layout),
         "predicted": {k: every[k] for k in wanted} | {"band": estimate.error_band, "memory_band": memory.error_band},
         "measured": dict(run.measured) | ({"status": "oom"} if run.oom else {}),
-        "fits": memory.fits,
+        "fits": memory.runs,
         "note": "; ".join(notes) or None,
     }
 

@@ -23,17 +23,21 @@ def rows(*changes: dict[str, Any]) -> list[dict[str, Any]]:
     return [ROW | {"id": f"r{i}"} | change for i, change in enumerate(changes)]
 
 
-def test_predicted_has_the_fields_that_were_measured_and_a_band() -> None:
+def test_predicted_has_the_standard_fields_those_that_were_measured_and_a_band() -> None:
     (entry,) = validate(rows({"tokens_per_s_per_gpu": 30_000.0, "peak_memory_gb": 40.0}))["rows"]
     assert set(entry["predicted"]) == {
         "iteration_time_s",
         "tokens_per_s_per_gpu",
+        "model_tflops_per_gpu",
         "peak_memory_gb",
         "band",
         "memory_band",
     }
     assert entry["measured"] == {"iteration_time_s": 1.0, "tokens_per_s_per_gpu": 30_000.0, "peak_memory_gb": 40.0}
     assert entry["fits"] is True
+    (blind,) = validate([{k: v for k, v in ROW.items() if k != "iteration_time_s"}])["rows"]
+    assert set(blind["predicted"]) == set(entry["predicted"])
+    assert blind["measured"] == {}
     assert entry["predicted"]["tokens_per_s_per_gpu"] == pytest.approx(
         64 * 2048 / 8 / entry["predicted"]["iteration_time_s"]
     )
