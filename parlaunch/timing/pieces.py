@@ -46,6 +46,7 @@ class Split:
 
 
 def split_of(layout: Layout) -> Split:
+    """What of the layout a layer's time depends on."""
     r = layout.recompute
     return Split(
         tp=layout.tp, cp=layout.cp, ep=layout.ep, etp=layout.etp, mbs=layout.micro_batch_size,
@@ -133,7 +134,7 @@ class Pieces:
         moved = 2.0 * self.tokens * width
         links, group = self.o.links, self.tp_group
         if self.sp > 1:
-            one = links.gather(moved, group)
+            one = links.gather(moved, group) + self.software.collective_s
             # Forward: gather in front, scatter behind. Backward: the gather of the output gradient stands free, the
             # second gather of the input and the scatter of its gradient run beside the two products.
             forward, free, beside = 2 * one, one, 2 * one

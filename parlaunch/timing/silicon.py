@@ -30,7 +30,7 @@ class Silicon:
     )
     fill: float = 1.0  # µs a tile waits for its first operands
     tile: tuple[int, int] = (128, 256)  # output tile one SM works on
-    scan: float = 250.0  # FLOP an SM and clock in state-space scans (Mamba-2's kernels on A100)
+    scan: float = 205.0  # FLOP an SM and clock in state-space scans (Mamba-2's kernels on A100)
     hbm: float = 0.84  # streaming kernels, share of HBM bandwidth
     kernel: float = 2.0e-6  # s between the end of one kernel and the start of the next that depends on it
     nvlink: float = 0.80  # NCCL bus bandwidth, share of the links' one-direction rate
@@ -47,7 +47,7 @@ GENERATIONS: Mapping[str, Silicon] = {
         epilogue=0.7, tile=(128, 128), hbm=0.82, kernel=2.5e-6,
     ),
     "ampere": Silicon(
-        gemm_bf16=0.87, gemm_fp8=0.87, gemm_fp4=0.87, wave=1.0, attention_forward=0.62, attention_backward=0.52, epilogue=0.9, fill=2.5,
+        gemm_bf16=0.83, gemm_fp8=0.83, gemm_fp4=0.83, attention_forward=0.62, attention_backward=0.52, epilogue=0.9, fill=3.5,
     ),
     "ada": Silicon(
         gemm_bf16=0.72, gemm_fp8=0.65, gemm_fp4=0.65, attention_forward=0.55, attention_backward=0.45,

@@ -34,8 +34,8 @@ class Software:
 
 SOFTWARE: Mapping[str, Software] = {
     # Megatron Bridge over Megatron-Core and Transformer Engine.
-    "megatron-bridge": Software(),
-    "megatron-core": Software(),
+    "megatron-bridge": Software(collective_s=5e-5),
+    "megatron-core": Software(collective_s=5e-5),
     # Megatron-LM with sequence parallelism and selective recompute (Korthikanti et al. 2022).
     "megatron-lm-2022": Software(
         fused_attention=False, backward_overlap=0.5, softmax_batch=4, dp_overlap=False, distributed_optimizer=False, fused_elementwise=1.1, dropout=True,
