@@ -20,11 +20,14 @@ def explain(plan: Plan, *, device: str) -> str:
     lines += [f"  {line}" for line in _groups(plan, layout)]
     if len(cluster.nodes) > 1 and layout.world == cluster.world_size:
         lines += ["", *as_text(traffic(cluster, plan.recipe, layout)).splitlines()]
-    lines += ["", "Overrides, one by one"]
+    lines += ["", "Overrides, by what they are for"]
     reasons = override_reasons(plan.recipe, layout, device=device, cluster=cluster)
+    told: dict[str, list[str]] = {}
     for override in plan.overrides:
         key = override.partition("=")[0]
-        lines.append(f"  {override:<62} {reasons.get(key, 'yours, or the runner needs it')}")
+        told.setdefault(reasons.get(key, "yours, or the runner needs it"), []).append(override)
+    for reason, overrides in told.items():
+        lines += [f"  {reason}", *(f"    {override}" for override in overrides)]
     return "\n".join(lines)
 
 
