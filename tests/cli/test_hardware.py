@@ -1,0 +1,49 @@
+"""What the user says about a machine that its file or data sheet does not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Said
+
+Run = Callable[..., Said]
+TOPOLOGY = """\
+\tGPU0\tGPU1\tCPU Affinity\tNUMA Affinity
+GPU0\t X \tNV12\t0-15\t0
+GPU1\tNV12\t X \t0-15\t0
+"""
+PLAN = ("plan", "--recipe", "llama32_1b_pretrain_config")
+
+
+@pytest.fixture
+def topology(tmp_path: Path) -> str:
+    """What `nvidia-smi topo -m` prints: who is linked to whom, but not what they are."""
+    (tmp_path / "topo.txt").write_text(TOPOLOGY)
+    return str(tmp_path / "topo.txt")
+
+
+def test_without_the_product_there_is_no_plan_and_with_it_there_is(parlaunch: Run, topology: str) -> None:
+    assert parlaunch(*PLAN, "--hardware", topology).code == 1
+    said = parlaunch(*PLAN, "--hardware", topology, "--gpu", "a100-sxm-80gb", "--format", "json")
+    assert said.code == 0
+    assert {g["name"] for g in json.loads(said.out)["hardware"]["nodes"][0]["gpus"]} == {"NVIDIA A100-SXM4-80GB"}
+    assert "A100" in parlaunch("probe", "--hardware", topology, "--gpu", "A100-SXM-80GB").out
+
+
+def test_an_unknown_product_gets_the_nearest(parlaunch: Run, topology: str) -> None:
+    for command in (PLAN, ("probe",), ("doctor",)):
+        said = parlaunch(*command, "--hardware", topology, "--gpu", "A100")
+        assert said.code == 2
+        assert "A100-SXM-80GB" in said.err
+
+
+def test_measured_rates_change_the_estimate(parlaunch: Run, tmp_path: Path) -> None:
+    machine = tmp_path / "machine.json"
+    machine.write_text(json.dumps({"schema": "parlaunch.machine/1", "gpu": "H100 SXM", "measured": {"gemm_bf16": 0.4}}))
+    words = (*PLAN, "--hardware", "dgx-h100:1", "--tp", "1", "--pp", "1", "--format", "json")
+    sheet, measured = (json.loads(parlaunch(*words, *more).out) for more in ((), ("--machine-file", str(machine))))
+    assert measured["estimate"]["iteration_time_s"] > 1.2 * sheet["estimate"]["iteration_time_s"]
