@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
@@ -20,8 +21,15 @@ from parlaunch.errors import NoLayoutError, ParlaunchError, UsageError
 from parlaunch.where import Situation
 from parlaunch_launch import addresses, agreement, meeting
 from parlaunch_launch.agreement import Agreement, agree
+from tests.conftest import need
 
 JOBS = count(os.getpid() * 10)
+
+
+@pytest.fixture(autouse=True)
+def torch_is_here() -> None:
+    """Nodes meet at a torch.distributed.TCPStore."""
+    need(importlib.util.find_spec("torch"), "torch")
 
 
 @dataclass
