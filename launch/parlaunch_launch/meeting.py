@@ -9,7 +9,7 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -151,9 +151,15 @@ def _opened(situation: Situation, distributed: Any, timeout_s: float) -> Meeting
         return _join(situation, distributed, ports, timeout_s)
     here = "127.0.0.1" if addresses.local("127.0.0.1") else "::1"
     store = distributed.TCPStore(here, 0, None, True, timedelta(seconds=timeout_s), wait_for_workers=False)
-    door = Door(ports, {"parlaunch": situation.token, "port": store.port})
-    seat = situation.node_rank if situation.node_rank is not None else store.add("seats", 1) - 1
-    return Meeting(store=store, door=door, seat=seat)
+    words = {"parlaunch": situation.token, "port": store.port}
+    if situation.node_rank is not None:
+        return Meeting(store=store, door=Door(ports, words), seat=situation.node_rank)
+    # Two nodes of one host may both have found nobody: the one with the first port is the host.
+    try:
+        door = Door(ports, words, elsewhere=lambda: _knock(situation, distributed, ports, patience=3.0) is not None)
+    except Elsewhere:
+        return _join(situation, distributed, ports, timeout_s)
+    return Meeting(store=store, door=door, seat=store.add("seats", 1) - 1)
 
 
 def _room_for(connections: int) -> None:
@@ -164,6 +170,10 @@ def _room_for(connections: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(connections, hard), hard))
 
 
+class Elsewhere(Exception):
+    """The meeting is open at another port already."""
+
+
 class Door(threading.Thread):
     """Tells whoever knocks on the job's port which job meets here, and where its store is.
 
@@ -171,7 +181,11 @@ class Door(threading.Thread):
     port of ours would wait for its answer without end.
     """
 
-    def __init__(self, ports: Sequence[int], words: Mapping[str, object]) -> None:
+    def __init__(
+        self, ports: Sequence[int], words: Mapping[str, object], *, elsewhere: Callable[[], bool] | None = None
+    ) -> None:
+        """Open at the first free port. Where it is not the first of all, `elsewhere` may say, before anybody can come in,
+        that the meeting is open already; then this raises `Elsewhere`."""
         super().__init__(daemon=True, name="parlaunch-door")
         self.words = json.dumps(words).encode() + b"\n"
         left = list(ports)
@@ -179,6 +193,9 @@ class Door(threading.Thread):
             self.socket = addresses.bind(left)
             port = self.socket.getsockname()[1]
             del left[: left.index(port) + 1]
+            if port != ports[0] and elsewhere is not None and elsewhere():
+                self.socket.close()
+                raise Elsewhere
             try:
                 self.socket.listen(4096)
                 break
