@@ -224,9 +224,11 @@ def _energon(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
 
 
 def _graphs(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
-    # A benchmark recipe may capture more in the installed Bridge than the catalog knows.
-    captured = r.features.cuda_graph or r.benchmark
-    return {"model.cuda_graph_impl": "none"} if captured and graph_problem(r, x) else {}
+    if not graph_problem(r, x):
+        return {}
+    if "partial_cg" in r.name:  # captured by Megatron's older switch, which cuda_graph_impl does not undo
+        return {"model.external_cuda_graph": False}
+    return {"model.cuda_graph_impl": "none"} if r.features.cuda_graph else {}
 
 
 def _layer_offload(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
