@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from parlaunch.cli.inputs import choice, note
-from parlaunch.errors import ParlaunchError, UsageError
+from parlaunch.cli.inputs import choice, note, write
+from parlaunch.errors import UsageError
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ def validate(file: Path, *, format: str, plot: Path | None, machine_file: Path |
     machine = machine_of(machine_file)
     result = run(rows_of(file), machine=machine)
     if plot is not None:
-        _write(plot, validation_to_svg(result), "--plot")
+        write(plot, validation_to_svg(result), "--plot")
     if format == "json":
         print(json.dumps(result, indent=2))
     else:
@@ -71,14 +71,4 @@ def calibrate(runs: Path | None, *, out: Path) -> None:
         from parlaunch_launch.microbench import measure
 
         machine = from_microbenchmarks(measure(progress=note))
-    _write(out, json.dumps(machine, indent=2) + "\n", "--out")
-
-
-def _write(path: Path, text: str, option: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ParlaunchError(
-            f"{option} {path}: {error.strerror}", hint="choose a folder that exists and is yours"
-        ) from error
-    note(f"wrote {path}")
+    write(out, json.dumps(machine, indent=2) + "\n", "--out")

@@ -24,6 +24,17 @@ def note(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
+def write(path: Path, text: str, option: str) -> None:
+    """Put text into the file that an option names. Raises `ParlaunchError` naming both."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ParlaunchError(
+            f"{option} {path}: {error.strerror}", hint="choose a folder that exists and is yours"
+        ) from error
+    note(f"wrote {path}")
+
+
 def choice(option: str, value: str, known: tuple[str, ...]) -> None:
     """Raise `UsageError` unless the value is one of those known."""
     if value not in known:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 from parlaunch import __version__
-from parlaunch.cli.inputs import note
+from parlaunch.cli.inputs import note, write
 from parlaunch.cli.job import Job
 from parlaunch.cli.request import Request
-from parlaunch.errors import ParlaunchError
 from parlaunch.plan import Plan, plan_to_json
 
 
@@ -40,11 +38,11 @@ def emit(plan: Plan, job: Job, request: Request) -> None:
     for asked in request.why_not:
         _why_not(asked, plan, job)
     if request.save_plan:
-        _write(request.save_plan, json.dumps(plan_to_json(plan, version=__version__), indent=2) + "\n", "--save-plan")
+        write(request.save_plan, json.dumps(plan_to_json(plan, version=__version__), indent=2) + "\n", "--save-plan")
     if request.report:
         from parlaunch.report_html import report
 
-        _write(request.report, report(plan), "--report")
+        write(request.report, report(plan), "--report")
 
 
 PREVIEW = ("--hardware", "--gpu", "--format", "--save-plan", "--report", "--why-not", "--top", "--sbatch-arg",
@@ -83,13 +81,3 @@ def _why_not(asked: str, plan: Plan, job: Job) -> None:
     answer = why_not(plan.cluster, plan.recipe, sizes_from(asked), job.wishes, plan)
     out = note if job.request.format != "text" else print
     out(f"\nwhy not {asked}: {answer}")
-
-
-def _write(path: Path, text: str, option: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ParlaunchError(
-            f"{option} {path}: {error.strerror}", hint="choose a folder that exists and is yours"
-        ) from error
-    note(f"wrote {path}")

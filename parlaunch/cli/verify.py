@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parlaunch import __version__
-from parlaunch.cli.inputs import note
+from parlaunch.cli.inputs import note, write
 from parlaunch.cli.job import Job, command, environment, finish, job_of
 from parlaunch.cli.launch import preflight, situation_of
 from parlaunch.cli.request import Request
@@ -219,10 +219,5 @@ def _json(done: Run) -> dict[str, Any]:
 
 def _keep(plan: Plan, file: Path) -> None:
     """The fastest plan as a file for `--plan`."""
-    try:
-        file.write_text(json.dumps(plan_to_json(plan, version=__version__), indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ParlaunchError(
-            f"--save-plan {file}: {error.strerror}", hint="choose a folder that exists and is yours"
-        ) from error
+    write(file, json.dumps(plan_to_json(plan, version=__version__), indent=2) + "\n", "--save-plan")
     note(f"fastest: {candidate_words(plan.chosen)}; launch it with --plan {file}")
