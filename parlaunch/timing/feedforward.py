@@ -6,15 +6,10 @@ from parlaunch.timing.pieces import Cost, Pieces
 
 EP_OVERLAP = 0.80
 """Share of the expert all-to-all that hides under another micro batch's compute."""
-MOE_KERNELS = 190
+MOE_KERNELS = 180
 """Kernels of router, permutation, dispatch, combine and glue of one eager MoE layer, forward."""
-MOE_UNFUSED = 1.1
-"""Kernels without a fused dispatcher over those with one: permutation and token counts in plain PyTorch."""
-MOE_GRAPHED = {"moe_router": 0.15, "moe_preprocess": 0.15}
-"""Share of those kernels that a CUDA graph of this scope takes off the host: the router's scores, top-k and losses, and the
-token counts and maps in front of the dispatch."""
-GROUPED_ISSUE = 2.5e-6
-"""CPU seconds to issue one expert's product of a group: a loop in Transformer Engine's C++, Python is paid once a group."""
+MOE_WAIT = 1.0
+"""Share of the time to issue an MoE layer that stands free, since dropless routing waits for the token counts."""
 
 
 class FeedForward(Pieces):
@@ -92,14 +87,9 @@ class FeedForward(Pieces):
         if self.o.features.ep_overlap:
             ep *= 1 - EP_OVERLAP
         # Grouped products are issued expert by expert, their operands quantised together.
-        eager = (n0 + n1 + MOE_KERNELS * (1.0 if fused else MOE_UNFUSED)) * self.host
-        eager += 2 * local * GROUPED_ISSUE * self.software.host
-        graph = self.o.features.cuda_graph
-        if graph is not None:
-            eager *= 1.0 - sum(MOE_GRAPHED.get(scope, 0.0) for scope in self.o.features.cuda_graph_scope)
-        # The host waits for the number of tokens of each expert before it can issue them: the queue runs dry, and the
-        # time to issue the layer stands free.
-        wait = 0.0 if graph == "full_iteration" else eager
+        eager = (n0 + n1 + (MOE_KERNELS if fused else 1.3 * MOE_KERNELS) + 2 * local) * self.host
+        # The host waits for the number of tokens of each expert before it can issue them: the queue runs dry.
+        wait = 0.0 if self.o.features.cuda_graph == "full_iteration" else MOE_WAIT * eager
         host = eager + shared_kernels * self.host
         return (
             (forward + wait, shared_tp[0], 0.0, ep, host),
