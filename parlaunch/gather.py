@@ -60,5 +60,4 @@ def _slowest(fabrics: Sequence[Fabric], notes: list[str]) -> Fabric:
     known = [f for f in fabrics if f.bytes_per_s_per_gpu]
     if not known:
         return fabrics[0]
-    slow = min(known, key=lambda f: f.bytes_per_s_per_gpu or 0.0)
-    return slow
+    return min(known, key=lambda f: f.bytes_per_s_per_gpu or 0.0)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from parlaunch.cli import inputs
 from parlaunch.cli.request import Request
@@ -32,7 +31,6 @@ class Job:
     recipe: Recipe
     cluster: Cluster  # this node, or the whole machine when it is known already
     wishes: Wishes
-    pins: Mapping[str, Any]
     device: str
     saved: Plan | None = None  # --plan: launch exactly this
     remarks: tuple[str, ...] = ()  # what the user has to know about these inputs
@@ -79,7 +77,7 @@ def job_of(request: Request, situation: Situation) -> Job:
         )
     return Job(
         request=request, situation=situation, recipe=recipe, cluster=cluster,
-        wishes=inputs.wishes_of(request, pins), pins=pins, device=request.device, remarks=remarks,
+        wishes=inputs.wishes_of(request, pins), device=request.device, remarks=remarks,
     )  # fmt: skip
 
 
@@ -103,7 +101,7 @@ def _saved_job(request: Request, situation: Situation) -> Job:
     preview = request.command == "plan" or request.dry_run
     cluster = plan.cluster if preview and request.hardware == "auto" else _cluster(request, situation)
     return Job(
-        request=request, situation=situation, recipe=plan.recipe, cluster=cluster, wishes=Wishes(), pins={},
+        request=request, situation=situation, recipe=plan.recipe, cluster=cluster, wishes=Wishes(),
         device=device, saved=plan,
     )  # fmt: skip
 
@@ -158,7 +156,6 @@ def _alike(request: Request, situation: Situation) -> tuple[str, ...]:
 
 def finish(job: Job, cluster: Cluster) -> Plan:
     """The plan for the whole cluster with environment, overrides and command."""
-    from parlaunch.overrides import overrides
     from parlaunch.placement import order_nodes
     from parlaunch.planner import plan
 
@@ -168,20 +165,30 @@ def finish(job: Job, cluster: Cluster) -> Plan:
         made = replace(job.saved, cluster=cluster)
     else:
         made = plan(cluster, job.recipe, job.wishes, rates=_measured_rates(job.request, cluster))
-    ours = overrides(job.recipe, made.layout, device=job.device, cluster=cluster)
-    tiny: tuple[str, ...] = ()
-    if job.device == "cpu":
-        from parlaunch.tiny import tiny_overrides
-
-        tiny = tiny_overrides(job.recipe)
     made = replace(
         made,
         environment=environment(job, cluster, made.layout, node=0),
-        overrides=(*tiny, *ours, *job.request.overrides),
+        overrides=overrides_of(job, cluster, made.layout),
         rank_order=tuple(n.hostname for n in cluster.nodes),
         warnings=(*made.warnings, *_remarks(job)),
     )
     return replace(made, argv=command(job, made, node_rank=0 if len(cluster.nodes) == 1 else None))
+
+
+def overrides_of(job: Job, cluster: Cluster, layout: Layout) -> tuple[str, ...]:
+    """Everything the runner hears about a layout: the tiny model on CPU, the layout, what the user said. A saved plan's
+    own stand, with the user's behind them."""
+    from parlaunch.overrides import overrides
+    from parlaunch.user_overrides import spoken
+
+    if job.saved is not None and layout == job.saved.layout:
+        return (*job.saved.overrides, *job.request.overrides)
+    ours = overrides(job.recipe, layout, device=job.device, cluster=cluster)
+    if job.device == "cpu":
+        from parlaunch.tiny import tiny_overrides
+
+        return (*tiny_overrides(job.recipe), *ours, *job.request.overrides)
+    return (*ours, *spoken(job.recipe, precision=job.request.precision), *job.request.overrides)
 
 
 def _measured_rates(request: Request, cluster: Cluster) -> Rates | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from parlaunch import __version__
 from parlaunch.cli.inputs import note, write
-from parlaunch.cli.job import Job, command, environment, finish, job_of
+from parlaunch.cli.job import Job, command, environment, finish, job_of, overrides_of
 from parlaunch.cli.launch import preflight, situation_of
 from parlaunch.cli.request import Request
 from parlaunch.errors import ParlaunchError, UsageError
@@ -70,19 +70,11 @@ def run(request: Request, *, iterations: int, retries: int, timeout: float, meas
 
 def _plan_of(job: Job, plan: Plan, candidate: Candidate, short: tuple[str, ...]) -> Plan:
     """The plan with another of its layouts; `short` are the overrides that make it a few iterations."""
-    from parlaunch.overrides import overrides
-
-    tiny: tuple[str, ...] = ()
-    if job.device == "cpu":
-        from parlaunch.tiny import tiny_overrides
-
-        tiny = tiny_overrides(job.recipe)
-    ours = overrides(job.recipe, candidate.layout, device=job.device, cluster=plan.cluster)
     made = replace(
         plan,
         chosen=candidate,
         alternatives=(),
-        overrides=(*tiny, *ours, *job.request.overrides, *short),
+        overrides=(*overrides_of(job, plan.cluster, candidate.layout), *short),
         environment=environment(job, plan.cluster, candidate.layout, node=0),
     )
     return replace(made, argv=command(job, made, node_rank=0))

@@ -1,0 +1,31 @@
+"""What the user said by option or override reaches the runner, now and from a saved plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.cli.conftest import Said
+
+PLAN = ("plan", "--recipe", "llama3_8b_pretrain_config", "--hardware", "dgx-h100:1")
+
+
+def overrides(said: Said) -> list[str]:
+    found: list[str] = json.loads(said.out)["overrides"]
+    return found
+
+
+def test_a_precision_that_is_planned_is_a_precision_that_trains(parlaunch: Callable[..., Said]) -> None:
+    planned = overrides(parlaunch(*PLAN, "--precision", "fp8cs", "--format", "json"))
+    assert "mixed_precision=bf16_with_fp8_current_scaling_mixed" in planned
+    assert not [o for o in overrides(parlaunch(*PLAN, "--format", "json")) if o.startswith("mixed_precision")]
+
+
+def test_a_saved_plan_keeps_every_override_and_takes_more(parlaunch: Callable[..., Said], tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    parlaunch(*PLAN, "--precision", "fp8cs", "train.train_iters=7", "--save-plan", str(file), "--quiet")
+    saved = json.loads(file.read_text())["overrides"]
+    again = overrides(parlaunch("plan", "--plan", str(file), "--format", "json", "train.eval_iters=0"))
+    assert "train.train_iters=7" in saved
+    assert again == [*saved, "train.eval_iters=0"]
