@@ -196,8 +196,9 @@ def _preferred(ranked: list[Candidate], recipe: Recipe, rates: Rates) -> list[Ca
     then the rest by time.
 
     All GPUs at work; no full recomputation; a smaller model-parallel block (with experts, less tensor and context
-    parallelism, whose traffic runs in every layer); experts inside the NVLink domain, over as much of it as they go; fewer stages; fewer modules recomputed; and only
-    then the faster one.
+    parallelism, whose traffic runs in every layer); experts inside the NVLink domain, over as much of it as they go; with
+    experts the leaner one, since what routers and dispatch need is known least, else fewer modules recomputed; and only then
+    the faster one.
     """
     experts = bool(recipe.architecture.num_moe_experts)
     limit = ranked[0].estimate.iteration_time_s * (1 + BAND["experts" if experts else "dense"])
@@ -210,7 +211,8 @@ def _preferred(ranked: list[Candidate], recipe: Recipe, rates: Rates) -> list[Ca
         again = len(x.recompute.modules)
         full = x.recompute.granularity == "full"
         block = x.tp * x.cp if experts else x.model_parallel
-        return (-x.world, full, block, crossing, -x.ep, x.pp, again, c.estimate.iteration_time_s)
+        lean = c.memory.peak if experts else again
+        return (-x.world, full, block, crossing, -x.ep, lean, c.estimate.iteration_time_s)
 
     return sorted(ranked, key=order)
 

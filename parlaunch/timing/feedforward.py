@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import comb
+
 from parlaunch.timing.pieces import Cost, Pieces
 
 EP_OVERLAP = 0.80
@@ -10,6 +12,8 @@ MOE_KERNELS = 180
 """Kernels of router, permutation, dispatch, combine and glue of one eager MoE layer, forward."""
 MOE_WAIT = 1.0
 """Share of the time to issue an MoE layer that stands free, since dropless routing waits for the token counts."""
+MOE_GRAPHED = 0.25
+"""Share of that wait which CUDA graphs of router and preprocessing take away; what follows the token counts stays eager."""
 
 
 class FeedForward(Pieces):
@@ -89,7 +93,7 @@ class FeedForward(Pieces):
         # Grouped products are issued expert by expert, their operands quantised together.
         eager = (n0 + n1 + (MOE_KERNELS if fused else 1.3 * MOE_KERNELS) + 2 * local) * self.host
         # The host waits for the number of tokens of each expert before it can issue them: the queue runs dry.
-        wait = 0.0 if self.o.features.cuda_graph == "full_iteration" else MOE_WAIT * eager
+        wait = MOE_WAIT * self._waits() * eager
         host = eager + shared_kernels * self.host
         return (
             (forward + wait, shared_tp[0], 0.0, ep, host),
@@ -97,6 +101,15 @@ class FeedForward(Pieces):
             (act[0], 0.0, 0.0, 0.0, self.host),
             (shared[0], shared_tp[0], 0.0, 0.0, shared_kernels * self.host),
         )
+
+    def _waits(self) -> float:
+        """Share of an MoE layer's launches that no CUDA graph holds."""
+        graph, scope = self.o.features.cuda_graph, self.o.features.cuda_graph_scope
+        if graph is None:
+            return 1.0
+        if graph == "full_iteration":
+            return 0.0
+        return 1.0 - MOE_GRAPHED if not scope or {"moe_router", "moe_preprocess"} <= set(scope) else 1.0
 
     def _dispatch(self, own: float, topk: int, width: int, dispatcher: str) -> float:
         """One trip of the tokens to their experts (or back)."""
@@ -115,8 +128,17 @@ class FeedForward(Pieces):
         if not group.crosses:
             return near + 15e-6
         domains = n / group.inside
-        wanted = domains * (1.0 - (1.0 - 1.0 / domains) ** topk)
-        if self.arch.moe_router_group_topk and (self.arch.moe_router_num_groups or 1) > 1:
-            wanted = min(wanted, domains * self.arch.moe_router_group_topk / (self.arch.moe_router_num_groups or 1))
+        wanted = min(domains * (1.0 - (1.0 - 1.0 / domains) ** topk), self._group_limited(domains))
         far = own * token * wanted * (domains - 1) / domains / (links.fabric * 0.97)
         return max(near, far) + 40e-6
+
+    def _group_limited(self, domains: float) -> float:
+        """Domains that a token's experts can stand in when it may only choose from some groups of them, on average."""
+        groups, chosen = self.arch.moe_router_num_groups or 1, self.arch.moe_router_group_topk
+        if not chosen or groups == 1:
+            return domains
+        if domains >= groups:
+            return domains * chosen / groups
+        # Several groups share a domain: it is missed when all chosen ones stand elsewhere.
+        elsewhere = groups - round(groups / domains)
+        return domains * (1.0 - comb(elsewhere, chosen) / comb(groups, chosen))

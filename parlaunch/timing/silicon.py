@@ -30,7 +30,7 @@ class Silicon:
     )
     fill: float = 1.0  # µs a tile waits for its first operands
     tile: tuple[int, int] = (128, 256)  # output tile one SM works on
-    scan: float = 250.0  # FLOP an SM and clock in state-space scans (Mamba-2's kernels on A100)
+    scan: float = 220.0  # FLOP an SM and clock in state-space scans (Mamba-2's kernels on A100)
     hbm: float = 0.84  # streaming kernels, share of HBM bandwidth
     kernel: float = 2.0e-6  # s between the end of one kernel and the start of the next that depends on it
     nvlink: float = 0.80  # NCCL bus bandwidth, share of the links' one-direction rate
