@@ -159,7 +159,15 @@ def _mamba(items: _Items, a: Architecture) -> float:
     return WIDE * (2 * projected + 2 * inner)
 
 
+DELTA_CHUNK = 64
+"""Tokens that the gated delta rule's kernels work on at once (flash-linear-attention, `ops/gated_delta_rule/chunk.py`)."""
+
+
 def _gated_delta_net(items: _Items, a: Architecture) -> float:
+    """The delta rule keeps its inputs and, of each chunk, the inverse that joins its tokens (`A`, a row a token and head).
+
+    Decayed keys, new values and the states between chunks come back in the backward pass, the states beside their gradients.
+    """
     s = items.setting
     qk = (a.linear_num_key_heads or 0) * (a.linear_key_head_dim or 0) / s.tp
     heads = (a.linear_num_value_heads or 0) / s.tp
@@ -168,10 +176,13 @@ def _gated_delta_net(items: _Items, a: Architecture) -> float:
     items.add(_input_bytes(s) * a.hidden_size * _residual_share(s))
     items.add(WIDE * (2 * qk + 2 * v + 2 * heads))  # the projection's output, input of the convolution
     items.add(WIDE * (2 * qk + v))  # the convolution's output
-    items.add(WIDE * (repeated + 2 * v))  # normalised queries and keys for every value head, new values, and the output
+    # Normalised queries and keys for every value head, the inverse, decay in float32 with its write strength, the output.
+    items.add(WIDE * (repeated + DELTA_CHUNK * heads + v) + (4 + WIDE) * heads)
     items.add(WIDE * v, "gdn_norm_out")
     items.add(_input_bytes(s) * v)
-    return WIDE * (2 * qk + 3 * v + repeated)
+    states = v * (a.linear_key_head_dim or 0) / DELTA_CHUNK
+    # Gradients of all that is named above, and what comes back: keys with their gradients, new values twice, states.
+    return WIDE * (2 * qk + 3 * v + 2 * repeated + 2 * v + 2 * states)
 
 
 def _feed_forward(
