@@ -21,7 +21,7 @@ from parlaunch.search import BAND, Search, grid_of, nearest_batches, nearest_wor
 from parlaunch.space import cp_comm_type, inside, reach, splits
 from parlaunch.units import gib, percent, seconds
 
-CANDIDATES = 14
+CANDIDATES = 20
 """Grids that the choice is made among: enough to hold all that come close."""
 
 SIZES = ("tp", "pp", "vp", "cp", "ep", "etp", "micro_batch_size")

@@ -91,7 +91,7 @@ class FeedForward(Pieces):
         if self.o.features.ep_overlap:
             ep *= 1 - EP_OVERLAP
         # Grouped products are issued expert by expert, their operands quantised together.
-        eager = (n0 + n1 + (MOE_KERNELS if fused else 1.3 * MOE_KERNELS) + 2 * local) * self.host
+        eager = (n0 + n1 + MOE_KERNELS + 2 * local) * self.host
         # The host waits for the number of tokens of each expert before it can issue them: the queue runs dry.
         wait = MOE_WAIT * self._waits() * eager
         host = eager + shared_kernels * self.host

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from parlaunch.architecture import LayerKind
+from parlaunch.parameters import padded_vocab
 from parlaunch.recipe import Recipe
 from parlaunch.timing.collectives import Links
 from parlaunch.timing.feedforward import FeedForward
@@ -94,7 +95,7 @@ class _Builder(Mixers, FeedForward):
 
     def head(self) -> LayerTime:
         """Final norm, output layer over this rank's slice of the vocabulary, cross entropy."""
-        vocab = max(1, self.arch.vocab_size // self.s.tp)
+        vocab = max(1, padded_vocab(self.arch, self.s.tp) // self.s.tp)
         f, b, _ = self._linear(self.tokens, vocab, self.h, self.o.wide)
         norm = self._norm()
         loss = self.k.stream(self.tokens * vocab * self.software.logits_bytes / 2.0, kernels=6)
