@@ -21,8 +21,8 @@ from parlaunch.search import BAND, Search, grid_of, nearest_batches, nearest_wor
 from parlaunch.space import cp_comm_type, inside, reach, splits
 from parlaunch.units import gib, percent, seconds
 
-CANDIDATES = 20
-"""Grids that the choice is made among: enough to hold all that come close."""
+CANDIDATES = {"dense": 8, "experts": 14}
+"""Grids that the choice is made among: enough to hold all that `BAND` cannot tell apart."""
 
 SIZES = ("tp", "pp", "vp", "cp", "ep", "etp", "micro_batch_size")
 
@@ -40,7 +40,7 @@ def plan(cluster: Cluster, recipe: Recipe, wishes: Wishes, *, rates: Rates | Non
     _check(recipe, rates, wishes)
     search = Search(recipe, rates, wishes)
     found = (
-        search.run(keep=max(wishes.top + 1, CANDIDATES))
+        search.run(keep=max(wishes.top + 1, CANDIDATES[_kind(recipe)]))
         if wishes.objective == "time"
         else search.least(keep=wishes.top + 1)
     )
@@ -191,6 +191,11 @@ def _pinned_layout(recipe: Recipe, rates: Rates, wishes: Wishes) -> Layout:
 # --- After it ---------------------------------------------------------------------------------------------------------
 
 
+def _kind(recipe: Recipe) -> str:
+    """Which `BAND` and how many `CANDIDATES` count."""
+    return "experts" if recipe.architecture.num_moe_experts else "dense"
+
+
 def _preferred(ranked: list[Candidate], recipe: Recipe, rates: Rates) -> list[Candidate]:
     """The candidates, those that the model cannot tell from the fastest in the order in which experience prefers them,
     then the rest by time.
@@ -200,8 +205,9 @@ def _preferred(ranked: list[Candidate], recipe: Recipe, rates: Rates) -> list[Ca
     experts the leaner one, since what routers and dispatch need is known least, else fewer modules recomputed; and only then
     the faster one.
     """
-    experts = bool(recipe.architecture.num_moe_experts)
-    limit = ranked[0].estimate.iteration_time_s * (1 + BAND["experts" if experts else "dense"])
+    kind = _kind(recipe)
+    experts = kind == "experts"
+    limit = ranked[0].estimate.iteration_time_s * (1 + BAND[kind])
 
     def order(c: Candidate) -> tuple[float, ...]:
         x = c.layout

@@ -41,7 +41,7 @@ from parlaunch.space import (
     worlds,
 )
 from parlaunch.states import bytes_a_parameter
-from parlaunch.timing import estimate_time
+from parlaunch.timing import estimate_time, micro_batch_time
 
 NEAR = 0.02
 """Share of the iteration time within which the search looks at every layout of a grid; beyond, a grid's first one stands
@@ -109,8 +109,6 @@ class Search:
         self.layers = len(recipe.architecture.layers())
         self.found = Found()
         self._passes: dict[tuple[_Core, Recompute], float] = {}
-        f = recipe.features
-        self._offloads = bool(f.cpu_offload_layers or f.offload_modules)
         self._fastest = float("inf")  # GPU seconds a sequence, of the passes known
         self._candidates: dict[Layout, Candidate] = {}
         self._memory: dict[Layout, Memory] = {}
@@ -156,15 +154,7 @@ class Search:
                 world=tp * cp, tp=tp, cp=cp, ep=ep, etp=etp, micro_batch_size=mbs, global_batch_size=mbs,
                 recompute=recompute, fsdp=self.fsdp, cp_comm_type=cp_comm_type(self.recipe, cp),
             )  # fmt: skip
-            one = estimate_time(self.recipe, alone, self.rates)
-            if self._offloads:
-                parts = one.breakdown
-                known = parts.compute_s + parts.tp_s + parts.cp_s + parts.ep_s
-            else:
-                # What a second micro batch adds: with the host's share, without what comes once an iteration.
-                two = estimate_time(self.recipe, replace(alone, global_batch_size=2 * mbs), self.rates)
-                known = two.iteration_time_s - one.iteration_time_s
-            self._passes[core, recompute] = known
+            known = self._passes[core, recompute] = micro_batch_time(self.recipe, alone, self.rates)
             self._fastest = min(self._fastest, known * tp * cp / mbs)
         return known
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from parlaunch.timing.iteration import estimate_time, stage_times
+from parlaunch.timing.iteration import estimate_time, micro_batch_time, stage_times
 
-__all__ = ["estimate_time", "stage_times"]
+__all__ = ["estimate_time", "micro_batch_time", "stage_times"]

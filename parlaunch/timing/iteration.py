@@ -235,6 +235,17 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
     )
 
 
+def micro_batch_time(recipe: Recipe, layout: Layout, rates: Rates) -> float:
+    """Seconds that one more micro batch takes on a single pipeline stage; of a stage that offloads, without the host's share
+    and the transfers."""
+    model, features = _model(recipe, rates), recipe.features
+    stage = model.stage_times(layout, split_of(layout))[0]
+    if features.cpu_offload_layers or features.offload_modules:
+        return stage.seconds - stage.host_exposed
+    sharded = layout.fsdp or features.fsdp
+    return stage.seconds + (_sharded(model, layout, stage, 1)[0] if sharded else 0.0)
+
+
 def stage_times(recipe: Recipe, layout: Layout, rates: Rates) -> tuple[tuple[float, float], ...]:
     """Seconds of (forward, backward) of one micro batch on each virtual stage, in order of execution: what
     `schedule.timeline` plays. The chunks of one pipeline stage share its time evenly."""
