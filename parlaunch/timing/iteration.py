@@ -16,6 +16,7 @@ from parlaunch.timing.kernels import Kernels
 from parlaunch.timing.layers import Layers
 from parlaunch.timing.pieces import ZERO, Cost, Split, add, split_of
 from parlaunch.timing.schedule import pipeline_time
+from parlaunch.timing.silicon import GRACE
 from parlaunch.timing.software import software_of
 
 DP_SHARE_HIDDEN = 0.9
@@ -296,7 +297,7 @@ def _offload(model: _Model, layout: Layout, stage: _Stage) -> float:
         OFFLOADED * min(features.cpu_offload_layers, layers) + OFFLOADED_MODULE * len(features.offload_modules) * layers
     )
     tokens = layout.micro_batch_size * recipe.seq_length / (layout.cp * layout.tp)
-    link = C2C if model.rates.product.name.startswith(("GH", "GB2", "GB3")) else model.rates.node_bytes_per_s
+    link = C2C if model.rates.product.name.startswith(GRACE) else model.rates.node_bytes_per_s
     one = each * tokens * arch.hidden_size / (link * 0.8)
     f, b = sum(stage.forward[:4]), sum(stage.backward[:4])
     return max(0.0, one - f) + max(0.0, one - b) + 2.0 * DP_SLOWDOWN * one

@@ -59,7 +59,7 @@ GENERATIONS: Mapping[str, Silicon] = {
     ),
     "blackwell": Silicon(
         gemm_bf16=0.72, gemm_fp8=0.57, gemm_fp4=0.55, attention_forward=0.54, attention_backward=0.44,
-        epilogue=0.3, fill=0.6, hbm=0.78, kernel=1.8e-6, nvlink=0.802, host=8e-6,
+        epilogue=0.3, fill=0.6, hbm=0.78, kernel=1.8e-6, nvlink=0.802, host=6e-6,
     ),
     "rubin": Silicon(
         gemm_bf16=0.74, gemm_fp8=0.66, gemm_fp4=0.60, attention_forward=0.58, attention_backward=0.46,
@@ -75,11 +75,19 @@ ULTRA = {
 settle higher; twice the rate of exponentials, which fused attention waits for; half as much more 4-bit peak."""
 
 
+GRACE = ("GH", "GB2", "GB3")
+"""How products begin that sit beside a Grace CPU."""
+GRACE_HOST = 8e-6
+"""`host` there: its cores run single threads slower than the x86 hosts of the same GPUs."""
+
+
 def silicon_of(rates: Rates) -> Silicon:
     """The generation's constants, with what a machine file measured in their place."""
     base = GENERATIONS.get(rates.product.arch, GENERATIONS["hopper"])
     known = set(Silicon.__dataclass_fields__) - {"tile"}
     changes = dict(ULTRA) if rates.product.compute_capability == (10, 3) else {}
+    if rates.product.name.startswith(GRACE):
+        changes["host"] = GRACE_HOST
     changes |= {k: v for k, v in rates.measured.items() if k in known}
     for name, value in changes.items():
         base = replace(base, **{name: value})  # type: ignore[arg-type]
