@@ -54,7 +54,7 @@ def plan(cluster: Cluster, recipe: Recipe, wishes: Wishes, *, rates: Rates | Non
         ranked = _preferred(ranked, recipe, rates)
     chosen = ranked[0]
     evidence = published(recipe, rates) if wishes.evidence else ()
-    sentences: tuple[str, ...] = ()
+    sentences = _near_tie(chosen, ranked, recipe, rates) if wishes.objective == "time" else ()
     taken = proven(evidence, search, chosen) if wishes.objective == "time" and wishes.evidence else None
     if taken is not None:
         chosen, sentence = taken
@@ -196,31 +196,51 @@ def _kind(recipe: Recipe) -> str:
     return "experts" if recipe.architecture.num_moe_experts else "dense"
 
 
-def _preferred(ranked: list[Candidate], recipe: Recipe, rates: Rates) -> list[Candidate]:
-    """The candidates, those that the model cannot tell from the fastest in the order in which experience prefers them,
-    then the rest by time.
+def _merits(c: Candidate, recipe: Recipe, rates: Rates) -> tuple[tuple[str, float], ...]:
+    """What speaks for a layout among those that the model cannot tell apart, in the order in which it counts: words for it,
+    and a figure of which less is better."""
+    x, experts = c.layout, _kind(recipe) == "experts"
+    # With experts TP and CP cost most, whose traffic runs in every layer; and what routers and dispatch need is known least.
+    block = (
+        ("has less tensor and context parallelism", x.tp * x.cp)
+        if experts
+        else ("has the smaller model-parallel block", x.model_parallel)
+    )
+    return (
+        ("uses more GPUs", -x.world),
+        ("recomputes no whole layers", x.recompute.granularity == "full"),
+        block,
+        ("keeps experts inside an NVLink domain", not inside(x.ep * x.etp, rates, x.world)),
+        ("spreads experts wider", -x.ep),
+        ("needs less memory", c.memory.peak) if experts else ("recomputes less", len(x.recompute.modules)),
+    )
 
-    All GPUs at work; no full recomputation; a smaller model-parallel block (with experts, less tensor and context
-    parallelism, whose traffic runs in every layer); experts inside the NVLink domain, over as much of it as they go; with
-    experts the leaner one, since what routers and dispatch need is known least, else fewer modules recomputed; and only then
-    the faster one.
-    """
-    kind = _kind(recipe)
-    experts = kind == "experts"
-    limit = ranked[0].estimate.iteration_time_s * (1 + BAND[kind])
+
+def _preferred(ranked: list[Candidate], recipe: Recipe, rates: Rates) -> list[Candidate]:
+    """The candidates: those that the model cannot tell from the fastest by their merits, then the rest by time."""
+    limit = ranked[0].estimate.iteration_time_s * (1 + BAND[_kind(recipe)])
 
     def order(c: Candidate) -> tuple[float, ...]:
-        x = c.layout
-        if c.estimate.iteration_time_s > limit:
-            return (float("inf"), c.estimate.iteration_time_s)
-        crossing = not inside(x.ep * x.etp, rates, x.world)
-        again = len(x.recompute.modules)
-        full = x.recompute.granularity == "full"
-        block = x.tp * x.cp if experts else x.model_parallel
-        lean = c.memory.peak if experts else again
-        return (-x.world, full, block, crossing, -x.ep, lean, c.estimate.iteration_time_s)
+        time = c.estimate.iteration_time_s
+        return (*(figure for _, figure in _merits(c, recipe, rates)), time) if time <= limit else (float("inf"), time)
 
     return sorted(ranked, key=order)
+
+
+def _near_tie(chosen: Candidate, ranked: list[Candidate], recipe: Recipe, rates: Rates) -> tuple[str, ...]:
+    """Why it is not the fastest by a share that the model cannot tell; nothing when it is, by what is printed of times."""
+    fastest = min(ranked, key=lambda c: c.estimate.iteration_time_s)
+    share = 1 - fastest.estimate.iteration_time_s / chosen.estimate.iteration_time_s
+    if share < 0.005:
+        return ()
+    pairs = zip(_merits(chosen, recipe, rates), _merits(fastest, recipe, rates), strict=True)
+    merit = next((words for (words, mine), (_, other) in pairs if mine < other), None)
+    if merit is None:
+        return ()
+    band = percent(BAND[_kind(recipe)])
+    return (
+        f"{fastest.layout} is {percent(share)} faster by our estimate, which cannot tell layouts within {band} apart: this one {merit}.",
+    )
 
 
 def _evaluation(search: Search) -> Candidate | None:

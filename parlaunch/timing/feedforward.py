@@ -128,17 +128,21 @@ class FeedForward(Pieces):
         if not group.crosses:
             return near + 15e-6
         domains = n / group.inside
-        wanted = min(domains * (1.0 - (1.0 - 1.0 / domains) ** topk), self._group_limited(domains))
+        wanted = min(
+            domains * (1.0 - (1.0 - 1.0 / domains) ** topk),
+            group_limited(domains, self.arch.moe_router_num_groups or 1, self.arch.moe_router_group_topk or 0),
+        )
         far = own * token * wanted * (domains - 1) / domains / (links.fabric * 0.97)
         return max(near, far) + 40e-6
 
-    def _group_limited(self, domains: float) -> float:
-        """Domains that a token's experts can stand in when it may only choose from some groups of them, on average."""
-        groups, chosen = self.arch.moe_router_num_groups or 1, self.arch.moe_router_group_topk
-        if not chosen or groups == 1:
-            return domains
-        if domains >= groups:
-            return domains * chosen / groups
-        # Several groups share a domain: it is missed when all chosen ones stand elsewhere.
-        elsewhere = groups - round(groups / domains)
-        return domains * (1.0 - comb(elsewhere, chosen) / comb(groups, chosen))
+
+def group_limited(domains: float, groups: int, chosen: int) -> float:
+    """Domains, on average, that hold one of the `chosen` groups of experts that a token may use, of `groups` laid evenly over
+    all `domains`: routers that are limited to groups send a token to fewer nodes (DeepSeek-V2, arXiv:2405.04434)."""
+    if not chosen or groups == 1:
+        return domains
+    if domains >= groups:
+        return domains * chosen / groups
+    # Several groups share a domain: it is missed when all chosen ones stand elsewhere.
+    elsewhere = groups - round(groups / domains)
+    return domains * (1.0 - comb(elsewhere, chosen) / comb(groups, chosen))
