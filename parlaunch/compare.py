@@ -132,7 +132,8 @@ def recipe_default(plan: Plan) -> Plan:
         Variable(name=name, value=value, reason="the recipe's own value", source="recipe")
         for name, value in plan.recipe.env.items()
     )
-    same = [o for o in plan.overrides if o.partition("=")[0] not in _overrides(overrides(plan.recipe, plan.layout))]
+    planned = _overrides(overrides(plan.recipe, plan.layout))
+    same = [o for o in plan.overrides if o.partition("=")[0] not in planned]
     return replace(
         plan,
         chosen=chosen,

@@ -50,15 +50,18 @@ def plan(cluster: Cluster, recipe: Recipe, wishes: Wishes, *, rates: Rates | Non
         if fixed is None:
             raise _nothing(search)
         ranked = [fixed]
+    evidence = published(recipe, rates) if wishes.evidence else ()
+    chosen = ranked[0]
+    sentences: tuple[str, ...] = ()
     if wishes.objective == "time":
         ranked = _preferred(ranked, recipe, rates)
-    chosen = ranked[0]
-    evidence = published(recipe, rates) if wishes.evidence else ()
-    sentences = _near_tie(chosen, ranked, recipe, rates) if wishes.objective == "time" else ()
-    taken = proven(evidence, search, chosen) if wishes.objective == "time" and wishes.evidence else None
-    if taken is not None:
-        chosen, sentence = taken
-        sentences = (sentence,)
+        chosen = ranked[0]
+        taken = proven(evidence, search, chosen)
+        if taken is None:
+            sentences = _near_tie(chosen, ranked, recipe, rates)
+        else:
+            chosen, sentence = taken
+            sentences = (sentence,)
     others = [c for c in ranked if grid_of(c.layout) != grid_of(chosen.layout)]
     return Plan(
         recipe=recipe,

@@ -117,19 +117,17 @@ def regrets(pairs: Sequence[Any]) -> list[str]:
     return lines
 
 
-def sweep_cells(pairs: Sequence[Any]) -> str:
-    """How much of the one-node sweep's regret its two fast cells cause, in words."""
-    rows = [row for row, _ in pairs if kind(row) == "vTrain, one node"]
-    groups = validate(rows)["summary"]["groups"]
-    by_group: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_group.setdefault(str(run_of(row, Machines()).group), []).append(row)
+def sweep_cells(pairs: Sequence[Any], choices: Mapping[str, Any]) -> str:
+    """How much of the one-node sweep's regret its two fast cells cause, in words. `choices`: those of `validate`, by group."""
+    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row, entry in pairs:
+        if kind(row) == "vTrain, one node" and entry["group"] in choices:
+            groups[entry["group"]].append(row)
     fast, rest = [], []
-    for name, choice in groups.items():
-        found = [r for r in by_group[name] if r.get("iteration_time_s")]
-        best = min(found, key=lambda r: float(r["iteration_time_s"]))
+    for name, rows in groups.items():
+        best = min(rows, key=lambda r: float(r["iteration_time_s"]))
         cell = (best["arch"]["hidden_size"], best["tp"], best["mbs"])
-        (fast if cell in FAST_CELLS else rest).append(choice["regret"])
+        (fast if cell in FAST_CELLS else rest).append(choices[name]["regret"])
     if not fast or not rest:
         return ""
     return (
@@ -249,7 +247,7 @@ its median.
 
 {_join(regrets(pairs))}
 
-{sweep_cells(pairs)}
+{sweep_cells(pairs, result["summary"]["groups"])}
 
 ## How much do the constants owe to the rows?
 

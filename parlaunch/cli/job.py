@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -246,6 +247,7 @@ def _remarks(job: Job) -> tuple[str, ...]:
     return (*job.remarks, *wrong)
 
 
+@cache
 def _torch_version() -> str | None:
     """Of the torch that will run, without importing it; None when there is none here."""
     import importlib.metadata

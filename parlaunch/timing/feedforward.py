@@ -10,10 +10,8 @@ EP_OVERLAP = 0.80
 """Share of the expert all-to-all that hides under another micro batch's compute."""
 MOE_KERNELS = 180
 """Kernels of router, permutation, dispatch, combine and glue of one eager MoE layer, forward."""
-MOE_WAIT = 1.0
-"""Share of the time to issue an MoE layer that stands free, since dropless routing waits for the token counts."""
 MOE_GRAPHED = 0.25
-"""Share of that wait which CUDA graphs of router and preprocessing take away; what follows the token counts stays eager."""
+"""Share of an MoE layer's launches that CUDA graphs of router and preprocessing hold; what follows the token counts is eager."""
 
 
 class FeedForward(Pieces):
@@ -92,8 +90,9 @@ class FeedForward(Pieces):
             ep *= 1 - EP_OVERLAP
         # Grouped products are issued expert by expert, their operands quantised together.
         eager = (n0 + n1 + MOE_KERNELS + 2 * local) * self.host
-        # The host waits for the number of tokens of each expert before it can issue them: the queue runs dry.
-        wait = MOE_WAIT * self._waits() * eager
+        # Dropless routing: the host waits for the number of tokens of each expert before it can issue them, the queue runs
+        # dry, and the time to issue what no graph holds stands free.
+        wait = self._eager_share() * eager
         host = eager + shared_kernels * self.host
         return (
             (forward + wait, shared_tp[0], 0.0, ep, host),
@@ -102,7 +101,7 @@ class FeedForward(Pieces):
             (shared[0], shared_tp[0], 0.0, 0.0, shared_kernels * self.host),
         )
 
-    def _waits(self) -> float:
+    def _eager_share(self) -> float:
         """Share of an MoE layer's launches that no CUDA graph holds."""
         graph, scope = self.o.features.cuda_graph, self.o.features.cuda_graph_scope
         if graph is None:
