@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 MIXERS = {"M": "mamba", "G": "gated_delta_net", "*": "attention", "+": "mla", "D": "mla"}
 """Letters of `hybrid_layer_pattern` that mix tokens; `-` is a dense MLP and `E` a mixture of experts, without a mixer."""
 
 
-@dataclass(frozen=True, slots=True)
-class LayerKind:
-    """What one layer is made of. A layer of a hybrid model has a mixer or an MLP, not both."""
+class LayerKind(NamedTuple):
+    """What one layer is made of. A layer of a hybrid model has a mixer or an MLP, not both. A tuple: searches compare them by the
+    million."""
 
     mixer: str | None = None  # attention | mla | csa | mamba | gated_delta_net | joint | single (diffusion)
     mlp: str | None = None  # dense | moe

@@ -143,7 +143,9 @@ class _Chunk(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _chunks(a: Architecture, pp: int, vp: int | None, sizes: tuple[int, ...] | None) -> tuple[_Chunk, ...]:
-    return tuple(_Chunk(tuple(Counter(kinds).items()), kinds) for kinds in split_layers(a, pp, vp, sizes))
+    split = split_layers(a, pp, vp, sizes)
+    made = {kinds: _Chunk(tuple(Counter(kinds).items()), kinds) for kinds in set(split)}
+    return tuple(made[kinds] for kinds in split)
 
 
 @lru_cache(maxsize=65536)
@@ -164,10 +166,11 @@ def _chunk(chunk: _Chunk, a: Architecture, r: Recompute, s: Setting) -> tuple[fl
         return saved, transient
     unit = max(r.num_layers or 1, 1)
     if r.method == "block":  # the first layers keep their input, the others everything
-        for at, kind in enumerate(chunk.order):
-            k = layer_activations(a, kind, s)
-            saved += k.x if at < unit else k.saved
-            transient = max(transient, k.grads + (k.saved if at < unit else 0.0))
+        for part, again in ((chunk.order[:unit], True), (chunk.order[unit:], False)):
+            for kind in dict.fromkeys(part):
+                k = layer_activations(a, kind, s)
+                saved += part.count(kind) * (k.x if again else k.saved)
+                transient = max(transient, k.grads + (k.saved if again else 0.0))
         return saved, transient
     for kind, _ in chunk.counts:
         k = layer_activations(a, kind, s)
@@ -201,10 +204,13 @@ def _stage(i: int, mine: list[_Chunk], p: _Plan, s: Setting) -> _Stage:
     rows = padded_vocab(a, p.tp) / p.tp
     dense = routed = unit_dense = unit_routed = layers = 0
     saved = transient = logits = embedding_gradient = first = other = adapters = 0.0
+    one = most = 0.0
+    last: _Chunk | None = None
     kinds: set[LayerKind] = set()
     output = WIDE * h * residual if p.pp > 1 and keeping_of(f.framework).stage_outputs else 0.0
     for count, chunk in zip(held(i, p.pp, p.vp, p.microbatches, overlap=f.ep_overlap), mine, strict=True):
-        one, most = _chunk(chunk, a, p.recompute, s)
+        if chunk is not last:  # all but the first and the last mostly are the same
+            (one, most), last = _chunk(chunk, a, p.recompute, s), chunk
         saved += count * (one + output)
         transient = max(transient, most)
         first = first or one

@@ -12,17 +12,15 @@ from parlaunch.evidence import Published, proven, published
 from parlaunch.layout import FULL_RECOMPUTE, NO_RECOMPUTE, Layout
 from parlaunch.machine import Cluster
 from parlaunch.plan import Candidate, Plan, Refusal, Wishes
+from parlaunch.preference import CANDIDATES, kind, near_tie, preferred
 from parlaunch.rates import Rates, rates_of
 from parlaunch.reasons import because, needs, slower, where
 from parlaunch.recipe import Recipe
 from parlaunch.rules import violations
 from parlaunch.rules import why_not as rule_broken
-from parlaunch.search import BAND, Search, grid_of, nearest_batches, nearest_worlds
+from parlaunch.search import Search, grid_of, nearest_batches, nearest_worlds
 from parlaunch.space import cp_comm_type, inside, reach, splits
 from parlaunch.units import gib, percent, seconds
-
-CANDIDATES = {"dense": 8, "experts": 14}
-"""Grids that the choice is made among: enough to hold all that `BAND` cannot tell apart."""
 
 SIZES = ("tp", "pp", "vp", "cp", "ep", "etp", "micro_batch_size")
 
@@ -40,7 +38,7 @@ def plan(cluster: Cluster, recipe: Recipe, wishes: Wishes, *, rates: Rates | Non
     _check(recipe, rates, wishes)
     search = Search(recipe, rates, wishes)
     found = (
-        search.run(keep=max(wishes.top + 1, CANDIDATES[_kind(recipe)]))
+        search.run(keep=max(wishes.top + 1, CANDIDATES[kind(recipe)]))
         if wishes.objective == "time"
         else search.least(keep=wishes.top + 1)
     )
@@ -54,11 +52,11 @@ def plan(cluster: Cluster, recipe: Recipe, wishes: Wishes, *, rates: Rates | Non
     chosen = ranked[0]
     sentences: tuple[str, ...] = ()
     if wishes.objective == "time":
-        ranked = _preferred(ranked, recipe, rates)
+        ranked = preferred(ranked, recipe, rates)
         chosen = ranked[0]
         taken = proven(evidence, search, chosen)
         if taken is None:
-            sentences = _near_tie(chosen, ranked, recipe, rates)
+            sentences = near_tie(chosen, ranked, recipe, rates)
         else:
             chosen, sentence = taken
             sentences = (sentence,)
@@ -192,58 +190,6 @@ def _pinned_layout(recipe: Recipe, rates: Rates, wishes: Wishes) -> Layout:
 
 
 # --- After it ---------------------------------------------------------------------------------------------------------
-
-
-def _kind(recipe: Recipe) -> str:
-    """Which `BAND` and how many `CANDIDATES` count."""
-    return "experts" if recipe.architecture.num_moe_experts else "dense"
-
-
-def _merits(c: Candidate, recipe: Recipe, rates: Rates) -> tuple[tuple[str, float], ...]:
-    """What speaks for a layout among those that the model cannot tell apart, in the order in which it counts: words for it,
-    and a figure of which less is better."""
-    x, experts = c.layout, _kind(recipe) == "experts"
-    # With experts TP and CP cost most, whose traffic runs in every layer; and what routers and dispatch need is known least.
-    block = (
-        ("has less tensor and context parallelism", x.tp * x.cp)
-        if experts
-        else ("has the smaller model-parallel block", x.model_parallel)
-    )
-    return (
-        ("uses more GPUs", -x.world),
-        ("recomputes no whole layers", x.recompute.granularity == "full"),
-        block,
-        ("keeps experts inside an NVLink domain", not inside(x.ep * x.etp, rates, x.world)),
-        ("spreads experts wider", -x.ep),
-        ("needs less memory", c.memory.peak) if experts else ("recomputes less", len(x.recompute.modules)),
-    )
-
-
-def _preferred(ranked: list[Candidate], recipe: Recipe, rates: Rates) -> list[Candidate]:
-    """The candidates: those that the model cannot tell from the fastest by their merits, then the rest by time."""
-    limit = ranked[0].estimate.iteration_time_s * (1 + BAND[_kind(recipe)])
-
-    def order(c: Candidate) -> tuple[float, ...]:
-        time = c.estimate.iteration_time_s
-        return (*(figure for _, figure in _merits(c, recipe, rates)), time) if time <= limit else (float("inf"), time)
-
-    return sorted(ranked, key=order)
-
-
-def _near_tie(chosen: Candidate, ranked: list[Candidate], recipe: Recipe, rates: Rates) -> tuple[str, ...]:
-    """Why it is not the fastest by a share that the model cannot tell; nothing when it is, by what is printed of times."""
-    fastest = min(ranked, key=lambda c: c.estimate.iteration_time_s)
-    share = 1 - fastest.estimate.iteration_time_s / chosen.estimate.iteration_time_s
-    if share < 0.005:
-        return ()
-    pairs = zip(_merits(chosen, recipe, rates), _merits(fastest, recipe, rates), strict=True)
-    merit = next((words for (words, mine), (_, other) in pairs if mine < other), None)
-    if merit is None:
-        return ()
-    band = percent(BAND[_kind(recipe)])
-    return (
-        f"{fastest.layout} is {percent(share)} faster by our estimate, which cannot tell layouts within {band} apart: this one {merit}.",
-    )
 
 
 def _evaluation(search: Search) -> Candidate | None:

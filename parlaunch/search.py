@@ -15,6 +15,7 @@ Three observations let most of the space go unseen, and lose nothing (a test com
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -43,13 +44,10 @@ from parlaunch.space import (
 from parlaunch.states import bytes_a_parameter
 from parlaunch.timing import estimate_time, micro_batch_time
 
-NEAR = 0.02
-"""Share of the iteration time within which the search looks at every layout of a grid; beyond, a grid's first one stands
-for it."""
-
-BAND = {"dense": 0.005, "experts": 0.09}
-"""Share of the iteration time below which the model cannot tell two layouts of one model on one machine apart. With experts,
-its mean error on published runs; dense layouts differ in terms that are known better."""
+BAND = {"dense": 0.03, "experts": 0.12}
+"""Share of the iteration time below which the model cannot tell two layouts of one model on one machine apart: the mean error on
+published runs of such models, twice, since both are off. The search looks at every layout of a grid within it; beyond, a grid's
+first one stands for it."""
 
 Grid = tuple[int, int, int, int, int, int, bool]
 """(world, tp, pp, cp, ep, etp, fsdp): layouts of one grid differ in micro batch, VP, split and recomputation."""
@@ -78,22 +76,15 @@ class _Ladder:
     """What may still be recomputed to make `base` fit, by rising bound."""
 
     base: Layout
-    steps: list[tuple[float, Layout]] | None = None  # None: not asked for yet
+    steps: list[tuple[float, Recompute]] | None = None  # None: not asked for yet
     at: int = 0
     floor: float = 0.0  # seconds of recomputation a micro batch below which nothing fits
     short: list[frozenset[str]] = field(default_factory=list)  # sets of modules that did not free enough
+    block: int | None = None  # the fewest layers of a block that free enough; None: not asked for yet
 
-    def next(self, failed: Layout) -> tuple[float, Layout] | None:
-        """The next step, given that `failed` does not fit. What a set of modules does not free, no subset of it frees."""
-        if failed.recompute.granularity == "selective":
-            self.short.append(frozenset(failed.recompute.modules))
-        for step in (self.steps or [])[self.at :]:
-            self.at += 1
-            again = step[1].recompute
-            modules = frozenset(again.modules)
-            if again.granularity != "selective" or not any(modules <= s for s in self.short):
-                return step
-        return None
+    def with_(self, recompute: Recompute) -> Layout:
+        """The base, recomputing that."""
+        return replace(self.base, recompute=recompute)
 
 
 _Entry = tuple[float, int, Layout, _Ladder | None]
@@ -308,36 +299,61 @@ class Search:
         base = forms[at]
         if self.memory(base).fits:
             return 0.0
-        ladder = _Ladder(base, [(more, replace(base, recompute=r)) for more, r in self._steps(base)])
-        ladder.short = self._short(ladder.steps or [])
-        step = ladder.next(base)
+        ladder = _Ladder(base, self._steps(base))
+        ladder.short = self._short(ladder)
+        step = self._next(ladder, base)
         while step is not None:
             if self.memory(step[1]).fits:
                 return step[0]
-            step = ladder.next(step[1])
+            step = self._next(ladder, step[1])
         return None
 
-    def _ladder(self, base: Layout, floor: float) -> list[tuple[float, Layout]]:
-        """The base with everything that may be recomputed and costs at least `floor`, by rising bound; empty when not even
-        all of it makes it fit."""
+    def _rungs(self, base: Layout, floor: float) -> list[tuple[float, Recompute]]:
+        """Everything that may be recomputed and costs at least `floor`, by rising bound; empty when not even all of it makes
+        the base fit."""
         if self.wishes.recompute is not None or not self.memory(replace(base, recompute=FULL_RECOMPUTE)).fits:
             return []
         once, m = self.one_pass(_core_of(base)), base.num_microbatches
         return [
-            (_bound(once + more, base.pp, base.vp, m), replace(base, recompute=r))
-            for more, r in self._steps(base)
-            if more >= floor * (1 - 1e-9)
+            (_bound(once + more, base.pp, base.vp, m), r) for more, r in self._steps(base) if more >= floor * (1 - 1e-9)
         ]
 
-    def _short(self, steps: list[tuple[float, Layout]]) -> list[frozenset[str]]:
+    def _next(self, ladder: _Ladder, failed: Layout) -> tuple[float, Layout] | None:
+        """The next step, given that `failed` does not fit. What a set of modules does not free, no subset of it frees, and what
+        a block of layers does not free, no smaller one."""
+        if failed.recompute.granularity == "selective":
+            ladder.short.append(frozenset(failed.recompute.modules))
+        for bound, again in (ladder.steps or [])[ladder.at :]:
+            ladder.at += 1
+            if again.granularity == "selective" and any(frozenset(again.modules) <= s for s in ladder.short):
+                continue
+            if again.method == "block":
+                if ladder.block is None:
+                    ladder.block = self._least_block(ladder)
+                if (again.num_layers or 0) < ladder.block:
+                    continue
+            return bound, ladder.with_(again)
+        return None
+
+    def _least_block(self, ladder: _Ladder) -> int:
+        """The fewest layers of a block whose recomputation makes the base fit; one more than there are when none does."""
+        sizes = sorted(r.num_layers or 0 for _, r in ladder.steps or [] if r.method == "block")
+
+        def fits(n: int) -> bool:
+            return self.memory(ladder.with_(Recompute(granularity="full", method="block", num_layers=n))).fits
+
+        at = bisect_left(sizes, True, key=fits)
+        return sizes[at] if at < len(sizes) else sizes[-1] + 1
+
+    def _short(self, ladder: _Ladder) -> list[frozenset[str]]:
         """The largest sets of modules that do not make it fit: asked first, since they speak for all their subsets."""
         short: list[frozenset[str]] = []
-        selective = [s for _, s in steps if s.recompute.granularity == "selective"]
-        for layout in sorted(selective, key=lambda s: -len(s.recompute.modules)):
-            modules = frozenset(layout.recompute.modules)
+        selective = [r for _, r in ladder.steps or [] if r.granularity == "selective"]
+        for again in sorted(selective, key=lambda r: -len(r.modules)):
+            modules = frozenset(again.modules)
             if any(modules <= s for s in short):
                 continue
-            if self.memory(layout).fits:
+            if self.memory(ladder.with_(again)).fits:
                 break
             short.append(modules)
         return short
@@ -359,7 +375,7 @@ class Search:
         return why_not(layout, self.recipe, self.rates) is None
 
     def run(self, *, keep: int = 6, sizes: tuple[int, ...] | None = None) -> Found:
-        """The best layout and those that the model cannot tell from it (within `NEAR`), each the best of its grid; then
+        """The best layout and those that the model cannot tell from it (within `BAND`), each the best of its grid; then
         other grids with their first fitting layout, `keep` in all.
 
         `sizes`: the numbers of GPUs to use (default: all that `worlds` names). Equal times keep the order in which the
@@ -369,6 +385,7 @@ class Search:
         number = count()
         best: dict[Grid, Candidate] = {}
         near = float("inf")  # beyond, nothing is left that the model could confuse with the best
+        band = BAND["experts" if self.recipe.architecture.num_moe_experts else "dense"]
         waiting = list(sizes if sizes is not None else worlds(self.rates))
         while heap or waiting:
             # A smaller world is opened once the larger ones have nothing left that could be faster than it.
@@ -395,12 +412,12 @@ class Search:
                 made = self.candidate(layout)
                 if made.estimate.iteration_time_s < mine:
                     best[grid] = made
-                    near = min(near, made.estimate.iteration_time_s * (1 + NEAR))
+                    near = min(near, made.estimate.iteration_time_s * (1 + band))
                 continue
             if ladder.steps is None:
-                ladder.steps = self._ladder(ladder.base, ladder.floor)
-                ladder.short = self._short(ladder.steps)
-            if (step := ladder.next(layout)) is not None:
+                ladder.steps = self._rungs(ladder.base, ladder.floor)
+                ladder.short = self._short(ladder)
+            if (step := self._next(ladder, layout)) is not None:
                 heapq.heappush(heap, (step[0], next(number), step[1], ladder))
         self.found.ranked = sorted(best.values(), key=_order)[:keep]
         return self.found

@@ -178,6 +178,8 @@ def splits(a: Architecture, pp: int, vp: int | None) -> tuple[tuple[int, ...] | 
         ends = [(first, last) for first, last in ends if last <= max(3, weight + 1)]
     else:
         ends = [(0, 0), (0, 1), (1, 1), (0, weight), (1, weight), (0, weight + 1)]
+        # All stages but the last equal, when that lightens the last by no more than its output layer weighs.
+        ends += [(first, last) for first in (0, 1) if 1 < (last := -(layers + first) % parts) <= weight]
     for first, last in dict.fromkeys(ends):
         counts = _even(layers, parts, first, last)
         if counts is not None and counts not in found and not (None in found and len(set(counts)) == 1):
@@ -222,8 +224,7 @@ def recomputes(recipe: Recipe, wishes: Wishes, layers_a_chunk: int) -> tuple[Rec
     if wishes.recompute is not None:
         return (wishes.recompute,)
     selective = tuple(Recompute(granularity="selective", modules=m) for m in module_sets(recipe.architecture))
-    steps = sorted({max(1, layers_a_chunk * share // 4) for share in (1, 2, 3)} - {layers_a_chunk})
-    block = tuple(Recompute(granularity="full", method="block", num_layers=n) for n in steps)
+    block = tuple(Recompute(granularity="full", method="block", num_layers=n) for n in range(1, layers_a_chunk))
     return (NO_RECOMPUTE, *selective, *block, FULL_RECOMPUTE)
 
 

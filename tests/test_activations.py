@@ -131,7 +131,7 @@ def test_recomputing_a_module_moves_bytes_and_loses_none(
 def test_the_delta_rule_keeps_its_inputs_and_the_inverse_of_each_chunk() -> None:
     """What `ChunkGatedDeltaRuleFunction` of flash-linear-attention saves: q, k, v, decay, write strength and `A`."""
     a = architecture("Qwen/Qwen3-Next-80B-A3B-Instruct")
-    kind = next(replace(k, mlp=None) for k in a.layers() if k.mixer == "gated_delta_net")
+    kind = next(k._replace(mlp=None) for k in a.layers() if k.mixer == "gated_delta_net")
     h, qk, v, heads = 2048, 16 * 128, 32 * 128, 32
     projection = 2 * h + 2 * h + 2 * (2 * qk + 2 * v + 2 * heads)  # the norm's input and output, what it becomes
     convolution = 2 * (2 * qk + v)

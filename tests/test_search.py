@@ -22,6 +22,7 @@ from parlaunch.space import divisors, layouts, module_sets, splits, tp_sizes, wo
 from parlaunch.timing import estimate_time
 
 LLAMA = catalog.recipe("llama3_8b_pretrain_8gpu_h100_bf16_config")
+EIGHT_B_FP8 = catalog.recipe("llama3_8b_pretrain_8gpu_h100_fp8cs_config")
 SMALL = replace(LLAMA, global_batch_size=16)
 MOE = replace(catalog.recipe("qwen3_30b_a3b_pretrain_8gpu_gb200_bf16_config"), global_batch_size=16)
 BIG = replace(catalog.recipe("llama3_70b_pretrain_64gpu_h100_bf16_config"), global_batch_size=16)
@@ -150,6 +151,25 @@ def test_splits_hold_all_layers_and_megatron_takes_them(pp: int, vp: int | None)
                 assert len(split) == parts
                 assert sum(split) == layers
                 assert min(split[1:-1], default=1) >= 1
+
+
+def test_a_heavy_output_layer_may_leave_the_last_stage_with_what_equal_stages_leave_over() -> None:
+    deepseek = catalog.recipe(
+        "deepseek_v3_pretrain_256gpu_gb200_bf16_config"
+    ).architecture  # 61 layers, MTP on the last stage
+    assert (*(4,) * 15, 1) in splits(deepseek, 16, None)
+
+
+def test_a_block_recomputes_no_layer_more_than_it_must() -> None:
+    """NVIDIA recomputes five of the 32 layers here."""
+    rates = machine("dgx-h100")
+    wishes = Wishes(tp=1, pp=1, cp=1, micro_batch_size=1)
+    (found,) = Search(EIGHT_B_FP8, rates, wishes).run(keep=1).ranked
+    assert found.layout.recompute.method == "block"
+    assert found.memory.fits
+    n = found.layout.recompute.num_layers or 0
+    less = replace(found.layout, recompute=Recompute(granularity="full", method="block", num_layers=n - 1))
+    assert not estimate_memory(EIGHT_B_FP8, less, rates, headroom=wishes.headroom).fits
 
 
 def test_worlds_are_whole_nodes_and_the_whole_allocation_comes_first() -> None:

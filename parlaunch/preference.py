@@ -1,0 +1,98 @@
+"""What decides between layouts whose times the model cannot tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log2
+
+from parlaunch.plan import Candidate
+from parlaunch.rates import Rates
+from parlaunch.recipe import Recipe
+from parlaunch.search import BAND
+from parlaunch.space import inside, reach
+from parlaunch.units import percent
+
+
+@dataclass(frozen=True, slots=True)
+class Charges:
+    """What a layout is charged, as a share of its iteration time, for costs and risks that the model does not see.
+
+    Between layouts that NVIDIA tuned and those that are a little faster by our estimate there are only such differences:
+    the sizes were settled on its choices as a whole (docs/against-nvidia.md), and hardly matter within a factor of two.
+    """
+
+    block: float  # each doubling of TP·CP: traffic in every layer, and kernels cut smaller
+    crossing: float  # experts that leave the NVLink domain: a network shared with others
+    narrowing: (
+        float  # each halving of EP below the domain, with four experts a GPU or more: an expert more is kernels more
+    )
+    memory: float  # times the share of the GPU's memory that is used: room for what the estimate misses
+    recompute: float  # each module that is recomputed; whole layers count as four
+
+
+CHARGES = {
+    "dense": Charges(block=0.03, crossing=0.0, narrowing=0.0, memory=0.02, recompute=0.005),
+    "experts": Charges(block=0.06, crossing=0.08, narrowing=0.07, memory=0.15, recompute=0.01),
+}
+
+CANDIDATES = {"dense": 8, "experts": 30}
+"""Grids that the choice is made among: enough to hold those within `BAND` that matter."""
+
+_WORDS = {
+    "block": "has less tensor and context parallelism",
+    "crossing": "keeps experts inside an NVLink domain",
+    "narrowing": "spreads experts wider",
+    "memory": "needs less memory",
+    "recompute": "recomputes less",
+}
+
+
+def kind(recipe: Recipe) -> str:
+    """Which `CHARGES`, `BAND` and `CANDIDATES` count."""
+    return "experts" if recipe.architecture.num_moe_experts else "dense"
+
+
+def charged(c: Candidate, recipe: Recipe, rates: Rates) -> dict[str, float]:
+    """Shares of its time that a layout is charged, by the names of `Charges`."""
+    x, charge = c.layout, CHARGES[kind(recipe)]
+    experts = recipe.architecture.num_moe_experts or 1
+    wide = min(1 << reach(rates).bit_length() - 1, max(1, experts // 4), x.world)
+    again = 4 if x.recompute.granularity == "full" else len(x.recompute.modules)
+    return {
+        "block": charge.block * log2(x.tp * x.cp),
+        "crossing": 0.0 if inside(x.ep * x.etp, rates, x.world) else charge.crossing,
+        "narrowing": charge.narrowing * max(0.0, log2(wide / x.ep)),
+        "memory": charge.memory * c.memory.peak / c.memory.capacity,
+        "recompute": charge.recompute * again,
+    }
+
+
+def preferred(ranked: Sequence[Candidate], recipe: Recipe, rates: Rates) -> list[Candidate]:
+    """The candidates: those that the model cannot tell from the fastest by more GPUs, then by time and charges; the rest by
+    time."""
+    limit = ranked[0].estimate.iteration_time_s * (1 + BAND[kind(recipe)])
+
+    def order(c: Candidate) -> tuple[float, float]:
+        time = c.estimate.iteration_time_s
+        if time > limit:
+            return (0.0, time)
+        return (-c.layout.world, time * (1 + sum(charged(c, recipe, rates).values())))
+
+    return sorted(ranked, key=order)
+
+
+def near_tie(chosen: Candidate, ranked: Sequence[Candidate], recipe: Recipe, rates: Rates) -> tuple[str, ...]:
+    """Why it is not the fastest by a share that the model cannot tell; nothing when it is, by what is printed of times."""
+    fastest = min(ranked, key=lambda c: c.estimate.iteration_time_s)
+    share = 1 - fastest.estimate.iteration_time_s / chosen.estimate.iteration_time_s
+    if share < 0.005:
+        return ()
+    band = percent(BAND[kind(recipe)])
+    said = f"{fastest.layout} is {percent(share)} faster by our estimate, which cannot tell layouts within {band} apart: this one"
+    if chosen.layout.world > fastest.layout.world:
+        return (f"{said} uses more GPUs.",)
+    mine, other = charged(chosen, recipe, rates), charged(fastest, recipe, rates)
+    saved = {name: other[name] - mine[name] for name in mine if other[name] - mine[name] > 0.005}
+    merits = sorted(saved, key=lambda name: -saved[name])[:2]
+    return (f"{said} {' and '.join(_WORDS[m] for m in merits)}.",) if merits else ()
