@@ -8,7 +8,6 @@ router. Dividing a published TFLOP/s by it gives tokens a second.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import lru_cache
 
 from parlaunch.architecture import Architecture, LayerKind
@@ -114,7 +113,7 @@ def attention_macs(a: Architecture, k: LayerKind, seq_length: float) -> float:
         width = (a.qk_head_dim or 0) + (a.qk_pos_emb_head_dim or 0) + (a.v_head_dim or 0)
         return _context(k, seq_length) * a.num_attention_heads * width
     if k.mixer == "csa":
-        return _csa(a, k, seq_length) - _csa(a, replace(k, window=0, compress=0), seq_length)
+        return _csa(a, k, seq_length) - _csa(a, k._replace(window=0, compress=0), seq_length)
     return 0.0
 
 
