@@ -12,7 +12,7 @@ from typing import Any
 from parlaunch.architecture import Architecture, architecture_from_json
 from parlaunch.errors import UsageError
 from parlaunch.layout import recompute_from_json
-from parlaunch.recipe import Defaults, Recipe, features_from_json
+from parlaunch.recipe import Defaults, Recipe, features_from_json, sample_tokens
 
 
 @cache
@@ -92,7 +92,7 @@ def recipe(name: str) -> Recipe:
         model=row["model"],
         model_id=row["model_id"],
         architecture=architecture(row["model_id"]),
-        seq_length=row.get("seq") or 4096,
+        seq_length=sample_tokens(row["model"], row.get("seq") or 4096),
         global_batch_size=row.get("gbs") or 256,
         precision=row["precision"],
         gpus=row.get("gpus"),

@@ -273,6 +273,10 @@ def _warnings(search: Search, chosen: Candidate) -> tuple[str, ...]:
         )
     if x.tp > 1 and not inside(x.tp, rates, x.world):
         out.append(f"TP {x.tp} crosses the NVLink domain of {reach(rates)} GPUs: expect a fraction of the speed")
+    if search.recipe.architecture.kind == "diffusion":
+        out.append(
+            f"assumed: {search.recipe.seq_length:,} tokens a sample, as in the recipe's mock data; --seq-length says yours"
+        )
     if m.fits and m.peak * (1 + m.error_band) > m.capacity:
         out.append(
             f"tight: {gib(m.peak)} ± {percent(m.error_band)} of {gib(m.capacity)}; the first iterations will tell"

@@ -47,6 +47,20 @@ class Features:
     framework: str | None = None  # software generation of a published run; None: Megatron Bridge as it is today
 
 
+MOCK_TOKENS = {"flux": 64 * 64 + 512, "wan": 24 * 52 * 30}
+"""Tokens of one sample of the mock data of Bridge's diffusion recipes: patches of an image of 1,024 pixels and its prompt; patches
+of 24 latent frames of 104 x 60 (defaults of `FluxMockDataModuleConfig` and `WanMockDataModuleConfig`)."""
+
+PLACEHOLDER = 1024
+"""`seq_length` of diffusion recipes that leave the number of tokens to their data."""
+
+
+def sample_tokens(model: str, seq_length: int) -> int:
+    """Tokens of one sample: the recipe's `seq_length`, or what the mock data of a diffusion model have where that is a
+    placeholder."""
+    return MOCK_TOKENS.get(model.split("_")[0], seq_length) if seq_length == PLACEHOLDER else seq_length
+
+
 def features_from_json(data: Mapping[str, Any] | None) -> Features:
     """Features as `recipes.json` and tables of runs write them."""
     given = dict(data or {})

@@ -26,7 +26,7 @@ from parlaunch.machine import Cluster, domains_of
 from parlaunch.plan import Candidate, Wishes
 from parlaunch.planner import plan
 from parlaunch.rates import Rates, rates_of
-from parlaunch.recipe import Recipe, features_from_json
+from parlaunch.recipe import Recipe, features_from_json, sample_tokens
 from parlaunch.rules import violations
 from parlaunch.search import Search
 
@@ -64,7 +64,7 @@ def recipe_of(row: Mapping[str, Any]) -> Recipe:
     """What is trained, without the layout it came with."""
     return Recipe(
         name=row["name"], source="catalog", task=row["task"], model=row["model"], model_id=row["model_id"],
-        architecture=catalog.architecture(row["model_id"]), seq_length=row["seq"], global_batch_size=row["gbs"],
+        architecture=catalog.architecture(row["model_id"]), seq_length=sample_tokens(row["model"], row["seq"]), global_batch_size=row["gbs"],
         precision=row["precision"], features=features_from_json(row["features"]), benchmark=row["kind"] == "benchmark",
         feasible=row["feasible"], violations=tuple(row.get("violations") or ()),
     )  # fmt: skip

@@ -68,6 +68,21 @@ def test_a_near_tie_is_named_with_what_decided_it() -> None:
     assert "faster by our estimate, which cannot tell layouts within 12% apart: this one spreads" in made.because[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "tokens", "packs"),
+    [("wan_14b_pretrain_32gpu_h100_bf16_config", 37_440, True), ("flux_12b_pretrain_config", 4_608, False)],
+)
+def test_a_diffusion_recipe_is_planned_for_the_tokens_of_its_data(name: str, tokens: int, packs: bool) -> None:
+    recipe = catalog.recipe(name)
+    assert recipe.seq_length == tokens
+    recipe, cluster = replace(recipe, global_batch_size=64), preset("dgx-h100", 4)
+    made = plan(cluster, recipe, Wishes())
+    assert any(w.startswith(f"assumed: {tokens:,} tokens a sample") for w in made.warnings)
+    two = replace(made.layout, micro_batch_size=2, pp=1, vp=None, layers_per_chunk=None)
+    assert bool(rule_broken(two, recipe, rates_of(cluster))) == packs
+    assert catalog.recipe("wan_1_3b_text2video_pretrain_config").seq_length == 43_008  # this one says it
+
+
 def test_planning_twice_gives_the_same_plan() -> None:
     assert plan(EIGHT_H100, SEVENTY_B, Wishes()) == plan(EIGHT_H100, SEVENTY_B, Wishes())
 

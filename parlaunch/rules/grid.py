@@ -57,9 +57,14 @@ def batch_divides(x: Layout, _r: Recipe, _m: Rates) -> str | None:
 
 @GRID.rule("mbs-offline-pack", "offline packing -> MBS == 1", "bridge/training/config.py:1606")
 def packed_alone(x: Layout, r: Recipe, _m: Rates) -> str | None:
-    # Fine-tuning recipes pack by default; those that do come with micro batch 1.
+    # Fine-tuning recipes pack by default; those that do come with micro batch 1. Wan takes nothing but packs.
     tuned = r.task != "pretrain" and r.architecture.kind != "multimodal" and r.defaults.micro_batch_size in (None, 1)
-    packed = "_packed" in r.name or tuned or (r.task != "pretrain" and r.defaults.micro_batch_size == 1)
+    packed = (
+        "_packed" in r.name
+        or r.model.startswith("wan")
+        or tuned
+        or (r.task != "pretrain" and r.defaults.micro_batch_size == 1)
+    )
     if not packed or x.micro_batch_size == 1:
         return None
     return f"sequences packed offline need micro batch 1, not {x.micro_batch_size}: a pack is the batch"

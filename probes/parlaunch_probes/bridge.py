@@ -18,7 +18,7 @@ from typing import Any
 from parlaunch.architecture import architecture_from_json
 from parlaunch.errors import ProbeError
 from parlaunch.layout import recompute_from_json
-from parlaunch.recipe import Defaults, Recipe, features_from_json
+from parlaunch.recipe import Defaults, Recipe, features_from_json, sample_tokens
 
 TIMEOUT_S = 180.0
 
@@ -99,14 +99,15 @@ def _recipe(name: str, answer: Mapping[str, Any], known: Recipe | None) -> Recip
     model, layout = answer["model"], answer["layout"]
     if known is not None:  # the catalog's architecture has every field; Bridge's word stands where both speak
         model = {k: v for k, v in known.architecture.shape().items() if v is not None} | model
+    family = known.model if known else name.split("_pretrain_")[0].split("_sft_")[0].split("_peft_")[0]
     return Recipe(
         name=name,
         source="bridge",
         task=known.task if known else ("sft" if "_sft_" in name else "peft" if "_peft_" in name else "pretrain"),
-        model=known.model if known else name.split("_pretrain_")[0].split("_sft_")[0].split("_peft_")[0],
+        model=family,
         model_id=known.model_id if known else None,
         architecture=architecture_from_json(model),
-        seq_length=answer["seq_length"],
+        seq_length=sample_tokens(family, answer["seq_length"]),
         global_batch_size=answer["global_batch_size"],
         precision=answer["precision"] or (known.precision if known else "bf16"),
         gpus=known.gpus if known else None,
