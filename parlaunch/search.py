@@ -103,6 +103,7 @@ class Search:
         self._fastest = float("inf")  # GPU seconds a sequence, of the passes known
         self._candidates: dict[Layout, Candidate] = {}
         self._memory: dict[Layout, Memory] = {}
+        self._rising: dict[tuple[_Core, int], list[tuple[float, Recompute]]] = {}
         self._sets: dict[_Core, dict[tuple[str, ...], float]] = {}
         self._leanest: dict[tuple[int, int, int, int, int], int] = {}  # the number of the leanest split
         self._dead: dict[Grid, int] = {}  # the smallest micro batch that nothing makes fit
@@ -232,6 +233,9 @@ class Search:
         if self.wishes.recompute is not None:
             return []
         chunk = max(base.layers_per_chunk) if base.layers_per_chunk else self.layers // base.chunks
+        known = self._rising.get((_core_of(base), chunk))
+        if known is not None:
+            return known
         useful = self._useful(base)
         steps: list[tuple[float, int, Recompute]] = []
         for i, r in enumerate(recomputes(self.recipe, self.wishes, chunk)):
@@ -239,7 +243,9 @@ class Search:
                 steps.append((useful[r.modules], i, r))
             elif r.granularity == "full":
                 steps.append((self._again(base, r, chunk), i, r))
-        return [(more, r) for more, _, r in sorted(steps, key=lambda t: t[:2])]
+        known = [(more, r) for more, _, r in sorted(steps, key=lambda t: t[:2])]
+        self._rising[_core_of(base), chunk] = known
+        return known
 
     def _useful(self, base: Layout) -> dict[tuple[str, ...], float]:
         """Sets of modules that free more than every cheaper set, with their seconds a micro batch.
