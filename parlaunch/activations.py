@@ -42,7 +42,8 @@ class Setting:
     recompute: Recompute = NO_RECOMPUTE
     offload: tuple[str, ...] = ()  # Megatron's `offload_modules`
     imbalance: float = 1.0  # tokens on the fullest expert-parallel rank, over the mean
-    frozen: bool = False  # fine-tuning with adapters
+    frozen: bool = False  # weights without gradients
+    adapters: bool = False  # beside them, as LoRA has
     dropout: bool = False
     unfused_attention: bool = False
     seq_length: int = 0  # for unfused attention: its score matrix grows with the square
@@ -80,7 +81,9 @@ class _Items:
 
 def _input_bytes(s: Setting) -> float:
     """Of a linear layer's input; an adapter beside a frozen layer keeps it unquantized, and the frozen layer not at all."""
-    return WIDE if s.frozen else SAVED_INPUT.get(s.precision, WIDE)
+    if s.frozen:
+        return WIDE if s.adapters else 0
+    return SAVED_INPUT.get(s.precision, WIDE)
 
 
 def _in_low_precision(s: Setting) -> bool:

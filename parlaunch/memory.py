@@ -69,7 +69,8 @@ class _Plan(NamedTuple):
     architecture: Architecture
     precision: str
     features: Features
-    peft: bool
+    frozen: bool
+    adapters: bool
     balanced: bool
     loss: str
     tp: int
@@ -127,7 +128,8 @@ def _setting(p: _Plan, seq_length: int) -> Setting:
         recompute=p.recompute if p.recompute.granularity == "selective" else NO_RECOMPUTE,
         offload=f.offload_modules,
         imbalance=1.0 if p.balanced or p.ep == 1 else IMBALANCE,
-        frozen=p.peft,
+        frozen=p.frozen,
+        adapters=p.adapters,
         dropout=software.dropout,
         unfused_attention=not software.fused_attention,
         seq_length=0 if software.fused_attention else seq_length // p.cp,
@@ -220,12 +222,12 @@ def _stage(i: int, mine: list[_Chunk], p: _Plan, s: Setting) -> _Stage:
             d, e = _held_params(a, kind, p.tp, p.ep, p.etp)
             dense, routed = dense + n * d, routed + n * e
             unit_dense, unit_routed = max(unit_dense, d), max(unit_routed, e)
-            adapters += n * adapter_weights(a, kind) / p.tp if p.peft else 0.0
+            adapters += n * adapter_weights(a, kind) / p.tp if p.adapters else 0.0
     if f.cpu_offload_layers and layers:
         saved *= max(0.0, 1 - f.cpu_offload_layers / layers)
     if i == 0:
         other += embedding_weights(a, p.tp).dense(p.tp) + (a.encoder.total_params if a.encoder else 0)
-        embedding_gradient = 0.0 if p.peft else WIDE * rows * h
+        embedding_gradient = 0.0 if p.frozen else WIDE * rows * h
     if i == p.pp - 1:
         peak_logit, kept_logit = LOGIT[p.loss]
         other += head_weights(a, p.tp).dense(p.tp)
@@ -322,13 +324,13 @@ def loss_of(recipe: Recipe) -> str:
     return _loss(recipe.model, recipe.task, recipe.benchmark, recipe.features.cross_entropy)
 
 
-def _step_bytes(each: Bytes, f: Features, peft: bool) -> tuple[float, float]:
+def _step_bytes(each: Bytes, f: Features, frozen: bool) -> tuple[float, float]:
     """Bytes a parameter of the optimizer's share that exist only while it steps: of all of it, and of the larger half.
 
     Plain Adam widens narrow gradients to float32 before it starts. Transformer Engine's widens both moments where they
     are narrower, for dense and for expert parameters in turn (`fused_adam.py`).
     """
-    if f.optimizer_offload == 1.0 or peft:
+    if f.optimizer_offload == 1.0 or frozen:
         return 0.0, 0.0
     if f.precision_aware_optimizer:
         return 0.0, 0.0 if f.moments == "float32" else 8.0
@@ -343,7 +345,7 @@ def _states(st: _Stage, p: _Plan, each: Bytes, held_back: float, spread: int, ex
     trained_dense, trained_routed = st.layer_params + st.other_params, st.routed_params
     weights_dense = st.layer_params * each.layer_weight + st.other_params * each.other_weight
     weights_routed = st.routed_params * each.layer_weight
-    if p.peft:
+    if p.frozen:
         trained_dense, trained_routed = st.adapter_params, 0.0
         weights_dense += st.adapter_params * WIDE
     gradients_dense, gradients_routed = trained_dense * each.gradient, trained_routed * each.gradient
@@ -353,7 +355,7 @@ def _states(st: _Stage, p: _Plan, each: Bytes, held_back: float, spread: int, ex
     # Two layers are whole at a time, one at work and one on its way, and the gradients of one; embedding and output are
     # gathered as a whole, and one of them has its gradient.
     unit = st.unit_dense + st.unit_routed
-    gradient = 0.0 if p.peft else each.gradient
+    gradient = 0.0 if p.frozen else each.gradient
     working = unit * (2 * each.layer_weight + gradient) + st.other_params * (WIDE + gradient / 2)
     weights = weights_dense / spread + weights_routed / expert_spread
     return weights, gradients_dense / spread + gradients_routed / expert_spread, optimizer, working
@@ -377,7 +379,7 @@ def _frame(recipe: Recipe, layout: Layout, rates: Rates) -> _Frame:
     vp, pp = layout.vp, layout.pp
     fsdp = layout.fsdp or f.fsdp
     p = _Plan(
-        a, recipe.precision, f, recipe.task == "peft", f.force_balance or recipe.benchmark, loss_of(recipe), layout.tp, pp, vp,
+        a, recipe.precision, f, recipe.frozen, recipe.task == "peft", f.force_balance or recipe.benchmark, loss_of(recipe), layout.tp, pp, vp,
         layout.cp, layout.ep, layout.etp, layout.recompute, fsdp, layout.cp_comm_type, layout.layers_per_chunk,
         min(layout.num_microbatches, 2 * pp + 1 if vp else pp + 1) or 1,
     )  # fmt: skip
@@ -394,7 +396,7 @@ def _frame(recipe: Recipe, layout: Layout, rates: Rates) -> _Frame:
         spread,
         expert_spread,
         keeping.sharded if spread > 1 else 0.0,
-        _step_bytes(each, f, p.peft),
+        _step_bytes(each, f, p.frozen),
     )
 
 

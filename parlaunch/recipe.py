@@ -42,6 +42,7 @@ class Features:
     force_balance: bool = False  # router made uniform: benchmarks only
     paged_stash: bool = False
     cross_entropy: str | None = None  # te | native; None: as the recipe's kind has it
+    frozen_language_model: bool = False  # only what feeds it is trained: vision, projection
     # What runs of other years and frameworks differ in.
     sequence_parallel: bool = True  # with TP
     framework: str | None = None  # software generation of a published run; None: Megatron Bridge as it is today
@@ -90,6 +91,7 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
         force_balance=bool(given.get("force_balance")),
         paged_stash=bool(given.get("paged_stash")),
         cross_entropy=given.get("cross_entropy"),
+        frozen_language_model=bool(given.get("frozen_language_model")),
         sequence_parallel=bool(given.get("sequence_parallel", True)),
         framework=given.get("framework"),
     )
@@ -132,3 +134,8 @@ class Recipe:
     feasible: bool = True  # False: as published it breaks one of Megatron's own rules
     violations: tuple[str, ...] = ()  # ids of the rules that it breaks by itself, whatever the layout
     env: Mapping[str, str] = field(default_factory=dict)  # variables the recipe sets by setdefault, where known
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the weights of the layers get no gradients: with adapters beside them, or frozen as a whole."""
+        return self.task == "peft" or self.features.frozen_language_model

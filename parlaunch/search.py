@@ -111,7 +111,7 @@ class Search:
         self._floor: dict[tuple[int, int, int, int, int, int], bool] = {}
         self._dense: dict[int, float] = {}
         each = bytes_a_parameter(recipe.precision, recipe.features, rates.product.arch)
-        trained = recipe.task != "peft"
+        trained = not recipe.frozen
         self._held = min(each.layer_weight, each.other_weight) + (each.gradient if trained else 0.0)
         self._optimizer = each.optimizer if trained else 0.0
         self._limit = rates.memory_bytes * (1 - wishes.headroom)

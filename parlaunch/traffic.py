@@ -50,7 +50,7 @@ class Comparison:
 def sent(recipe: Recipe, layout: Layout) -> dict[tuple[int, int], float]:
     """Bytes that each rank sends each other one in an iteration, by (sender, receiver)."""
     a, x, m = recipe.architecture, layout, layout.num_microbatches
-    train = 2 if recipe.task == "peft" else 3  # forward, gradient of activations, gradient of weights
+    train = 2 if recipe.frozen else 3  # forward, gradient of activations, gradient of weights
     hidden = recipe.seq_length / x.cp * x.micro_batch_size * a.hidden_size * 2  # bytes of one activation, bf16
     layers = len(a.layers()) / x.pp
     experts = sum(1 for k in a.layers() if k.mlp == "moe") / x.pp
@@ -69,7 +69,7 @@ def sent(recipe: Recipe, layout: Layout) -> dict[tuple[int, int], float]:
         if x.vp and x.pp > 1:  # from the last stage of one chunk to the first of the next
             for pair in ((chain[-1], chain[0]), (chain[0], chain[-1])):
                 found[pair] += (x.vp - 1) * m * hidden / x.tp
-    if recipe.task != "peft":
+    if not recipe.frozen:
         gradient = 4 if recipe.features.grad_reduce_fp32 else 2
         # Bytes a parameter: one gather and one reduction, or under FSDP two gathers and a reduction a micro batch.
         reduced = m * (2 + 2 + gradient) if x.fsdp else 2 + gradient

@@ -29,6 +29,7 @@ PINS: Mapping[str, tuple[str, str]] = {
     "dataset.sequence_length": ("seq_length", "size"),
     "dist.use_megatron_fsdp": ("fsdp", "bool"),
     "ddp.use_megatron_fsdp": ("fsdp", "bool"),
+    "model.freeze_language_model": ("frozen_language_model", "bool"),
     "model.recompute_granularity": ("granularity", "granularity"),
     "model.recompute_modules": ("modules", "names"),
     "model.recompute_method": ("method", "method"),
@@ -176,5 +177,5 @@ def spoken(recipe: Recipe, *, seq_length: int | None = None, precision: str | No
 
 def pins_from(pairs: Sequence[str]) -> dict[str, Any]:
     """The pins among a user's overrides: tp, pp, vp (1: no interleaving), cp, ep, etp, micro_batch_size,
-    global_batch_size, seq_length, sequence_parallel, fsdp, recompute (a `Recompute`); absent keys are not pinned."""
+    global_batch_size, seq_length, sequence_parallel, fsdp, frozen_language_model, recompute (a `Recompute`); absent keys are not pinned."""
     return dict(read_overrides(pairs).pins)

@@ -128,6 +128,23 @@ def table(results: list[Result], refused: list[tuple[str, bool, str]]) -> str:
     return "\n".join(lines)
 
 
+def frozen(rows: list[Mapping[str, Any]]) -> str:
+    """The rows whose recipe freezes the language model, which the table of layouts does not say, planned once more with that."""
+    found = [
+        compare(row | {"features": row["features"] | {"frozen_language_model": True}})
+        for row in rows
+        if row["feasible"] and catalog.recipe(row["name"]).features.frozen_language_model
+    ]
+    if not found:
+        return ""
+    return (
+        f"- in {len(found)} of these rows (Qwen3-VL) Bridge's recipe freezes the language model, which the table of layouts does not "
+        "say: above they are planned with a trained one, as written there. With a frozen one, as `parlaunch --recipe` plans them, "
+        f"{sum(r.refused is None for r in found)} of them fit, {sum(r.place is not None for r in found)} are among our first five, "
+        f"{sum(r.same for r in found)} are our first choice, {sum(r.slower > 0.15 for r in found)} are more than 15 % slower"
+    )
+
+
 def rows_table(results: list[Result]) -> str:
     head = "| recipe | NVIDIA's | ours | place | tuned vs. ours | note |\n|---|---|---|---|---|---|\n"
     body = (
@@ -155,6 +172,8 @@ def main() -> None:
     refused = list(refusals([r for r in rows if not r["feasible"]]))
     text = table(results, refused)
     wrong = [f"- {name}: {said}" for name, ok, said in refused if not ok]
+    if said := frozen(rows):
+        text += f"\n{said}"
     if failed:
         text += f"\n- not planned at all: {len(failed)}\n" + "\n".join(f"  - {f}" for f in failed)
     if wrong:

@@ -399,3 +399,19 @@ def _clock(trained: Recipe, layout: Layout, rates: Rates) -> float:
     for _ in range(1000):
         estimate_memory(trained, layout, rates)
     return time.process_time() - started
+
+
+def test_a_frozen_language_model_has_no_gradients_no_optimizer_and_keeps_no_inputs_of_its_layers() -> None:
+    vision = recipe("qwen3_vl_235b_a22b_pretrain_64gpu_gb200_bf16_config")
+    assert vision.frozen  # Bridge's recipe trains the projection alone
+    trained = replace(vision, features=replace(vision.features, frozen_language_model=False))
+    layout = Layout(world=64, pp=8, ep=8, micro_batch_size=2, global_batch_size=1024)
+    rates = rates_of(preset("gb200-nvl72", 16))
+    frozen, full = (estimate_memory(r, layout, rates) for r in (vision, trained))
+    assert (frozen.gradients, frozen.optimizer) == (0, 0)
+    assert frozen.weights == full.weights
+    assert 0.5 * full.activations < frozen.activations < full.activations
+    assert frozen.fits
+    assert not full.fits
+    with_adapters = estimate_memory(replace(trained, task="peft"), layout, rates)
+    assert frozen.activations < with_adapters.activations  # an adapter needs the input that the frozen layer does not

@@ -110,6 +110,8 @@ def recipe_of(request: Request, pins: Mapping[str, Any]) -> Recipe:
         changes["seq_length"] = seq
     if batch := pins.get("global_batch_size"):
         changes["global_batch_size"] = batch
+    if (freeze := pins.get("frozen_language_model")) is not None:
+        found = replace(found, features=replace(found.features, frozen_language_model=freeze))
     if pins.get("sequence_parallel") is False:
         _without_sequence_parallel(found, pins)
         changes["features"] = replace(found.features, sequence_parallel=False)

@@ -108,7 +108,8 @@ def _title(plan: Plan) -> Iterable[Text]:
     active = r.architecture.active_params
     size = count(r.architecture.total_params) + " parameters"
     size += f", {count(active)} active" if active < r.architecture.total_params else ""
-    yield Text(f"{r.task} · {size} · {r.precision} · {r.seq_length:,} tokens · global batch {r.global_batch_size:,}")
+    task = f"{r.task}, language model frozen" if r.features.frozen_language_model else r.task
+    yield Text(f"{task} · {size} · {r.precision} · {r.seq_length:,} tokens · global batch {r.global_batch_size:,}")
 
 
 def _facts(plan: Plan, width: int) -> RenderableType:

@@ -261,8 +261,8 @@ def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> tupl
     dense, routed = model.parameters(layout)
     features = recipe.features
     replicas = layout.dp * layout.cp  # gradients are summed over context parallelism too
-    if recipe.task == "peft":
-        dense, routed = 0.02 * dense, 0.0
+    if recipe.frozen:
+        dense, routed = (0.02 * dense if recipe.task == "peft" else 0.0), 0.0
     wide = links.group(replicas, layout.tp)
     experts = links.group(max(1, layout.edp), layout.ep * layout.etp)
     gradient = 4.0 if features.grad_reduce_fp32 else 2.0
@@ -322,8 +322,8 @@ def _optimizer(model: _Model, layout: Layout, dense: float, routed: float) -> fl
     recipe, features = model.recipe, model.recipe.features
     shards = layout.dp * layout.cp
     sharded = (features.distributed_optimizer and model.software.distributed_optimizer) or layout.fsdp
-    if recipe.task == "peft":
-        dense, routed = 0.02 * dense, 0.0
+    if recipe.frozen:
+        dense, routed = (0.02 * dense if recipe.task == "peft" else 0.0), 0.0
     mine = dense / (shards if sharded else 1) + routed / (max(1, layout.edp) if sharded else 1)
     moments = 2.0 if features.moments in ("bfloat16", "float16") else 1.0 if "8" in features.moments else 4.0
     moved = mine * (4.0 + 4.0 + 4.0 * moments + 2.0 + 4.0 + 4.0)  # with a pass for the gradient norm and clipping

@@ -67,7 +67,8 @@ class Setting:
         self.narrow = {"nvfp4": "fp4", "fp8mx": "mx"}.get(p, "fp8" if p.startswith("fp8") else self.wide)
         if self.narrow in LOW and "fp8" not in kernels.product.flops:
             self.narrow = self.wide
-        self.peft = recipe.task == "peft"
+        self.frozen = recipe.frozen
+        self.adapters = recipe.task == "peft"
 
 
 # Bytes moved a quantised element: reading 16 bits, finding the largest value, writing both orientations.
@@ -114,14 +115,14 @@ class Pieces:
         gemm = self.k.gemm
         forward = gemm(m, n, k, fmt, groups=groups)
         backward = gemm(m, k, n, fmt, groups=groups)
-        if not self.o.peft:
+        if not self.o.frozen:
             backward += gemm(n, k, m, fmt, groups=groups, accumulate=True)
         kernels = 1
         if fmt in LOW:
             kernels += self.quantise_kernels
             forward += self.k.stream(self.quantise * tokens * k * groups, kernels=self.quantise_kernels)
             backward += self.k.stream(self.quantise * tokens * n * groups, kernels=self.quantise_kernels)
-        if self.o.peft and (adapter or not self.o.recipe.benchmark):
+        if self.o.adapters and (adapter or not self.o.recipe.benchmark):
             forward += gemm(m, LORA_RANK, k, self.o.wide) + gemm(m, n, LORA_RANK, self.o.wide)
             backward += 2 * (gemm(m, LORA_RANK, n, self.o.wide) + gemm(m, k, LORA_RANK, self.o.wide))
             kernels += 4

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,9 @@ def _recipe(name: str, answer: Mapping[str, Any], known: Recipe | None) -> Recip
     if known is not None:  # the catalog's architecture has every field; Bridge's word stands where both speak
         model = {k: v for k, v in known.architecture.shape().items() if v is not None} | model
     family = known.model if known else name.split("_pretrain_")[0].split("_sft_")[0].split("_peft_")[0]
+    features = features_from_json(answer["features"])
+    if known:
+        features = replace(known.features, frozen_language_model=features.frozen_language_model)
     return Recipe(
         name=name,
         source="bridge",
@@ -117,7 +121,7 @@ def _recipe(name: str, answer: Mapping[str, Any], known: Recipe | None) -> Recip
             recompute=recompute_from_json(layout["recompute"]),
             layers_per_chunk=known.defaults.layers_per_chunk if known else None,
         ),
-        features=known.features if known else features_from_json(answer["features"]),
+        features=features,
         benchmark=known.benchmark if known else False,
         env=answer["env"],
     )

@@ -56,7 +56,10 @@ def describe(config: Any) -> dict[str, Any]:
                 "method": m.recompute_method, "num_layers": m.recompute_num_layers,
             },
         },
-        "features": {"dispatcher": getattr(m, "moe_token_dispatcher_type", None)},
+        "features": {
+            "dispatcher": getattr(m, "moe_token_dispatcher_type", None),
+            "frozen_language_model": bool(getattr(m, "freeze_language_model", False)),
+        },
         "env": {k: str(v) for k, v in (getattr(config, "env_vars", None) or {}).items()},
     }  # fmt: skip
 

@@ -29,3 +29,17 @@ def test_a_saved_plan_keeps_every_override_and_takes_more(parlaunch: Callable[..
     again = overrides(parlaunch("plan", "--plan", str(file), "--format", "json", "train.eval_iters=0"))
     assert "train.train_iters=7" in saved
     assert again == [*saved, "train.eval_iters=0"]
+
+
+def test_a_language_model_that_the_recipe_freezes_is_named_and_can_be_thawed(parlaunch: Callable[..., Said]) -> None:
+    words = (
+        "--recipe",
+        "qwen3_vl_30b_a3b_pretrain_8gpu_h100_bf16_mock_config",
+        "--hardware",
+        "dgx-h100:1",
+        "--dry-run",
+    )
+    assert "pretrain, language model frozen ·" in parlaunch(*words).out
+    thawed = parlaunch(*words, "model.freeze_language_model=False")
+    assert "pretrain ·" in thawed.out
+    assert "model.freeze_language_model=False" in thawed.out

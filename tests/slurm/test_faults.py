@@ -81,11 +81,11 @@ def test_a_death_during_training_ends_every_node_under_a_plain_srun(cluster: Clu
 
 
 def _workers(cluster: Cluster, node: str = "") -> list[int]:
-    """The workers themselves: torchrun has the script's name on its command line too."""
+    """The workers themselves: torchrun has the script's name on its command line too, and parlaunch before it becomes torchrun."""
     every = set(cluster.processes("worker.py", node))
-    return sorted(
-        every - set(cluster.processes("torch.distributed.run", node)) - set(cluster.processes("-m parlaunch", node))
-    )
+    for not_yet in ("-m parlaunch", "torch.distributed.run"):  # in the order in which a process is one, then the other
+        every -= set(cluster.processes(not_yet, node))
+    return sorted(every)
 
 
 def _agents(cluster: Cluster, node: str) -> list[int]:

@@ -216,3 +216,14 @@ def test_unlike_stages_are_paced_by_the_slowest() -> None:
     skewed = Layout(world=8, pp=4, global_batch_size=64, layers_per_chunk=(12, 8, 8, 4))
     fair = estimate_time(recipe(), even, rates()).iteration_time_s
     assert estimate_time(recipe(), skewed, rates()).iteration_time_s > 1.1 * fair
+
+
+def test_a_frozen_model_computes_no_gradients_of_weights_and_sends_none() -> None:
+    trained = recipe()
+    frozen = replace(trained, features=features(frozen_language_model=True))
+    machine = rates(nodes=2)
+    a, b = (estimate_time(r, layout(world=16, tp=2), machine) for r in (frozen, trained))
+    assert 0.6 < a.breakdown.compute_s / b.breakdown.compute_s < 0.75  # two of three products
+    assert a.breakdown.dp_exposed_s <= b.breakdown.dp_exposed_s
+    assert a.breakdown.optimizer_s < 0.2 * b.breakdown.optimizer_s  # what remains is launches
+    assert a.model_tflops_per_gpu > b.model_tflops_per_gpu  # Megatron counts all three
