@@ -12,13 +12,13 @@ from parlaunch.evidence import Published, proven, published
 from parlaunch.layout import FULL_RECOMPUTE, NO_RECOMPUTE, Layout
 from parlaunch.machine import Cluster
 from parlaunch.plan import Candidate, Plan, Refusal, Wishes
-from parlaunch.preference import CANDIDATES, kind, near_tie, preferred
+from parlaunch.preference import CANDIDATES, near_tie, preferred
 from parlaunch.rates import Rates, rates_of
 from parlaunch.reasons import because, needs, slower, where
 from parlaunch.recipe import Recipe
 from parlaunch.rules import violations
 from parlaunch.rules import why_not as rule_broken
-from parlaunch.search import Search, grid_of, nearest_batches, nearest_worlds
+from parlaunch.search import Search, grid_of, kind_of, nearest_batches, nearest_worlds
 from parlaunch.space import cp_comm_type, inside, reach, splits
 from parlaunch.units import gib, percent, seconds
 
@@ -38,7 +38,7 @@ def plan(cluster: Cluster, recipe: Recipe, wishes: Wishes, *, rates: Rates | Non
     _check(recipe, rates, wishes)
     search = Search(recipe, rates, wishes)
     found = (
-        search.run(keep=max(wishes.top + 1, CANDIDATES[kind(recipe)]))
+        search.run(keep=max(wishes.top + 1, CANDIDATES[kind_of(recipe)]))
         if wishes.objective == "time"
         else search.least(keep=wishes.top + 1)
     )

@@ -9,7 +9,7 @@ from math import log2
 from parlaunch.plan import Candidate
 from parlaunch.rates import Rates
 from parlaunch.recipe import Recipe
-from parlaunch.search import BAND
+from parlaunch.search import BAND, kind_of
 from parlaunch.space import inside, reach
 from parlaunch.units import percent
 
@@ -18,8 +18,8 @@ from parlaunch.units import percent
 class Charges:
     """What a layout is charged, as a share of its iteration time, for costs and risks that the model does not see.
 
-    Between layouts that NVIDIA tuned and those that are a little faster by our estimate there are only such differences:
-    the sizes were settled on its choices as a whole (docs/against-nvidia.md), and hardly matter within a factor of two.
+    They are judgement, not measurement: what stands between layouts that NVIDIA tuned and those that our estimate likes a little
+    better, settled on its choices as a whole (docs/against-nvidia.md).
     """
 
     block: float  # each doubling of TP·CP: traffic in every layer, and kernels cut smaller
@@ -48,14 +48,9 @@ _WORDS = {
 }
 
 
-def kind(recipe: Recipe) -> str:
-    """Which `CHARGES`, `BAND` and `CANDIDATES` count."""
-    return "experts" if recipe.architecture.num_moe_experts else "dense"
-
-
 def charged(c: Candidate, recipe: Recipe, rates: Rates) -> dict[str, float]:
     """Shares of its time that a layout is charged, by the names of `Charges`."""
-    x, charge = c.layout, CHARGES[kind(recipe)]
+    x, charge = c.layout, CHARGES[kind_of(recipe)]
     experts = recipe.architecture.num_moe_experts or 1
     wide = min(1 << reach(rates).bit_length() - 1, max(1, experts // 4), x.world)
     again = 4 if x.recompute.granularity == "full" else len(x.recompute.modules)
@@ -71,7 +66,7 @@ def charged(c: Candidate, recipe: Recipe, rates: Rates) -> dict[str, float]:
 def preferred(ranked: Sequence[Candidate], recipe: Recipe, rates: Rates) -> list[Candidate]:
     """The candidates: those that the model cannot tell from the fastest by more GPUs, then by time and charges; the rest by
     time."""
-    limit = ranked[0].estimate.iteration_time_s * (1 + BAND[kind(recipe)])
+    limit = ranked[0].estimate.iteration_time_s * (1 + BAND[kind_of(recipe)])
 
     def order(c: Candidate) -> tuple[float, float]:
         time = c.estimate.iteration_time_s
@@ -88,7 +83,7 @@ def near_tie(chosen: Candidate, ranked: Sequence[Candidate], recipe: Recipe, rat
     share = 1 - fastest.estimate.iteration_time_s / chosen.estimate.iteration_time_s
     if share < 0.005:
         return ()
-    band = percent(BAND[kind(recipe)])
+    band = percent(BAND[kind_of(recipe)])
     said = f"{fastest.layout} is {percent(share)} faster by our estimate, which cannot tell layouts within {band} apart: this one"
     if chosen.layout.world > fastest.layout.world:
         return (f"{said} uses more GPUs.",)

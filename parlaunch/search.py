@@ -45,9 +45,15 @@ from parlaunch.states import bytes_a_parameter
 from parlaunch.timing import estimate_time, micro_batch_time
 
 BAND = {"dense": 0.03, "experts": 0.12}
-"""Share of the iteration time below which the model cannot tell two layouts of one model on one machine apart: the mean error on
-published runs of such models, twice, since both are off. The search looks at every layout of a grid within it; beyond, a grid's
-first one stands for it."""
+"""Share of the iteration time below which the model cannot tell two layouts of one model on one machine apart. With experts about
+the worst error on today's published runs; without, about the mean: dense layouts of one model share most of what is wrong. The
+search looks at every layout of a grid within it; beyond, a grid's first one stands for it."""
+
+
+def kind_of(recipe: Recipe) -> str:
+    """Which `BAND` counts, and whatever else differs with experts."""
+    return "experts" if recipe.architecture.num_moe_experts else "dense"
+
 
 Grid = tuple[int, int, int, int, int, int, bool]
 """(world, tp, pp, cp, ep, etp, fsdp): layouts of one grid differ in micro batch, VP, split and recomputation."""
@@ -82,7 +88,7 @@ class _Ladder:
     short: list[frozenset[str]] = field(default_factory=list)  # sets of modules that did not free enough
     block: int | None = None  # the fewest layers of a block that free enough; None: not asked for yet
 
-    def with_(self, recompute: Recompute) -> Layout:
+    def recomputing(self, recompute: Recompute) -> Layout:
         """The base, recomputing that."""
         return replace(self.base, recompute=recompute)
 
@@ -103,7 +109,7 @@ class Search:
         self._fastest = float("inf")  # GPU seconds a sequence, of the passes known
         self._candidates: dict[Layout, Candidate] = {}
         self._memory: dict[Layout, Memory] = {}
-        self._rising: dict[tuple[_Core, int], list[tuple[float, Recompute]]] = {}
+        self._known_steps: dict[tuple[_Core, int], list[tuple[float, Recompute]]] = {}
         self._sets: dict[_Core, dict[tuple[str, ...], float]] = {}
         self._leanest: dict[tuple[int, int, int, int, int], int] = {}  # the number of the leanest split
         self._dead: dict[Grid, int] = {}  # the smallest micro batch that nothing makes fit
@@ -233,7 +239,7 @@ class Search:
         if self.wishes.recompute is not None:
             return []
         chunk = max(base.layers_per_chunk) if base.layers_per_chunk else self.layers // base.chunks
-        known = self._rising.get((_core_of(base), chunk))
+        known = self._known_steps.get((_core_of(base), chunk))
         if known is not None:
             return known
         useful = self._useful(base)
@@ -244,7 +250,7 @@ class Search:
             elif r.granularity == "full":
                 steps.append((self._again(base, r, chunk), i, r))
         known = [(more, r) for more, _, r in sorted(steps, key=lambda t: t[:2])]
-        self._rising[_core_of(base), chunk] = known
+        self._known_steps[_core_of(base), chunk] = known
         return known
 
     def _useful(self, base: Layout) -> dict[tuple[str, ...], float]:
@@ -338,7 +344,7 @@ class Search:
                     ladder.block = self._least_block(ladder)
                 if (again.num_layers or 0) < ladder.block:
                     continue
-            return bound, ladder.with_(again)
+            return bound, ladder.recomputing(again)
         return None
 
     def _least_block(self, ladder: _Ladder) -> int:
@@ -346,7 +352,7 @@ class Search:
         sizes = sorted(r.num_layers or 0 for _, r in ladder.steps or [] if r.method == "block")
 
         def fits(n: int) -> bool:
-            return self.memory(ladder.with_(Recompute(granularity="full", method="block", num_layers=n))).fits
+            return self.memory(ladder.recomputing(Recompute(granularity="full", method="block", num_layers=n))).fits
 
         at = bisect_left(sizes, True, key=fits)
         return sizes[at] if at < len(sizes) else sizes[-1] + 1
@@ -359,7 +365,7 @@ class Search:
             modules = frozenset(again.modules)
             if any(modules <= s for s in short):
                 continue
-            if self.memory(ladder.with_(again)).fits:
+            if self.memory(ladder.recomputing(again)).fits:
                 break
             short.append(modules)
         return short
@@ -391,7 +397,7 @@ class Search:
         number = count()
         best: dict[Grid, Candidate] = {}
         near = float("inf")  # beyond, nothing is left that the model could confuse with the best
-        band = BAND["experts" if self.recipe.architecture.num_moe_experts else "dense"]
+        band = BAND[kind_of(self.recipe)]
         waiting = list(sizes if sizes is not None else worlds(self.rates))
         while heap or waiting:
             # A smaller world is opened once the larger ones have nothing left that could be faster than it.

@@ -184,7 +184,8 @@ def main() -> None:
     else:
         options.markdown.write_text(
             "# Against NVIDIA's hand\n\nBlind plans (`--no-evidence`) beside the layouts that NVIDIA tuned for its benchmarks, on the same "
-            "GPUs, count and batch. Written by `python scripts/against_nvidia.py LAYOUTS.json --markdown docs/against-nvidia.md`.\n\n"
+            "GPUs, count and batch. Written by `python scripts/against_nvidia.py LAYOUTS.json --markdown docs/against-nvidia.md`. What decides "
+            "near ties (`parlaunch/preference.py`) was settled with these rows in view: the agreement is no blind test of that.\n\n"
             f"{text}\n\n## Row by row\n\n{rows_table(results)}\n"
         )
 
