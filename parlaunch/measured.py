@@ -201,8 +201,10 @@ def _features(row: Mapping[str, Any], framework: str, recompute: Recompute, note
     features = dict(row.get("features") or {})
     if row.get("features") is None and framework.startswith("megatron-bridge"):
         features = _benchmark_features(row)
-        if (_number(row, "pp") or 1) > 1 and (_number(row, "vp") or 1) == 1:
-            features.pop("ep_overlap", None)  # needs an interleaved pipeline
+        if (_number(row, "pp") or 1) > 1 and (_number(row, "vp") or 1) == 1 and features.pop("ep_overlap", None):
+            # The overlap needs an interleaved pipeline, and Bridge switches graphs of whole iterations on together with it.
+            features.pop("paged_stash", None)
+            features["cuda_graph"] = ["transformer_engine", ["attn", "moe_router", "moe_preprocess"]]
         if features:
             notes.append("features of the catalog's benchmark recipe: the row has none")
     sharding = str(row.get("sharding") or "")

@@ -257,22 +257,27 @@ def split_layers(
     `account_for_loss_in_pipeline_split` and `account_for_embedding_in_pipeline_split` do.
     """
     layers = a.layers()
-    sizes = layers_per_chunk or _equal(len(layers), pp * (vp or 1))
+    sizes = layers_per_chunk or _equal(len(layers), pp * (vp or 1), mtp=bool(a.mtp_num_layers))
     ends = list(accumulate(sizes))
     return tuple(layers[end - size : end] for size, end in zip(sizes, ends, strict=True))
 
 
 def chunk_sizes(a: Architecture, layout: Layout) -> tuple[int, ...]:
     """Decoder layers of each virtual stage, in order of execution."""
-    return layout.layers_per_chunk or _equal(len(a.layers()), layout.chunks)
+    return layout.layers_per_chunk or _equal(len(a.layers()), layout.chunks, mtp=bool(a.mtp_num_layers))
 
 
 @lru_cache(maxsize=4096)
-def _equal(layers: int, chunks: int) -> tuple[int, ...]:
+def _equal(layers: int, chunks: int, *, mtp: bool) -> tuple[int, ...]:
     for extra in (0, 1, 2) if chunks > 1 else (0,):
         size, rest = divmod(layers + extra, chunks)
         if not rest:
             return (size - (extra > 1),) + (size,) * (chunks - 2) + (size - (extra > 0),) if chunks > 1 else (size,)
+    # As Bridge lays out DeepSeek-V3 and Kimi K2: the last chunk has what equal ones leave over, none only beside MTP.
+    size = -(-layers // chunks)
+    full, rest = divmod(layers, size)
+    if rest and (full == chunks - 1 or (full == chunks - 2 and mtp)):
+        return (*(size,) * full, rest, 0)[:chunks]
     size, rest = divmod(layers, chunks)
     return tuple(size + (i < rest) for i in range(chunks))
 

@@ -137,6 +137,23 @@ def test_layers_that_do_not_divide_leave_room_for_embedding_and_loss() -> None:
     assert sizes == (0, *[1] * 126, 0)
 
 
+@pytest.mark.parametrize(
+    ("model", "pp", "vp", "expected"),
+    [
+        ("deepseek-ai/DeepSeek-V3", 8, None, (8,) * 7 + (5,)),
+        ("deepseek-ai/DeepSeek-V3", 4, 4, (4,) * 15 + (1,)),
+        ("deepseek-ai/DeepSeek-V3", 8, 4, (2,) * 30 + (1, 0)),  # MTP and loss have the last chunk to themselves
+        ("meta-llama/Meta-Llama-3-8B", 5, None, (7,) * 4 + (4,)),
+        ("meta-llama/Meta-Llama-3-8B", 9, None, (4,) * 5 + (3,) * 4),  # no chunk stays empty
+    ],
+)
+def test_the_last_chunk_has_what_equal_ones_leave_over(
+    model: str, pp: int, vp: int | None, expected: tuple[int, ...]
+) -> None:
+    layout = Layout(world=pp, pp=pp, vp=vp, micro_batch_size=1, global_batch_size=pp)
+    assert chunk_sizes(architecture(model), layout) == expected
+
+
 def test_an_uneven_split_is_taken_as_given() -> None:
     a = architecture("deepseek-ai/DeepSeek-V3")
     chunks = split_layers(a, 16, None, (4,) * 15 + (1,))

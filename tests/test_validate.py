@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parlaunch.measured import Machines, run_of
 from parlaunch.validate import spearman, validate, validation_to_markdown, validation_to_svg, validation_to_text
 
 GPT = {"num_layers": 24, "hidden_size": 2048, "num_attention_heads": 16, "ffn_hidden_size": 8192, "vocab_size": 51200}
@@ -200,3 +201,14 @@ def test_ties_share_their_rank() -> None:
     assert spearman([1, 1, 2], [1, 2, 3]) == pytest.approx(0.866, abs=0.001)
     assert spearman([1, 1, 1], [1, 2, 3]) is None
     assert spearman([1, 2], [1, 2]) is None
+
+
+def test_a_row_without_features_and_interleaving_has_neither_overlap_nor_graphs_of_whole_iterations() -> None:
+    row = {
+        "model": "deepseek_v3", "model_id": "deepseek-ai/DeepSeek-V3", "task": "pretrain", "hardware": "dgx-b300", "gpus": 256,
+        "precision": "fp8mx", "seq": 4096, "gbs": 4096, "mbs": 1, "tp": 1, "pp": 8, "cp": 1, "ep": 8, "features": None,
+        "framework": "megatron-bridge 26.06", "tokens_per_s_per_gpu": 1000,
+    }  # fmt: skip
+    whole, part = (run_of(row | {"vp": vp}, Machines()).recipe.features for vp in (2, None))
+    assert (whole.ep_overlap, whole.cuda_graph) == (True, "full_iteration")
+    assert (part.ep_overlap, part.paged_stash, part.cuda_graph) == (False, False, "transformer_engine")
