@@ -239,7 +239,8 @@ class Search:
         if self.wishes.recompute is not None:
             return []
         chunk = max(base.layers_per_chunk) if base.layers_per_chunk else self.layers // base.chunks
-        known = self._known_steps.get((_core_of(base), chunk))
+        key = (_core_of(base), chunk)
+        known = self._known_steps.get(key)
         if known is not None:
             return known
         useful = self._useful(base)
@@ -250,7 +251,7 @@ class Search:
             elif r.granularity == "full":
                 steps.append((self._again(base, r, chunk), i, r))
         known = [(more, r) for more, _, r in sorted(steps, key=lambda t: t[:2])]
-        self._known_steps[_core_of(base), chunk] = known
+        self._known_steps[key] = known
         return known
 
     def _useful(self, base: Layout) -> dict[tuple[str, ...], float]:
@@ -349,12 +350,9 @@ class Search:
 
     def _least_block(self, ladder: _Ladder) -> int:
         """The fewest layers of a block whose recomputation makes the base fit; one more than there are when none does."""
-        sizes = sorted(r.num_layers or 0 for _, r in ladder.steps or [] if r.method == "block")
-
-        def fits(n: int) -> bool:
-            return self.memory(ladder.recomputing(Recompute(granularity="full", method="block", num_layers=n))).fits
-
-        at = bisect_left(sizes, True, key=fits)
+        blocks = {r.num_layers or 0: r for _, r in ladder.steps or [] if r.method == "block"}
+        sizes = sorted(blocks)
+        at = bisect_left(sizes, True, key=lambda n: self.memory(ladder.recomputing(blocks[n])).fits)
         return sizes[at] if at < len(sizes) else sizes[-1] + 1
 
     def _short(self, ladder: _Ladder) -> list[frozenset[str]]:

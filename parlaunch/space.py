@@ -173,13 +173,13 @@ def splits(a: Architecture, pp: int, vp: int | None) -> tuple[tuple[int, ...] | 
     if a.hybrid_layer_pattern:
         return tuple(found)
     weight = end_layers(a)
+    filled = [(first, -(layers + first) % parts) for first in (0, 1)]  # all in between equal
     if vp:
-        ends = [(first, -(layers + first) % parts) for first in (0, 1)]
-        ends = [(first, last) for first, last in ends if last <= max(3, weight + 1)]
+        ends = [(first, last) for first, last in filled if last <= max(3, weight + 1)]
     else:
         ends = [(0, 0), (0, 1), (1, 1), (0, weight), (1, weight), (0, weight + 1)]
-        # All stages but the last equal, when that lightens the last by no more than its output layer weighs.
-        ends += [(first, last) for first in (0, 1) if 1 < (last := -(layers + first) % parts) <= weight]
+        # When that lightens the last stage by no more than its output layer weighs.
+        ends += [(first, last) for first, last in filled if 1 < last <= weight]
     for first, last in dict.fromkeys(ends):
         counts = _even(layers, parts, first, last)
         if counts is not None and counts not in found and not (None in found and len(set(counts)) == 1):

@@ -106,15 +106,16 @@ def recipe_of(request: Request, pins: Mapping[str, Any]) -> Recipe:
         _from_config(request.model_config) if request.model_config else _by_name(str(request.recipe), request.device)
     )
     changes: dict[str, Any] = {}
+    features: dict[str, Any] = {}
     if seq := pins.get("seq_length"):
         changes["seq_length"] = seq
     if batch := pins.get("global_batch_size"):
         changes["global_batch_size"] = batch
     if (freeze := pins.get("frozen_language_model")) is not None:
-        found = replace(found, features=replace(found.features, frozen_language_model=freeze))
+        features["frozen_language_model"] = freeze
     if pins.get("sequence_parallel") is False:
         _without_sequence_parallel(found, pins)
-        changes["features"] = replace(found.features, sequence_parallel=False)
+        features["sequence_parallel"] = False
     elif pins.get("sequence_parallel") and pins.get("tp") == 1:
         raise UsageError(
             "model.sequence_parallel=True needs TP above 1", hint="leave it out: it comes with TP by itself"
@@ -122,7 +123,7 @@ def recipe_of(request: Request, pins: Mapping[str, Any]) -> Recipe:
     if request.precision:
         choice("--precision", request.precision, PRECISIONS)
         changes["precision"] = request.precision
-    return replace(found, **changes)
+    return replace(found, features=replace(found.features, **features), **changes)
 
 
 def _without_sequence_parallel(recipe: Recipe, pins: Mapping[str, Any]) -> None:

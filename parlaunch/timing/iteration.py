@@ -150,6 +150,13 @@ class _Model:
             known = self.weights[key] = (float(fullest.dense), float(fullest.routed))
         return known
 
+    def trained(self, layout: Layout) -> tuple[float, float]:
+        """Those of them that get gradients; of frozen ones, the adapters beside them."""
+        dense, routed = self.parameters(layout)
+        if not self.recipe.frozen:
+            return dense, routed
+        return (0.02 * dense if self.recipe.task == "peft" else 0.0), 0.0
+
 
 def _graphed(recipe: Recipe) -> float:
     """Share of the launches that CUDA graphs take off the host."""
@@ -204,9 +211,8 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
     hidden = 0.9 if software.p2p_overlap and vp > 1 else 0.3 if software.p2p_overlap else 0.0
     p2p = 2.0 * send * (m * vp * (1.0 - hidden) + (pp - 1)) if pp > 1 else 0.0
 
-    dense, routed = model.parameters(layout)
     data, _ = _data_parallel(model, layout, slow, m)
-    optimizer = _optimizer(model, layout, dense, routed)
+    optimizer = _optimizer(model, layout)
     host = m * (slow.host_exposed + _offload(model, layout, slow)) + software.iteration_s
     f, b = slow.forward, slow.backward
     parts = Breakdown(
@@ -258,11 +264,9 @@ def stage_times(recipe: Recipe, layout: Layout, rates: Rates) -> tuple[tuple[flo
 def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> tuple[float, float]:
     """Exposed seconds of gradient and weight traffic over data-parallel ranks, and the window it had to hide in."""
     recipe, links, software = model.recipe, model.links, model.software
-    dense, routed = model.parameters(layout)
+    dense, routed = model.trained(layout)
     features = recipe.features
     replicas = layout.dp * layout.cp  # gradients are summed over context parallelism too
-    if recipe.frozen:
-        dense, routed = (0.02 * dense if recipe.task == "peft" else 0.0), 0.0
     wide = links.group(replicas, layout.tp)
     experts = links.group(max(1, layout.edp), layout.ep * layout.etp)
     gradient = 4.0 if features.grad_reduce_fp32 else 2.0
@@ -317,13 +321,12 @@ def _sharded(model: _Model, layout: Layout, stage: _Stage, m: int) -> tuple[floa
     return m * (exposed + slowed), f + b
 
 
-def _optimizer(model: _Model, layout: Layout, dense: float, routed: float) -> float:
+def _optimizer(model: _Model, layout: Layout) -> float:
     """Adam over this rank's shard: gradients, master weights and two moments read, three of them and weights written."""
-    recipe, features = model.recipe, model.recipe.features
+    features = model.recipe.features
     shards = layout.dp * layout.cp
     sharded = (features.distributed_optimizer and model.software.distributed_optimizer) or layout.fsdp
-    if recipe.frozen:
-        dense, routed = (0.02 * dense if recipe.task == "peft" else 0.0), 0.0
+    dense, routed = model.trained(layout)
     mine = dense / (shards if sharded else 1) + routed / (max(1, layout.edp) if sharded else 1)
     moments = 2.0 if features.moments in ("bfloat16", "float16") else 1.0 if "8" in features.moments else 4.0
     moved = mine * (4.0 + 4.0 + 4.0 * moments + 2.0 + 4.0 + 4.0)  # with a pass for the gradient norm and clipping
