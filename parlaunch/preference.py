@@ -24,7 +24,7 @@ class Charges:
 
     block: float  # each doubling of TP·CP: traffic in every layer, and kernels cut smaller
     crossing: float  # experts that leave the NVLink domain: a network shared with others
-    narrowing: float  # each halving of EP below the domain or a quarter of the experts: more of them a GPU, more kernels
+    narrowing: float  # each halving of EP below the domain or a quarter of the experts: more kernels a GPU
     memory: float  # times the share of the GPU's memory that is used: room for what the estimate misses
     recompute: float  # each module that is recomputed; whole layers count as four
 
