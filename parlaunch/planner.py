@@ -15,7 +15,7 @@ from parlaunch.plan import Candidate, Plan, Refusal, Wishes
 from parlaunch.preference import CANDIDATES, near_tie, preferred
 from parlaunch.rates import Rates, rates_of
 from parlaunch.reasons import because, needs, slower, where
-from parlaunch.recipe import Recipe
+from parlaunch.recipe import PLACEHOLDER, Recipe, sample_tokens
 from parlaunch.rules import violations
 from parlaunch.rules import why_not as rule_broken
 from parlaunch.search import Search, grid_of, kind_of, nearest_batches, nearest_worlds
@@ -273,9 +273,10 @@ def _warnings(search: Search, chosen: Candidate) -> tuple[str, ...]:
         )
     if x.tp > 1 and not inside(x.tp, rates, x.world):
         out.append(f"TP {x.tp} crosses the NVLink domain of {reach(rates)} GPUs: expect a fraction of the speed")
-    if search.recipe.architecture.kind == "diffusion":
+    recipe = search.recipe
+    if recipe.architecture.kind == "diffusion" and recipe.seq_length == sample_tokens(recipe.model, PLACEHOLDER):
         out.append(
-            f"assumed: {search.recipe.seq_length:,} tokens a sample, as in the recipe's mock data; --seq-length says yours"
+            f"assumed: {recipe.seq_length:,} tokens a sample, as in the recipe's mock data; --seq-length says yours"
         )
     if m.fits and m.peak * (1 + m.error_band) > m.capacity:
         out.append(

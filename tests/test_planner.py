@@ -80,7 +80,11 @@ def test_a_diffusion_recipe_is_planned_for_the_tokens_of_its_data(name: str, tok
     assert any(w.startswith(f"assumed: {tokens:,} tokens a sample") for w in made.warnings)
     two = replace(made.layout, micro_batch_size=2, pp=1, vp=None, layers_per_chunk=None)
     assert bool(rule_broken(two, recipe, rates_of(cluster))) == packs
-    assert catalog.recipe("wan_1_3b_text2video_pretrain_config").seq_length == 43_008  # this one says it
+    said = catalog.recipe("wan_1_3b_text2video_pretrain_config")  # this one says it, and nothing is assumed
+    assert said.seq_length == 43_008
+    assert not any(
+        "tokens a sample" in w for w in plan(cluster, replace(said, global_batch_size=64), Wishes()).warnings
+    )
 
 
 def test_planning_twice_gives_the_same_plan() -> None:
