@@ -47,8 +47,9 @@ SITES = (
     Site(
         "bigscience",
         6.25e9,
-        "Jean Zay's nodes of eight A100 have four 100 Gb/s Omni-Path ports (BLOOM, arXiv:2211.05100)",
-        framework="Megatron-DeepSpeed (pipeline engine)",
+        "Jean Zay's nodes of eight A100 have four 100 Gb/s Omni-Path ports (BLOOM, arXiv:2211.05100), and the runs had "
+        "CUDA_LAUNCH_BLOCKING=1, without which they hung (tr11-176B-ml/chronicles-prequel.md)",
+        framework="Megatron-DeepSpeed (blocking launches)",
     ),
     Site("InternEvo", 6.25e9, "50 GB/s a node of eight A100, as its table says"),
 )
@@ -75,7 +76,7 @@ class Run:
     rates: Rates
     source: str  # group of tables it comes from: the framework's name without its version
     machine: str
-    group: str | None  # rows of one group differ in layout only: same model, machine, batch and release
+    group: str | None  # rows of one group differ in layout only: same model and shape, machine, batch and release
     measured: Mapping[str, float]
     oom: bool
     memory_kind: str  # allocated | reserved | nvidia-smi
@@ -270,9 +271,14 @@ def _source(framework: str, row: Mapping[str, Any]) -> str:
 
 
 def _group(row: Mapping[str, Any], framework: str, gbs: int) -> str | None:
-    """Rows of one group differ in layout only: tables also group over releases and batches, which differ in more."""
+    """Rows of one group differ in layout only: tables also group over releases, batches and shapes, which differ in more."""
     name = row.get("group")
-    return None if name is None else "|".join((str(name), framework, str(gbs)))
+    return None if name is None else "|".join((str(name), framework, str(gbs), *_shape(row.get("arch"))))
+
+
+def _shape(arch: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """What tells models of one name apart: tables call all candidates of one size the same, whatever their heads."""
+    return tuple(f"{k}={v}" for k, v in sorted((arch or {}).items()))
 
 
 def _memory_kind(row: Mapping[str, Any]) -> tuple[str, int]:

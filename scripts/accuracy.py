@@ -241,7 +241,7 @@ to half as fast again since, and the estimate is about today's software.
 
 ## The choice of a layout
 
-A group is the rows that differ in layout only: same model, machine, count, batch, precision and release. Regret is the measured time
+A group is the rows that differ in layout only: same model and shape, machine, count, batch, precision and release. Regret is the measured time
 of the layout that the prediction likes best, over the best measured one, less one; a layout that was run several times counts with
 its median.
 
@@ -277,8 +277,8 @@ The furthest off, one row for each machine, model and layout:
 
 Known reasons, most harm first:
 
-- Clusters slower than their data sheet. Runs on other people's A100 clusters (BLOOM, InternEvo, GPT-NeoX) took a fifth longer than
-  the same code on NVIDIA's own: nothing in a data sheet says so. `parlaunch calibrate FILE` closes most of the gap.
+- Clusters slower than their data sheet. Runs on other people's A100 clusters (BLOOM, InternEvo, GPT-NeoX) took a seventh to a fifth
+  longer than the same code on NVIDIA's own: nothing in a data sheet says so. `parlaunch calibrate FILE` closes most of the gap.
 - Tables whose machine is a preset with another fabric. Used instead of the preset's: {"; ".join(s.why for s in SITES)}.
 - A host that cannot keep up. CPU time a kernel is one constant; real hosts differ by two, and eager MoE layers wait for token
   counts. Small models at micro batch 1 without CUDA graphs are the least certain time predictions we make.

@@ -144,8 +144,11 @@ def test_repeated_runs_of_one_layout_count_once_by_their_median() -> None:
     assert (choice["layouts"], choice["regret"]) == (2, 0.0)
 
 
-def test_runs_of_other_releases_or_batches_are_not_of_one_group() -> None:
-    result = validate(rows({}, {"tp": 2, "framework": "Megatron-LM v2"}, {"tp": 4, "gbs": 128}))
+def test_runs_of_other_releases_batches_or_shapes_are_not_of_one_group() -> None:
+    shape = GPT | {"num_attention_heads": 32}
+    result = validate(
+        rows({}, {"tp": 2, "framework": "Megatron-LM v2"}, {"tp": 4, "gbs": 128}, {"tp": 8, "arch": shape})
+    )
     assert result["summary"]["groups"] == {}
     assert result["summary"]["regret"] is None
 

@@ -14,7 +14,7 @@ from parlaunch.recipe import Recipe
 BRIDGE = {"dense": 0.07, "moe": 0.08, "hybrid": 0.10}
 """Megatron Bridge on Hopper and Blackwell, by kind of model."""
 OLDER = {
-    "megatron-lm": 0.05, "megatron-core": 0.10, "megatron-deepspeed (pipeline": 0.22, "megatron-deepspeed": 0.11,
+    "megatron-lm": 0.05, "megatron-core": 0.10, "megatron-deepspeed (blocking": 0.17, "megatron-deepspeed": 0.11,
     "internevo": 0.22, "gpt-neox": 0.22,
 }  # fmt: skip
 """Other frameworks, by the start of their names."""

@@ -130,7 +130,10 @@ class _Model:
         if self.graphed < 1.0:
             issue = (1.0 - self.graphed) * (forward[4] + backward[4])
             issue += self.software.host * HOST_PER_CHUNK * (layout.vp or 1)
-        both = (gpu**HOST_BLEND + issue**HOST_BLEND) ** (1.0 / HOST_BLEND)
+        if self.software.blocking:
+            both = gpu + issue
+        else:
+            both = (gpu**HOST_BLEND + issue**HOST_BLEND) ** (1.0 / HOST_BLEND)
         return _Stage(forward, backward, both, both - gpu, sum(forward[:4]) / gpu)
 
     def parameters(self, layout: Layout) -> tuple[float, float]:
@@ -201,7 +204,7 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
     send = 0.0
     if pp > 1:
         moved = 2.0 * split.mbs * (recipe.seq_length // layout.cp) * recipe.architecture.hidden_size
-        moved /= layout.tp if software.p2p_scattered else 1
+        moved /= layout.tp  # each TP rank sends its slice
         near = pp * (layout.world // pp) <= links.reach
         send = links.send(moved, near=near)
     ideal = m * slow.seconds

@@ -12,6 +12,7 @@ OPERAND_BYTES = {
     "bf16": 2.0,
     "fp16": 2.0,
     "fp32": 4.0,
+    "vector": 2.0,  # 16 bits that the tensor cores do not take
     "fp8": 1.0,
     "mx": 1.03,
     "fp4": 0.56,
@@ -44,6 +45,7 @@ class Kernels:
             "fp4": "nvfp4",
         }
         self.rate = {f: rates.product.peak_flops(precision[f]) * share[f] for f in share}
+        self.rate["vector"] = rates.product.flops.get("fp32", self.rate["bf16"] / 16) * share["fp32"]
         self.rate["mx"] = self.rate["fp8"] * MX_SHARE
         self.scan_rate = self.silicon.scan * rates.product.sms * rates.product.boost_clock_hz
         self.attention_peak = rates.product.peak_flops("bf16")

@@ -164,7 +164,8 @@ class Mixers(Pieces):
         """
         s, batch = self.o.recipe.seq_length, self.s.mbs * heads
         scores = float(batch) * s * s
-        wide = self.o.wide
+        # Rows of operands that are no multiple of 16 bytes keep batched products off the tensor cores.
+        wide = self.o.wide if dim % 8 == 0 else "vector"
         products = self.k.gemm(s, s, dim, wide, groups=batch) + self.k.gemm(s, dim, s, wide, groups=batch)
         forward = products + self.k.stream(scores * (4.0 + 5.0), kernels=2)
         backward = 2.0 * products + self.k.stream(scores * (5.0 + 6.0), kernels=2)

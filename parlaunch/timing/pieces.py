@@ -76,6 +76,11 @@ _QUANTISE = {"fp8cs": 6.0, "fp8ds": 4.0, "fp8sc": 6.0, "fp8mx": 6.0, "nvfp4": 14
 _QUANTISE_KERNELS = {"fp8cs": 3, "fp8ds": 1, "fp8sc": 2, "fp8mx": 1, "nvfp4": 3}
 
 
+ACCUMULATED = {"fp16": 6.0, "bf16": 18.0, "fp32": 12.0}
+"""Bytes a weight gradient moves after its product where nothing fuses the two: autograd adds it to the sum in its own format;
+in bf16 the sum goes on to an fp32 buffer after every micro batch and is set to zero (DeepSpeed's `BF16_Optimizer`)."""
+
+
 class Pieces:
     """The parts of layers under one split, each as seconds forward and backward."""
 
@@ -116,7 +121,9 @@ class Pieces:
         forward = gemm(m, n, k, fmt, groups=groups)
         backward = gemm(m, k, n, fmt, groups=groups)
         if not self.o.frozen:
-            backward += gemm(n, k, m, fmt, groups=groups, accumulate=True)
+            backward += gemm(n, k, m, fmt, groups=groups, accumulate=self.software.fused_accumulation)
+            if not self.software.fused_accumulation:
+                backward += self.k.stream(ACCUMULATED[self.o.wide] * n * k * groups)
         kernels = 1
         if fmt in LOW:
             kernels += self.quantise_kernels

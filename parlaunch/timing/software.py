@@ -7,7 +7,7 @@ runs come from them, and a model that cannot tell them apart would learn their s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,15 +22,23 @@ class Software:
     )
     dp_overlap: bool = True  # gradients are reduced under the backward pass, weights gathered under the forward pass
     p2p_overlap: bool = True  # interleaved pipelines send while they compute
-    p2p_scattered: bool = True  # each TP rank sends its slice of the activation to the next stage, not all of it
     distributed_optimizer: bool = True
+    fused_accumulation: bool = True  # products of weight gradients add to the main gradient themselves
     fused_elementwise: float = 1.0  # bytes moved by norms, activations, dropout over those of fused kernels
     softmax_batch: int = 1  # the fused softmax kernel wants this many (sequence, head) pairs, or a multiple
     dropout: bool = False  # GPT-2-era recipes drop out after attention and MLP, and inside attention
     logits_bytes: float = 6.0  # bytes read and written a logit in the loss, forward and backward
     host: float = 1.0  # CPU time a kernel over today's
+    blocking: bool = False  # CUDA_LAUNCH_BLOCKING=1: the CPU waits for every kernel before it issues the next
     iteration_s: float = 0.010  # data loader, logging, timers: once an iteration
 
+
+MEGATRON_2021 = Software(
+    fused_attention=False, fused_accumulation=False, softmax_batch=4, sequence_parallel=False, backward_overlap=0.0, collective_s=8e-5,
+    dp_overlap=False, p2p_overlap=False, distributed_optimizer=False, fused_elementwise=1.2, dropout=True, logits_bytes=18.0,
+    host=4.4,
+)  # fmt: skip
+"""Megatron-LM of the SC21 paper and its forks under DeepSpeed: tensor parallelism by all-reduce, nothing overlapped."""
 
 SOFTWARE: Mapping[str, Software] = {
     # Megatron Bridge over Megatron-Core and Transformer Engine.
@@ -41,17 +49,9 @@ SOFTWARE: Mapping[str, Software] = {
         fused_attention=False, backward_overlap=0.5, softmax_batch=4, dp_overlap=False, distributed_optimizer=False, fused_elementwise=1.1, dropout=True,
         logits_bytes=18.0, iteration_s=0.015,
     ),
-    # Megatron-LM of the SC21 paper and its forks under DeepSpeed: tensor parallelism by all-reduce, nothing overlapped.
-    "megatron-lm-2021": Software(
-        fused_attention=False, softmax_batch=4, sequence_parallel=False, backward_overlap=0.0, collective_s=8e-5, dp_overlap=False, p2p_overlap=False,
-        distributed_optimizer=False, fused_elementwise=1.2, dropout=True, logits_bytes=18.0, host=4.4, iteration_s=0.010,
-    ),
-    # The same under DeepSpeed's pipeline engine.
-    "deepspeed-pipeline": Software(
-        fused_attention=False, softmax_batch=4, sequence_parallel=False, backward_overlap=0.0, collective_s=8e-5,
-        dp_overlap=False, p2p_overlap=False, p2p_scattered=False, distributed_optimizer=False, fused_elementwise=1.2,
-        dropout=True, logits_bytes=18.0, host=4.4, iteration_s=0.010,
-    ),
+    "megatron-lm-2021": MEGATRON_2021,
+    # The same with `CUDA_LAUNCH_BLOCKING=1`.
+    "megatron-lm-2021-blocking": replace(MEGATRON_2021, blocking=True),
     "internevo": Software(logits_bytes=24.0, fused_elementwise=2.0, iteration_s=0.020),
 }  # fmt: skip
 
@@ -60,9 +60,9 @@ _NAMES = (
     ("megatron-core", "megatron-core"),
     ("megatron-lm (sc21)", "megatron-lm-2021"),
     ("megatron-lm", "megatron-lm-2022"),
-    ("megatron-deepspeed (pipeline", "deepspeed-pipeline"),
+    ("megatron-deepspeed (blocking", "megatron-lm-2021-blocking"),
     ("megatron-deepspeed", "megatron-lm-2021"),
-    ("gpt-neox", "deepspeed-pipeline"),
+    ("gpt-neox", "megatron-lm-2021"),
     ("internevo", "internevo"),
 )
 

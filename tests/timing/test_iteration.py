@@ -211,6 +211,41 @@ def test_published_runs_are_predicted(row: dict[str, Any], within: float) -> Non
     assert getattr(e, name) == pytest.approx(measured, rel=within)
 
 
+BLOOM: dict[str, Any] = {
+    "id": "bloom", "hardware": "dgx-a100-80g", "gpus": 384, "precision": "fp16", "seq": 2048, "gbs": 2048, "mbs": 4, "tp": 8, "pp": 6,
+    "recompute": "full", "framework": "Megatron-DeepSpeed", "source": "bigscience tr11-176B-ml/chronicles-prequel.md",
+    "arch": {
+        "num_layers": 78, "hidden_size": 13824, "num_attention_heads": 96, "ffn_hidden_size": 55296, "vocab_size": 250880,
+        "share_embeddings_and_output_weights": True,
+    },
+}  # fmt: skip
+
+
+def seconds(**changes: Any) -> float:
+    run = run_of(BLOOM | changes, Machines())
+    return estimate_time(run.recipe, run.layout, run.rates).iteration_time_s
+
+
+def test_unfused_heads_that_are_no_multiple_of_16_bytes_leave_the_tensor_cores() -> None:
+    # 96 heads of 144 took 118.1 s, 128 heads of 108 took 156.8 s (lines 837 and 838 of the source).
+    assert seconds(arch=BLOOM["arch"] | {"num_attention_heads": 128}) / seconds() == pytest.approx(
+        156.8 / 118.1, rel=0.05
+    )
+
+
+def test_blocking_launches_cost_more_where_micro_batches_are_small() -> None:
+    costs = [
+        seconds(mbs=mbs) / seconds(mbs=mbs, source="elsewhere", fabric_bytes_per_s_per_gpu=6.25e9) for mbs in (1, 4)
+    ]
+    assert costs[0] > costs[1] > 1.0
+
+
+def test_sums_of_gradients_in_fp32_cost_every_micro_batch() -> None:
+    # Parameters a GPU: 3.8e9 of the layers' 180e9, 12 bytes each more than in fp16, at some 1.7 TB/s.
+    added = seconds(precision="bf16", mbs=1) - seconds(mbs=1)
+    assert added == pytest.approx(256 * 180e9 / 48 * 12 / 1.7e12, rel=0.15)
+
+
 def test_unlike_stages_are_paced_by_the_slowest() -> None:
     even = Layout(world=8, pp=4, global_batch_size=64, layers_per_chunk=(8, 8, 8, 8))
     skewed = Layout(world=8, pp=4, global_batch_size=64, layers_per_chunk=(12, 8, 8, 4))
