@@ -280,10 +280,13 @@ Known reasons, most harm first:
 - Clusters slower than their data sheet. Runs on other people's A100 clusters (BLOOM, InternEvo, GPT-NeoX) took a seventh to a fifth
   longer than the same code on NVIDIA's own: nothing in a data sheet says so. `parlaunch calibrate FILE` closes most of the gap.
 - Tables whose machine is a preset with another fabric. Used instead of the preset's: {"; ".join(s.why for s in SITES)}.
+- InternEvo's ZeRO over all ranks (`z-1`): the gap to the same run with ZeRO inside a node grows with the ranks, 2.7 s of 7.2 s on
+  1,024 GPUs, as if every rank sent its share of the weights by a broadcast of its own. Megatron gathers; we do.
 - A host that cannot keep up. CPU time a kernel is one constant; real hosts differ by two, and eager MoE layers wait for token
   counts. Small models at micro batch 1 without CUDA graphs are the least certain time predictions we make.
 - The one-node sweep of vTrain says "full recompute"; its fastest rows would then need more than 200 TFLOP/s of an A100. They
-  are predicted as they are labelled.
+  are predicted as they are labelled. Taken apart by the number of layers, its layers are faster than ours and its loss slower, which
+  looks like no recomputation; predicted so, with a slower host, the rows as a whole fit no better.
 - Routers are taken as balanced in benchmarks (`force_balance`) and 5 % off balance elsewhere; a router in its first iterations is worse.
 - Sparse and compressed attention, hyper-connections and gated delta nets rest on few rows or none.
 
