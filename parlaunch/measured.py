@@ -170,9 +170,14 @@ def _number(row: Mapping[str, Any], name: str) -> int | None:
     return None if value is None else int(value)
 
 
+def _sizes(arch: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row says of its model's shape, under Megatron's names."""
+    return {SHORT_NAMES.get(k, k): v for k, v in arch.items() if v is not None and k != "type"}
+
+
 def _architecture(row: Mapping[str, Any]) -> Architecture:
     if arch := row.get("arch"):
-        given = {SHORT_NAMES.get(k, k): v for k, v in arch.items() if v is not None and k != "type"}
+        given = _sizes(arch)
         missing = [name for name in ("num_layers", "hidden_size", "num_attention_heads") if not given.get(name)]
         if missing:
             raise UsageError("the row's architecture lacks " + ", ".join(missing))
@@ -273,12 +278,11 @@ def _source(framework: str, row: Mapping[str, Any]) -> str:
 def _group(row: Mapping[str, Any], framework: str, gbs: int) -> str | None:
     """Rows of one group differ in layout only: tables also group over releases, batches and shapes, which differ in more."""
     name = row.get("group")
-    return None if name is None else "|".join((str(name), framework, str(gbs), *_shape(row.get("arch"))))
-
-
-def _shape(arch: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """What tells models of one name apart: tables call all candidates of one size the same, whatever their heads."""
-    return tuple(f"{k}={v}" for k, v in sorted((arch or {}).items()))
+    if name is None:
+        return None
+    # Tables call all candidates of one size the same, whatever their heads.
+    shape = sorted(_sizes(row.get("arch") or {}).items())
+    return "|".join((str(name), framework, str(gbs), *(f"{k}={v}" for k, v in shape)))
 
 
 def _memory_kind(row: Mapping[str, Any]) -> tuple[str, int]:

@@ -110,18 +110,25 @@ def refusals(rows: list[Mapping[str, Any]]) -> Iterator[tuple[str, bool, str]]:
         yield row["name"], bool(found) and wanted <= ids, found[0][1] if found else "we would run it"
 
 
+def agreement(results: list[Result]) -> tuple[int, int, int, int]:
+    """Rows whose tuned layout fits, is among our first five, is our first, is more than 15 % slower than that."""
+    return (
+        sum(r.refused is None for r in results),
+        sum(r.place is not None for r in results),
+        sum(r.same for r in results),
+        sum(r.slower > 0.15 for r in results),
+    )
+
+
 def table(results: list[Result], refused: list[tuple[str, bool, str]]) -> str:
-    n = len(results)
-    fits = sum(r.refused is None for r in results)
-    five = sum(r.place is not None for r in results)
-    same = sum(r.same for r in results)
+    n, (fits, five, same, far) = len(results), agreement(results)
     worst = max(results, key=lambda r: r.slower)
     lines = [
         f"- {n} feasible rows; the tuned layout is legal and fits the GPU, by our estimate: {fits} ({fits / n:.0%})",
         f"- its TP, PP, CP and EP are among our first five: {five} ({five / n:.0%})",
         f"- our first choice has the same TP, PP, CP and EP: {same} ({same / n:.0%})",
         f"- we think the tuned layout is slower than our first choice by {sum(r.slower for r in results) / n:.1%} on average, "
-        f"{worst.slower:.1%} at most ({worst.name}); more than 15 %: {sum(r.slower > 0.15 for r in results)}",
+        f"{worst.slower:.1%} at most ({worst.name}); more than 15 %: {far}",
         f"- {len(refused)} infeasible rows, refused with the right rule: {sum(ok for _, ok, _ in refused)}",
         f"- planning took {sum(r.seconds for r in results) / n:.2f} s a row, {max(r.seconds for r in results):.2f} s at most",
     ]
@@ -137,22 +144,22 @@ def frozen(rows: list[Mapping[str, Any]]) -> str:
     ]
     if not found:
         return ""
+    fits, five, same, far = agreement(found)
     return (
         f"- in {len(found)} of these rows (Qwen3-VL) Bridge's recipe freezes the language model, which the table of layouts does not "
         "say: above they are planned with a trained one, as written there. With a frozen one, as `parlaunch --recipe` plans them, "
-        f"{sum(r.refused is None for r in found)} of them fit, {sum(r.place is not None for r in found)} are among our first five, "
-        f"{sum(r.same for r in found)} are our first choice, {sum(r.slower > 0.15 for r in found)} are more than 15 % slower"
+        f"{fits} of them fit, {five} are among our first five, {same} are our first choice, {far} are more than 15 % slower"
     )
 
 
 def full(rows: list[Mapping[str, Any]]) -> str:
     """All rows once more with no memory left free, as benchmarks are tuned: the tuned layouts are held against all of it too."""
     found = [compare(row, headroom=0.0) for row in rows if row["feasible"]]
-    n, five, same = len(found), sum(r.place is not None for r in found), sum(r.same for r in found)
+    n, (_, five, same, far) = len(found), agreement(found)
     return (
         f"- our plans leave {Wishes().headroom:.0%} of the memory free, many of the tuned layouts do not. With nothing left free "
         f"(`--headroom 0`) the tuned layout is among our first five in {five} rows ({five / n:.0%}) and our first choice in {same} "
-        f"({same / n:.0%}); more than 15 % slower than it: {sum(r.slower > 0.15 for r in found)}"
+        f"({same / n:.0%}); more than 15 % slower than it: {far}"
     )
 
 

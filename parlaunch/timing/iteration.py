@@ -130,10 +130,8 @@ class _Model:
         if self.graphed < 1.0:
             issue = (1.0 - self.graphed) * (forward[4] + backward[4])
             issue += self.software.host * HOST_PER_CHUNK * (layout.vp or 1)
-        if self.software.blocking:
-            both = gpu + issue
-        else:
-            both = (gpu**HOST_BLEND + issue**HOST_BLEND) ** (1.0 / HOST_BLEND)
+        order = 1.0 if self.software.blocking else HOST_BLEND
+        both = (gpu**order + issue**order) ** (1.0 / order)
         return _Stage(forward, backward, both, both - gpu, sum(forward[:4]) / gpu)
 
     def parameters(self, layout: Layout) -> tuple[float, float]:
