@@ -20,6 +20,7 @@ class ParlaunchError(Exception):
         super().__init__(problem)
         self.problem = problem
         self.hint = hint
+        self.told = False  # another node of the job prints it into the same log
 
     def __str__(self) -> str:
         return f"{self.problem}\n  hint: {self.hint}" if self.hint else self.problem

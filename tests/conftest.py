@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 HERE = Path(__file__).parent
+
+HANGS_S = 600.0
+"""What a test waits for at most: a bound for what hangs, never for what is slow."""
+
+# A loaded machine is slow, not wrong: speed is shown by benchmarks.
+settings.register_profile("parlaunch", deadline=None)
+settings.load_profile("parlaunch")
 
 pytest_plugins = ("tests.fake_nvml",)
 
@@ -17,11 +26,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden; read the diff")
 
 
+def pytest_configure() -> None:
+    """Under nohup, or behind a script's `&`, SIGHUP and SIGINT are ignored, by children too: what tests start must hear them."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-n 2 --dist loadgroup`: tests that start a cluster, or fill all cores with ranks, share one worker."""
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("slurm", "training")):
+            item.add_marker(pytest.mark.xdist_group("alone"))
+
+
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of the machine that runs the tests decides anything."""
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No variable of the machine that runs the tests decides anything, and no run that it has measured."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
     for name in list(os.environ):
-        if name.startswith(("SLURM", "PMI", "OMPI", "CUDA", "NCCL", "NVTE", "TORCH", "MASTER_", "PARLAUNCH", "PET_")):
+        if name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR") or name.startswith(
+            ("SLURM", "PMI", "OMPI", "CUDA", "NCCL", "NVTE", "TORCH", "MASTER_", "PARLAUNCH", "PET_")
+        ):
             monkeypatch.delenv(name)
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
+from parlaunch.data import load
 from tests.cli.conftest import Said, parlaunch
 
 __all__ = ["parlaunch"]
@@ -46,10 +51,49 @@ def test_every_command_on_a_page_runs(
             assert EXIT[language] in (None, said.code), f"{line}\n{said.err}"
 
 
+def shown(text: str, names: dict[str, object]) -> str:
+    """The lines of a `pycon` fence with what Python prints for them."""
+    made = []
+    for example in doctest.DocTestParser().get_examples(text):
+        out = StringIO()
+        with redirect_stdout(out):
+            exec(compile(example.source, "<page>", "single"), names)
+        first, *more = example.source.splitlines()
+        made += [f">>> {first}", *(f"... {line}" for line in more), *out.getvalue().splitlines()]
+    return "\n".join(made) + "\n"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if "```pycon" in p.read_text()], ids=lambda p: p.name)
+def test_what_a_page_shows_of_python_is_what_python_prints(page: Path, request: pytest.FixtureRequest) -> None:
+    names: dict[str, object] = {}
+    text = page.read_text(encoding="utf-8")
+    made = re.sub(
+        r"^```pycon\n(.*?)^```",
+        lambda fence: f"```pycon\n{shown(fence[1], names)}```",
+        text,
+        flags=re.MULTILINE | re.DOTALL,
+    )
+    if request.config.getoption("--update-golden"):
+        page.write_text(made, encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == made, "run pytest --update-golden and read the diff"
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda p: p.name)
 def test_no_link_leads_nowhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_the_page_of_machines_has_the_tables_of_the_code(
+    parlaunch: Callable[..., Said], request: pytest.FixtureRequest
+) -> None:
+    page = ROOT / "docs" / "comparing.md"
+    text = page.read_text(encoding="utf-8")
+    head, mark, _ = text.partition("against the tables. -->\n\n")
+    made = f"{head}{mark}{parlaunch('machines', '--format', 'markdown').out}"
+    if request.config.getoption("--update-golden"):
+        page.write_text(made, encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == made, "run pytest --update-golden and read the diff"
 
 
 def test_the_readme_shows_what_its_command_prints(
@@ -61,8 +105,26 @@ def test_the_readme_shows_what_its_command_prints(
     command = re.search(r"^    parlaunch (.*)$", text, re.MULTILINE)
     assert command is not None
     said = parlaunch(*shlex.split(command[1]))
-    decision = said.out.split("\nEnvironment\n")[0].rstrip()
-    made = re.sub(r"```text\n.*?```", lambda _: f"```text\n{decision}\n```", text, count=1, flags=re.DOTALL)
+    made = re.sub(r"```text\n.*?```", lambda _: f"```text\n{said.out}```", text, count=1, flags=re.DOTALL)
     if request.config.getoption("--update-golden"):
         readme.write_text(made, encoding="utf-8")
     assert readme.read_text(encoding="utf-8") == made, "run pytest --update-golden and read the diff"
+
+
+SCRIPTS = re.findall(
+    r"^```bash\n(#!/bin/bash\n.*?)^```", (ROOT / "docs" / "cookbook.md").read_text(encoding="utf-8"), re.M | re.S
+)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))
+def test_a_script_of_the_cookbook_is_bash_and_its_overrides_are_bridges(script: str) -> None:
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    keys = load("bridge_fields.json")["keys"]
+    assert {k for k in re.findall(r"\b([a-z_]+\.[a-z_.]+)=", script)} <= set(keys)
+    assert re.search(r"^DATA=", script, re.M)
+    assert re.search(r"^CKPT=", script, re.M)
+
+
+@pytest.mark.parametrize("word", ["resume", "why-not", "oom", "out of memory", "checkpoint", "requeue", "torchrun"])
+def test_what_people_look_for_stands_on_a_page(word: str) -> None:
+    assert any(re.search(rf"\b{word}", p.read_text(encoding="utf-8"), re.I) for p in PAGES if p.name != "reference.md")

@@ -13,10 +13,10 @@ import ipaddress
 import socket
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from parlaunch.errors import ParlaunchError
-from parlaunch.where import Situation
+from parlaunch.frozen import dataclass
+from parlaunch.where.situation import Situation
 
 FIRST_PORT, LAST_PORT = 15000, 29390
 """Below Linux's ephemeral ports (32768-60999), below torchrun's own 29400 and 29500, above well-known services."""
@@ -55,15 +55,21 @@ def _step(situation: Situation) -> int:
     return int(text) if text.isdigit() and len(text) < 7 else 0
 
 
-def bind(candidates: Sequence[int]) -> socket.socket:
-    """A socket on all addresses of this host, on the first of the ports that is free (0: any). It does not listen yet.
+def bind(candidates: Sequence[int], hosts: Sequence[str] = ()) -> list[socket.socket]:
+    """Sockets on these addresses of this host (none given: on all), on the first of the ports that is free there (0: any).
+    They do not listen yet.
 
     Raises ParlaunchError when none is free.
     """
     for port in candidates:
+        made: list[socket.socket] = []
         try:
-            return _bind(port)
+            for host in hosts or (None,):
+                made.append(_bind(port, host))
+            return made
         except OSError as error:
+            for left in made:
+                left.close()
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise
     raise no_port(candidates)
@@ -77,32 +83,38 @@ def no_port(candidates: Sequence[int], host: str | None = None) -> ParlaunchErro
     )
 
 
-def listen(backlog: int = 4096) -> socket.socket:
-    """A socket that listens on a port that the kernel chose, on all addresses."""
-    made = bind((0,))
+def listen(host: str | None = None, backlog: int = 4096) -> socket.socket:
+    """A socket that listens on a port that the kernel chose, on one address or on all."""
+    [made] = bind((0,), (host,) if host is not None else ())
     made.listen(backlog)
     return made
 
 
-def _bind(port: int) -> socket.socket:
+def _bind(port: int, host: str | None = None) -> socket.socket:
+    if host is not None:
+        [(family, kind, _, _, address), *_] = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
+        return _bound(socket.socket(family, kind), address)
     try:
         made = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
         made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        everywhere = "::"
     except OSError:  # a kernel without IPv6
-        made, everywhere = socket.socket(socket.AF_INET, socket.SOCK_STREAM), "0.0.0.0"
+        return _bound(socket.socket(socket.AF_INET, socket.SOCK_STREAM), ("0.0.0.0", port))
+    try:
+        return _bound(made, ("::", port))
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+        # IPv6 is compiled in and switched off (net.ipv6.conf.all.disable_ipv6)
+        return _bound(socket.socket(socket.AF_INET, socket.SOCK_STREAM), ("0.0.0.0", port))
+
+
+def _bound(made: socket.socket, address: tuple[object, ...]) -> socket.socket:
     try:
         # Without it a port stays unusable for a minute after a job that ended; it does not share one that listens.
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            made.bind((everywhere, port))
-        except OSError as error:
-            if error.errno != errno.EADDRNOTAVAIL:
-                raise
-            made.close()  # IPv6 is compiled in and switched off (net.ipv6.conf.all.disable_ipv6)
-            made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            made.bind(("0.0.0.0", port))
+        made.bind(address)
     except BaseException:
         made.close()
         raise
@@ -153,6 +165,14 @@ def local(address: str) -> bool:
     return True
 
 
+def of_the_job(situation: Situation) -> tuple[str, ...]:
+    """This host's addresses by which the others look for it; empty where that cannot be known here (Debian's /etc/hosts
+    tells a host its own name as 127.0.1.1, and a service's address is no host's)."""
+    found = [a for name in names_of(situation) for a in resolve(name)]
+    literal = found == [situation.master]
+    return tuple(dict.fromkeys(a for a in found if (literal or not loopback(a)) and local(a)))
+
+
 def names_of(situation: Situation) -> tuple[str, ...]:
     """What the meeting node may be called, the likeliest first.
 
@@ -163,7 +183,7 @@ def names_of(situation: Situation) -> tuple[str, ...]:
     names = [master]
     if "." not in master and "." in situation.hostname:
         names.append(f"{master}.{situation.hostname.partition('.')[2]}")
-    if situation.launch_address is not None and situation.kind == "slurm-step":
+    if situation.launch_address is not None:
         names.append(situation.launch_address)
     return tuple(dict.fromkeys(names))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import os
 import signal
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 
 from parlaunch.errors import ParlaunchError
 
-TORCHRUN = "torch.distributed.run"
+NEEDS_TORCH = ("torch.distributed.run", "parlaunch_launch.elastic", "parlaunch_launch.supervise")
 
 
 def installed(module: str) -> bool:
@@ -20,6 +21,12 @@ def installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         return False
+
+
+def for_a_rank(module: str) -> bool:
+    """Whether a rank would find the module: it has the working directory in front, which this process has not."""
+    top = importlib.machinery.PathFinder.find_spec(module.partition(".")[0], [os.getcwd()])
+    return top is not None or installed(module)
 
 
 def become(
@@ -35,9 +42,9 @@ def become(
     program is not there or not executable.
     """
     command = list(argv)
-    if TORCHRUN in command[:3] and command[0] == sys.executable and not has("torch"):
+    if command[0] == sys.executable and any(m in command[:4] for m in NEEDS_TORCH) and not has("torch"):
         raise ParlaunchError(
-            f"torch is not installed in {sys.executable}, and the launch runs `python -m {TORCHRUN}` there",
+            f"torch is not installed in {sys.executable}, and the launch runs `python -m {NEEDS_TORCH[0]}` there",
             hint="install parlaunch into the environment you train in, or add torch here: pip install 'parlaunch[torch]'",
         )
     sys.stdout.flush()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 from collections.abc import Callable, Collection, MutableMapping
 
-from parlaunch.binding import VARIABLE, Binding, decide, read, spell
-from parlaunch.machine import Node
+from parlaunch.environment.binding import VARIABLE, read, spell
 
 
 def bind_here(
@@ -47,11 +45,6 @@ def bind_here(
         with contextlib.suppress(OSError):  # it may have ended
             bind(thread, usable)
     return spell(usable)
-
-
-def decide_here(node: Node, *, torch_version: str | None, wanted: bool = True) -> Binding:
-    """The binding of this machine's ranks, knowing whether torchrun's own would find its numactl."""
-    return decide(node, torch_version=torch_version, numactl=shutil.which("numactl") is not None, wanted=wanted)
 
 
 def _threads() -> list[int]:

@@ -1,60 +1,109 @@
 """Read a training's log as it grows: layout, iterations, memory, and what went wrong.
 
-Lines of Megatron Bridge 0.3 to 0.6, of Megatron-LM from 2022 to Core 0.19, and of our CPU runners. Lines of many ranks
-come mixed, sometimes two in one: everything is searched for inside a line.
+Lines of Megatron Bridge 0.3 to 0.6, of Megatron-LM from 2020 to Core 0.19, of NeMo 1 and 2, and of our CPU runners. Lines of
+many ranks come mixed, sometimes two in one, with the prefixes of torchrun, srun and mpirun: everything is searched for inside
+a line.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
 
-from parlaunch.verdict import Failure, Iteration, Measured, OutOfMemory
-from parlaunch_launch.symptoms import CAUSE_FIRST, COMPONENT_OF, GENERAL, SYMPTOMS
+from parlaunch.check.symptoms import CAUSE_FIRST, COMPONENT_OF, FORGIVEN, GENERAL, HARMLESS, symptom_of
+from parlaunch.check.verdict import FailedRank, Failure, Iteration, Measured, OutOfMemory
+from parlaunch.model.layout import NO_RECOMPUTE, Recompute, selective
+from parlaunch_launch.ends import Failure as Ended
+from parlaunch_launch.ends import code_of, first
+
+PREFIX = re.compile(
+    r"\[default(?P<tee>\d+)\]: ?|\[rank(?P<torch>\d+)\]: ?|\[\d+,(?P<mpi>\d+)\]<std(?:out|err)>: ?|(?P<srun>\d{1,6}): "
+)
+"""Who printed a line: torchrun's --tee (a local rank), torch, mpirun, srun --label (a task)."""
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 ITERATION = re.compile(r"iteration +(\d+)/ *(\d+) \|(.*)")
-TOOK = re.compile(r"elapsed time per iteration \(ms\): ([\d.]+)")
+TOOK = re.compile(r"elapsed time per iteration \((m?s)\): ([\d.]+)")
 NUMBER = r"([-+]?(?:\d[\d.]*(?:[eE][-+]?\d+)?|nan|inf|NAN|INF))"
 LOSS = re.compile(rf"\bloss: {NUMBER} \|")  # of a model that is no language model
 LM_LOSS = re.compile(rf"\blm loss: {NUMBER} \|")
 NUMBERS = {
     "grad_norm": re.compile(r"grad norm: (\S+) \|"),
-    "tflops": re.compile(r"throughput per GPU \(TFLOP/s/GPU\): (\S+) \|"),
+    "tflops": re.compile(r"(?:throughput per GPU \(TFLOP/s/GPU\)|TFLOPs): (\S+) \|"),
     "skipped": re.compile(r"number of skipped iterations: +(\d+)"),
     "nans": re.compile(r"number of nan iterations: +(\d+)"),
+    "global_batch": re.compile(r"global batch size: +(\d+)"),
 }
 BRIDGE_TFLOPS = re.compile(r"GPU utilization: ([\d.]+) ?MODEL_TFLOP/s/GPU")
+
+NEMO2 = re.compile(r"Training epoch (?P<epoch>\d+), iteration (?P<at>\d+)/(?P<of>\d+) \|(?P<rest>.*)")
+NEMO1 = re.compile(r"Epoch (?P<epoch>\d+): .*?(?:\| +(?P<at>\d+)/(?P<of>\d+)|: +\d+it) \[(?P<rest>.*?)\]")
+"""A line of NeMo 2's ProgressPrinter, and the bar of Lightning that NeMo 1 leaves, which has no total where it knows none."""
+NEMO = {
+    "seconds": re.compile(rf"train_step_timing in s[:=] ?{NUMBER}"),
+    "loss": re.compile(rf"reduced_train_loss[:=] ?{NUMBER}"),
+    "grad_norm": re.compile(rf"grad_norm[:=] ?{NUMBER}"),
+    "tflops": re.compile(rf"TFLOPS_per_GPU[:=] ?{NUMBER}"),
+    "global_batch": re.compile(rf"global_batch_size[:=] ?{NUMBER}"),
+    "step": re.compile(rf"global_step[:=] ?{NUMBER}"),
+}
 
 LAYOUT = {
     "world": re.compile(r"using world size: (\d+)"),
     "dp": re.compile(r"[ ,]data-parallel[ -]size: (\d+)"),
     "cp": re.compile(r"[ ,]context-parallel size: (\d+)"),
-    "tp": re.compile(r"(?:[ ,]tensor-model-parallel size|initialized tensor model parallel with size):? (\d+)"),
+    "tp": re.compile(
+        r"(?:[ ,]tensor-model-parallel size|[ ,]model-parallel size|"
+        r"initialized tensor model parallel with size):? (\d+)"
+    ),
     "pp": re.compile(r"(?:[ ,]pipeline-model-parallel size|initialized pipeline model parallel with size):? (\d+)"),
     "vp": re.compile(r"virtual-pipeline-model-parallel size: (\d+)"),
     "ep": re.compile(r"expert-model-parallel size: (\d+)"),
     "etp": re.compile(r"expert-tensor-parallel size: (\d+)"),
     "edp": re.compile(r"expert-data-parallel size: (\d+)"),
 }
-CONFIGURED = {
+GROUPS = {
+    "tp": re.compile(r"Rank \d+ has tensor model parallel group: \[([\d, ]+)\]"),
+    "pp": re.compile(r"Rank \d+ has pipeline model parallel group: \[([\d, ]+)\]"),
+    "cp": re.compile(r"Rank \d+ has context parallel group: \[([\d, ]+)\]"),
+    "dp": re.compile(r"Rank \d+ has data parallel group ?: \[([\d, ]+)\]"),
+    "ep": re.compile(r"Rank \d+ has expert model parallel group: \[([\d, ]+)\]"),
+}
+"""NeMo names the members of each group."""
+NEMO_WORLD = re.compile(r"GLOBAL_RANK: \d+, MEMBER: \d+/(\d+)")  # of Lightning
+SIZES = {
     "tensor_model_parallel_size": "tp", "pipeline_model_parallel_size": "pp", "context_parallel_size": "cp",
     "virtual_pipeline_model_parallel_size": "vp", "expert_model_parallel_size": "ep", "expert_tensor_parallel_size": "etp",
 }  # fmt: skip
 """Fields of the model section in the configuration that Bridge prints; it holds what differs from Megatron's default."""
-SECTION = re.compile(
-    r"^(?:\[default\d+\]: ?)?(?:\[(\w+)\](?: Non-default values.*)?|(\w+)):\s*$|^\[(\w+)\] Non-default values"
-)
-FIELD = re.compile(r"^(?:\[default\d+\]: ?)? +(\w+): (\d+)\b")
+ARGUMENT = re.compile(r"^\s*(\w+) \.{3,} (.+?)\s*$")  # Megatron-LM's list of its arguments
+ARGUMENTS = SIZES | {"world_size": "world", "data_parallel_size": "dp"}
+SECTION = re.compile(r"^(?:\[(\w+)\](?: Non-default values.*)?|(\w+)):\s*$|^\[(\w+)\] Non-default values")
+FIELD = re.compile(r"^ +(\w+): '?([\w.]+|\[[^\]]*\])")
+LISTED = re.compile(r"^ +(\w+):\s*$|^ +- '?([\w.]+)'?\s*$")  # a list in YAML, an entry a line
+RECOMPUTE = {
+    "recompute_granularity": "granularity", "recompute_method": "method", "recompute_num_layers": "num_layers",
+    "recompute_modules": "modules",
+    "activations_checkpoint_method": "method", "activations_checkpoint_num_layers": "num_layers",  # Megatron-LM until 2022
+}  # fmt: skip
 UNSAID = {"tp": 1, "pp": 1, "cp": 1, "ep": 1}
 """Bridge 0.5 and newer print what differs from Megatron's default: a size that is not there is 1."""
 
+AFTER = re.compile(r"after (\d+) iterations?\)? memory")
 ALLOCATED = (
     (re.compile(r"max allocated: ([\d.]+)"), 2**20),
     (re.compile(r"mem-max-allocated-gigabytes: ([\d.]+)"), 10**9),
+    (re.compile(r"mem-max-allocated-bytes: (\d+)"), 1),
+    (re.compile(r"max_memory_allocated: ([\d.]+(?:e[+]\d+)?)"), 1),  # NeMo 2
 )
 RESERVED = (
     (re.compile(r"max reserved: ([\d.]+)"), 2**20),
     (re.compile(r"mem-max-reserved-gigabytes: ([\d.]+)"), 10**9),
+    (re.compile(r"mem-max-reserved-bytes: (\d+)"), 1),
+    (re.compile(r"max_memory_reserved: ([\d.]+(?:e[+]\d+)?)"), 1),
 )
 RESIDENT = re.compile(r"host memory \(MB\) \| max resident: ([\d.]+)")
 
@@ -70,6 +119,17 @@ OUT_OF_MEMORY = {
 SCALE = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 FRAME = re.compile(r'File "([^"]+)", line \d+, in (\S+)')
 
+ROOT_CAUSE = re.compile(r"Root Cause(?: \(first observed failure\))?:")
+ROOT_FIELD = re.compile(r"^\s*(time|host|rank|exitcode)\s*: (.*)$")
+ROOT_LINES = 9
+"""Lines that torchrun gives to the first failure: its number, time, host, rank, exit code, files and a message."""
+
+WAITED = re.compile(r"Rank (\d+)\].*(?:Watchdog caught|Timeout at NCCL work)")
+ENQUEUED = re.compile(r"Rank (\d+)\].*last enqueued (?:NCCL )?work: (-?\d+)")
+MANY_RANKS = 8
+"""More ranks than these are not named one by one."""
+LAST_LINES = 15
+
 
 def size(text: str) -> int:
     """Bytes of torch's "2.00 GiB".
@@ -81,33 +141,78 @@ def size(text: str) -> int:
     return int(float(number) * SCALE[unit[0].lower()])
 
 
+def without_prefix(line: str) -> tuple[str, str]:
+    """The line as the program wrote it, and who wrote it: "" when nothing tells.
+
+    >>> without_prefix("3: [default1]:hello")
+    ('hello', '3/1')
+    """
+    said, who = ANSI.sub("", line), []
+    while (found := PREFIX.match(said)) is not None:
+        who.append(next(g for g in found.groups() if g is not None))
+        said = said[found.end() :]
+    return said, "/".join(who)
+
+
+def read_run(logs: Iterable[Iterable[str]]) -> Measured:
+    """What the logs of one run, each as its lines, show together."""
+    reader = LogReader()
+    for lines in logs:
+        reader.another()
+        for line in lines:
+            reader.feed(line)
+    return reader.measured()
+
+
 class LogReader:
     """Feed it lines; `measured` is what they show so far."""
 
     def __init__(self) -> None:
         self._layout: dict[str, int] = {}
         self._configured: dict[str, int] = {}
+        self._numbers: dict[str, str] = {}  # bf16, fp8, … as the configuration says them
         self._iterations: dict[int, Iteration] = {}
-        self._peaks: dict[str, int] = {}
+        self._peaks: dict[tuple[str, int | None], int] = {}  # by kind and by the iteration they were printed after
         self._failures: dict[str, Failure] = {}
         self._section: str | None = None
+        self._recomputed: dict[str, str] = {}  # as RECOMPUTE names it
+        self._list: str | None = None  # the field whose entries follow
         self._frames: dict[str, list[tuple[str, str]]] = {}
         self._oom: OutOfMemory | None = None
         self._tflops: float | None = None
+        self._last: deque[str] = deque(maxlen=LAST_LINES)
+        self._roots: list[dict[str, str]] = []  # torchrun's reports, one a node
+        self._root_left = 0
+        self._settled: list[Failure] = []  # of logs that were read before
+        self._waited: set[int] = set()
+        self._enqueued: dict[int, int] = {}
 
     @property
     def last_iteration(self) -> Iteration | None:
         return self._iterations[max(self._iterations)] if self._iterations else None
 
-    def feed(self, line: str) -> None:
-        line = line.rstrip("\n")
+    def feed(self, raw: str) -> None:
+        line, rank = without_prefix(raw.rstrip("\r\n"))
+        if line.strip():
+            self._last.append(line.strip()[:300])
         if (found := ITERATION.search(line)) and (took := TOOK.search(found[3])):
-            self._iteration(int(found[1]), int(found[2]), float(took[1]) / 1000, found[3])
+            unit = 1000 if took[1] == "ms" else 1
+            self._iteration(int(found[1]), int(found[2]), float(took[2]) / unit, found[3])
         elif found := BRIDGE_TFLOPS.search(line):
             self._tflops = float(found[1])
+        elif (found := NEMO2.search(line) or NEMO1.search(line)) and (took := NEMO["seconds"].search(found["rest"])):
+            self._nemo(found, float(took[1]))
         self._sizes(line)
         self._memory(line)
-        self._trouble(line)
+        self._root_cause(line)
+        self._trouble(line, rank)
+
+    def another(self) -> None:
+        """What follows is of another log of the same run: what goes well there forgives nothing that was read until here."""
+        self._settled += self._failures.values()
+        self._failures, self._frames, self._section, self._list, self._root_left = {}, {}, None, None, 0
+
+    # --- iterations
 
     def _iteration(self, number: int, of: int, took: float, rest: str) -> None:
         loss = LM_LOSS.search(rest) or LOSS.search(rest)
@@ -115,15 +220,41 @@ class LogReader:
         tflops = values.get("tflops", self._tflops)  # Bridge prints it on a line of its own, before this one
         self._tflops = None
         self._well()
+        batch = values.get("global_batch")
         self._iterations[number] = Iteration(
             number=number, of=of, seconds=took, loss=float(loss[1]) if loss else None, grad_norm=values.get("grad_norm"),
-            tflops=tflops, skipped=int(values.get("skipped", 0)), nans=int(values.get("nans", 0)),
+            tflops=tflops, global_batch=None if batch is None else int(batch), skipped=int(values.get("skipped", 0)),
+            nans=int(values.get("nans", 0)),
+        )  # fmt: skip
+
+    def _nemo(self, found: re.Match[str], took: float) -> None:
+        """NeMo 2 counts iterations from 0, its first releases from 1; steps always count from 0. Both print four digits of a
+        float, so a step from 10,000 on is the bar's to tell; the bar begins anew with each epoch."""
+        values = {name: float(m[1]) for name, pattern in NEMO.items() if (m := pattern.search(found["rest"]))}
+        step, at = values.get("step"), None if found["at"] is None else int(found["at"])
+        of = 0 if found["of"] is None else int(found["of"])
+        if found.re is NEMO2:
+            assert at is not None
+            from_zero = step is None or int(step) >= at
+            number, of = at + from_zero, of + from_zero
+        elif at is not None and (step is None or found["epoch"] == "0"):
+            number = at
+        else:
+            number = int(step or 0) + 1
+        self._well()
+        batch = values.get("global_batch")
+        self._iterations[number] = Iteration(
+            number=number, of=of or number, seconds=took, loss=values.get("loss"),
+            grad_norm=values.get("grad_norm"), tflops=values.get("tflops"),
+            global_batch=None if batch is None else int(batch),
         )  # fmt: skip
 
     def _well(self) -> None:
         """Forget the exceptions so far: whoever got further than them had caught them."""
-        for kind in GENERAL:
+        for kind in FORGIVEN:
             self._failures.pop(kind, None)
+
+    # --- sizes
 
     def _sizes(self, line: str) -> None:
         if "parallel" in line:
@@ -131,41 +262,154 @@ class LogReader:
                 if found := pattern.search(line):
                     self._layout[name] = int(found[1])
                     self._well()
-        if found := SECTION.match(line):
+            for name, pattern in GROUPS.items():
+                if found := pattern.search(line):
+                    self._layout[name] = found[1].count(",") + 1
+        elif found := NEMO_WORLD.search(line):
+            self._layout["world"] = int(found[1])
+        if found := ARGUMENT.match(line):
+            self._argument(found[1], found[2])
+        elif found := SECTION.match(line):
             self._section = next(name for name in found.groups() if name)
             if self._section == "model" and "Non-default" in line:
                 self._configured = {**UNSAID, **self._configured}
-        elif self._section == "model" and (found := FIELD.match(line)) and found[1] in CONFIGURED:
-            self._configured[CONFIGURED[found[1]]] = int(found[2])
-        elif self._section == "dataset" and (found := FIELD.match(line)) and found[1] == "data_parallel_size":
-            self._configured["dp"] = int(found[2])
+                self._numbers.setdefault("said", "all")
+        elif self._section is not None and (found := FIELD.match(line)):
+            self._list = None
+            self._field(self._section, found[1], found[2])
+        elif self._section == "model" and (found := LISTED.match(line)):
+            self._listed(found[1], found[2])
+
+    def _argument(self, name: str, value: str) -> None:
+        """One of Megatron-LM's arguments, of which it prints all."""
+        if name in ARGUMENTS and value.isdigit():
+            self._configured[ARGUMENTS[name]] = int(value)
+        elif name in RECOMPUTE:
+            self._recomputed.setdefault(RECOMPUTE[name], value)
+        elif name in ("bf16", "fp16", "fp8", "fp4", "micro_batch_size", "seq_length"):
+            self._numbers[name] = value
+            self._numbers.setdefault("said", "all")
+
+    def _field(self, section: str, name: str, value: str) -> None:
+        if section == "model" and name in SIZES and value.isdigit():
+            self._configured[SIZES[name]] = int(value)
+        elif section == "model" and name in RECOMPUTE:
+            self._recomputed[RECOMPUTE[name]] = value
+        elif section == "dataset" and name == "data_parallel_size" and value.isdigit():
+            self._configured["dp"] = int(value)
+        elif (section, name) in (("train", "micro_batch_size"), ("dataset", "seq_length"), ("model", "seq_length")) or (
+            section == "model" and name in ("bf16", "fp16", "fp8", "fp4", "micro_batch_size")
+        ):
+            self._numbers[name] = value
+
+    def _listed(self, name: str | None, entry: str | None) -> None:
+        """The beginning of a list in YAML, or an entry of it."""
+        if name is not None:
+            self._list = name
+        elif self._list == "recompute_modules":
+            self._recomputed["modules"] = f"{self._recomputed.get('modules', '')} {entry}"
+
+    def _recompute(self) -> Recompute | None:
+        """What is computed again; None where the log shows no configuration."""
+        said = {k: v for k, v in self._recomputed.items() if v.lower() not in ("none", "null")}
+        layers = _whole(said.get("num_layers"))
+        match said.get("granularity"):
+            case "full":
+                return Recompute(granularity="full", method=said.get("method", "uniform"), num_layers=layers or 1)
+            case "selective":
+                return selective(re.findall(r"\w+", said.get("modules", "")) or None)
+        if "granularity" not in self._recomputed and "method" in said:  # Megatron-LM until 2022
+            return Recompute(granularity="full", method=said["method"], num_layers=layers or 1)
+        known = "granularity" in self._recomputed or "method" in self._recomputed or "said" in self._numbers
+        return NO_RECOMPUTE if known else None
+
+    def _precision(self) -> str | None:
+        """The formats of the numbers; None where the log shows no configuration."""
+        said = {k for k, v in self._numbers.items() if v not in ("False", "None")}
+        base = next((name for name in ("fp16", "bf16") if name in said), "fp32" if "said" in said else None)
+        return base and base + next((f"+{name}" for name in ("fp4", "fp8") if name in said), "")
+
+    # --- memory
 
     def _memory(self, line: str) -> None:
         if "memory" not in line:
             return
+        after = AFTER.search(line)
+        at = int(after[1]) if after else None
         for name, patterns in (("allocated", ALLOCATED), ("reserved", RESERVED), ("host", ((RESIDENT, 2**20),))):
             for pattern, unit in patterns:
                 if found := pattern.search(line):
-                    self._peaks[name] = max(self._peaks.get(name, 0), int(float(found[1]) * unit))
+                    key = (name, at)
+                    self._peaks[key] = max(self._peaks.get(key, 0), int(float(found[1]) * unit))
 
-    def _trouble(self, line: str) -> None:
-        rank = (re.match(r"\[?(?:rank)?(\d+)\]?[:>]", line) or [line[:0]])[0]
+    def _peak(self, name: str, *, early: bool = False) -> int | None:
+        """The largest that was printed once the optimizer had stepped; `early`: until then."""
+        lines = self._ordered()
+        first = next((i.number for i in lines if not i.skipped), None)
+        if first is not None and first == lines[0].number:
+            first = 1  # a log may begin later than its training, and speak of several iterations at once
+        values = [
+            v
+            for (kind, at), v in self._peaks.items()
+            if kind == name and (at is not None and (first is None or at <= first)) == early
+        ]
+        return max(values, default=None)
+
+    def _ordered(self) -> list[Iteration]:
+        return [self._iterations[n] for n in sorted(self._iterations)]
+
+    # --- what went wrong
+
+    def _root_cause(self, line: str) -> None:
+        """torchrun's report: which rank failed first, and how."""
+        if ROOT_CAUSE.search(line):
+            self._roots.append({})
+            self._root_left = ROOT_LINES
+        elif self._root_left > 0:
+            self._root_left -= 1
+            if found := ROOT_FIELD.match(line):
+                self._roots[-1].setdefault(found[1], found[2])
+
+    def _failed_rank(self) -> FailedRank | None:
+        """Of several nodes' reports the one that was the cause of the others."""
+        known: dict[int, tuple[Ended, FailedRank]] = {}
+        for root in self._roots:
+            if (ranks := re.match(r"(\d+) \(local_rank: (\d+)\)", root.get("rank", ""))) is None:
+                continue
+            status = re.match(r"-?\d+", root.get("exitcode", ""))
+            rank = FailedRank(
+                rank=int(ranks[1]),
+                local_rank=int(ranks[2]),
+                host=root.get("host"),
+                status=int(status[0]) if status else None,
+            )
+            known[rank.rank] = (Ended(code_of(rank.status or 1), _when(root.get("time", "")), rank.rank), rank)
+        return known[first([e for e, _ in known.values()]).rank or 0][1] if known else None
+
+    def _trouble(self, line: str, rank: str) -> None:
+        rank = rank or (re.match(r"\[?(?:rank)?(\d+)\]?[:>]", line) or [""])[0]
+        if found := WAITED.search(line):
+            self._waited.add(int(found[1]))
+        if found := ENQUEUED.search(line):
+            self._enqueued[int(found[1])] = int(found[2])
         if found := FRAME.search(line):
             self._frames.setdefault(rank, []).append((found[1], found[2]))
             return
-        for symptom in SYMPTOMS:
-            if (match := symptom.pattern.search(line)) is None:
-                continue
+        if (known := symptom_of(line)) is not None and known[0].kind != HARMLESS:
+            symptom, match = known
             if symptom.kind in GENERAL:
-                self._well()
+                for kind in GENERAL:
+                    self._failures.pop(kind, None)
             if symptom.kind not in self._failures:
-                sentence = symptom.sentence.format(*(g or "" for g in match.groups()))
                 self._failures[symptom.kind] = Failure(
-                    kind=symptom.kind, sentence=sentence, todo=symptom.todo, line=line.strip()[:400]
+                    kind=symptom.kind,
+                    sentence=symptom.said(match),
+                    todo=symptom.todo,
+                    line=line.strip()[:400],
+                    switch=symptom.switch,
                 )
                 if symptom.kind == "oom":
                     self._oom = self._memory_error(line, self._frames.get(rank, []))
-            break
         if "Traceback (most recent call last)" in line:
             self._frames[rank] = []
 
@@ -182,24 +426,56 @@ class LogReader:
                     break
         return OutOfMemory(**said, component=component)
 
+    def _missing(self, world: int | None) -> str:
+        """Who did not come to a collective that timed out, as far as those who waited tell."""
+        if self._enqueued and (least := min(self._enqueued.values())) < max(self._enqueued.values()):
+            behind = sorted(r for r, n in self._enqueued.items() if n == least)
+            if len(behind) <= MANY_RANKS:
+                return f"; {_ranks(behind)} came only to collective {least} of {max(self._enqueued.values())}"
+        silent = sorted(set(range(world or 0)) - self._waited)
+        if self._waited and 0 < len(silent) <= MANY_RANKS:
+            return f"; {_ranks(silent)} reported no time-out: the others wait for it"
+        return ""
+
     def measured(self) -> Measured:
         """What was read. The failures come with the likeliest cause first: what a peer saw stands behind what broke."""
-        failures = sorted(self._failures.values(), key=lambda f: CAUSE_FIRST.index(f.kind))
+        every = {f.kind: f for f in reversed([*self._settled, *self._failures.values()])}
+        failures = sorted(every.values(), key=lambda f: CAUSE_FIRST.index(f.kind))
         layout = {**self._configured, **self._layout}
+        failures = [
+            replace(f, sentence=f.sentence + self._missing(layout.get("world"))) if f.kind == "hang" else f
+            for f in failures
+        ]
+        allocated = self._peak("allocated")
         return Measured(
             layout=layout,
-            iterations=tuple(self._iterations[n] for n in sorted(self._iterations)),
-            peak_allocated=self._peaks.get("allocated"),
-            peak_reserved=self._peaks.get("reserved"),
-            host_peak=self._peaks.get("host"),
+            micro_batch=_whole(self._numbers.get("micro_batch_size")),
+            seq_length=_whole(self._numbers.get("seq_length")),
+            precision=self._precision(),
+            recompute=self._recompute(),
+            iterations=tuple(self._ordered()),
+            peak_allocated=allocated,
+            peak_reserved=self._peak("reserved"),
+            early_allocated=self._peak("allocated", early=True) if allocated is None else None,
+            host_peak=self._peak("host"),
             failures=tuple(failures),
             out_of_memory=self._oom,
+            failed_rank=self._failed_rank(),
+            last_lines=tuple(self._last),
         )
 
 
-def read(text: str) -> Measured:
-    """A whole log."""
-    reader = LogReader()
-    for line in text.splitlines():
-        reader.feed(line)
-    return reader.measured()
+def _when(text: str) -> float:
+    """Seconds of torchrun's "2026-01-31_12:00:00"; 0 where it does not say. Only differences count."""
+    try:
+        return datetime.strptime(text.strip(), "%Y-%m-%d_%H:%M:%S").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def _ranks(numbers: list[int]) -> str:
+    return ("rank " if len(numbers) == 1 else "ranks ") + ", ".join(map(str, numbers))
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdigit() else None

@@ -1,26 +1,29 @@
-"""Run a plan for a few iterations and hold it against its prediction; try the next one when it runs out of memory.
+"""Run a plan for a few iterations and hold it against its prediction; go on to the next one where that can help.
 
 The launch is the real one, with the real argv and environment, as a child whose output is read while it goes and kept in
-a file. Nothing here decides: `parlaunch.verdict` judges, `parlaunch_launch.training_log` reads.
+a file. Nothing here decides: `parlaunch.check.verdict` judges, `parlaunch.check.turns` says what is next, `parlaunch_launch.training_log`
+reads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import selectors
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import TypeVar
 
+from parlaunch.check.turns import Turns
+from parlaunch.check.verdict import Failure, Measured, Verdict, judge
 from parlaunch.errors import ParlaunchError
-from parlaunch.plan import Candidate
-from parlaunch.verdict import Failure, Measured, Verdict, judge
+from parlaunch.frozen import dataclass
+from parlaunch.planning.plan import Candidate
+from parlaunch_launch.family import GRACE_S, MARK, Orders, dying_with_us, end, new_mark
+from parlaunch_launch.stacks import Stand, stands
 from parlaunch_launch.training_log import LogReader
 
 ITERATIONS = 10
@@ -29,11 +32,14 @@ ITERATIONS = 10
 SILENCE_S = 600.0
 """Time without a sign of life that counts as a hang; loading a large model and the first compilation stay below it."""
 
-GRACE_S = 15.0
-"""Time a stopped run gets to end by itself."""
+TICK_S = 0.5
 
-STOOD_IN = re.compile(r'File "([^"]+)", line \d+ in (\S+)')
-"""A line of the stack that Python's faulthandler prints, innermost call first."""
+ABORTED_S = 3.0
+"""Time for torchrun to see that its ranks are gone."""
+
+TORCHRUN = ("-m", "torch.distributed.run")
+
+T = TypeVar("T")
 
 
 def verify_overrides(iterations: int = ITERATIONS) -> tuple[str, ...]:
@@ -48,13 +54,25 @@ def verify_overrides(iterations: int = ITERATIONS) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def tapped(argv: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """torchrun's command with a log for every rank in `folder`, and each line on the screen under its rank's name."""
+    if tuple(argv[1:3]) != TORCHRUN:
+        return tuple(argv)
+    return (*argv[:3], "--tee=3", f"--log_dir={folder}", *argv[3:])  # spelled so, since before torch 2.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """One candidate: what to run and what is expected of it."""
+    """One candidate: what to run and what is expected of it. `ranks` is the folder of the ranks' own logs, if they write any;
+    `machine_file` is what the prediction rests on; `fds` are file descriptors that the command needs."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     candidate: Candidate
+    precision: str | None = None
+    ranks: Path | None = None
+    machine_file: str | None = None
+    fds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +82,11 @@ class Progress:
     iteration: int | None
     of: int
     elapsed_s: float
-    seconds_per_iteration: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What came of one launch. `returncode` None: we ended it."""
+    """What came of one launch. `returncode` None: we ended it. `rank_log`: of the rank that failed first."""
 
     launch: Launch
     measured: Measured
@@ -78,58 +95,72 @@ class Run:
     seconds: float
     log: Path
     sampled_peak: int | None = None
+    rank_log: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """All runs in the order they were made, and the fastest of those that passed."""
+    """All runs in the order they were made, and the fastest of those that passed. `told`: the signal that ended it all;
+    `whole` False: it could not go on to the end."""
 
     runs: tuple[Run, ...]
     winner: Run | None
+    told: int | None = None
+    whole: bool = True
 
     @property
     def exit_code(self) -> int:
-        return 0 if self.winner is not None else 1
+        """0 when a plan passed and all was measured; of a process that a signal ended, what a shell says of it."""
+        if self.told is not None:
+            return 128 + self.told
+        return 0 if self.winner is not None and self.whole else 1
 
 
 def verify(
-    launches: Sequence[Launch],
+    turns: Turns[T],
+    launched: Callable[[int, T], Launch],
     *,
     log_dir: Path,
     iterations: int = ITERATIONS,
-    top: int = 1,
-    retries: int = 0,
     silence_s: float = SILENCE_S,
     device: str = "cuda",
+    tolerance: float | None = None,
     progress: Callable[[int, Launch, Progress], None] | None = None,
-    done: Callable[[int, Run], None] | None = None,
+    done: Callable[[T, Run], None] | None = None,
+    without: Callable[[T, Run], Sequence[T]] | None = None,
     sample: Callable[[], int | None] | None = None,
 ) -> Outcome:
-    """Measure the `top` best of `launches`, which stand best first, one after another.
+    """Measure plans one after another, in their turns. `launched` makes the launch of one, given its number from 0.
 
-    A run that runs out of memory, hangs or fails is replaced by the next launch, at most `retries` times. `progress` is
-    called every second with the number of the launch, `done` after each run; `sample` gives the bytes in use on the
-    fullest GPU, if somebody can tell. Logs stay in `log_dir`.
+    `progress` is called every tick with the number of the launch, `done` after each run; `without` gives the plans made anew
+    without the switch that a run failed of, none where it is not to be dropped; `sample` gives the bytes in use on the
+    fullest GPU, if somebody can tell. Logs stay in `log_dir`. SIGTERM, Ctrl-C and a lost terminal end the run and all its
+    processes; a second signal does so at once.
     """
     runs: list[Run] = []
-    passed = failed = 0
     log_dir.mkdir(parents=True, exist_ok=True)
-    for number, launch in enumerate(launches):
-        if passed == top or failed > retries:
-            break
-        report = None if progress is None else (lambda p, n=number, x=launch: progress(n, x, p))
-        run = measure(
-            launch, log=log_dir / f"verify-{number + 1}.log", iterations=iterations, silence_s=silence_s, device=device,
-            progress=report, sample=sample,
-        )  # fmt: skip
-        runs.append(run)
-        if done is not None:
-            done(number, run)
-        passed += run.verdict.ok
-        failed += not run.verdict.ok
+    with Orders() as orders:
+        while orders.told is None and (plan := turns.take()) is not None:
+            number = len(runs)
+            launch = launched(number, plan)
+            report = None if progress is None else (lambda p, n=number, x=launch: progress(n, x, p))
+            run = measure(
+                launch, log=log_dir / f"verify-{number + 1}.log", iterations=iterations, silence_s=silence_s, device=device,
+                tolerance=tolerance, progress=report, sample=sample, orders=orders,
+            )  # fmt: skip
+            runs.append(run)
+            if done is not None:
+                done(plan, run)
+            anew = None if without is None else (lambda x=plan, r=run: without(x, r))
+            turns.ended(plan, run.verdict.status, without=anew)
+    return outcome_of(runs, told=orders.told)
+
+
+def outcome_of(runs: Sequence[Run], *, told: int | None = None) -> Outcome:
+    """The runs with the fastest of those that passed."""
     good = [run for run in runs if run.verdict.ok and run.measured.iteration_time_s is not None]
     winner = min(good, key=lambda run: run.measured.iteration_time_s or 0.0, default=None)
-    return Outcome(runs=tuple(runs), winner=winner)
+    return Outcome(runs=tuple(runs), winner=winner, told=told)
 
 
 def measure(
@@ -139,22 +170,32 @@ def measure(
     iterations: int = ITERATIONS,
     silence_s: float = SILENCE_S,
     device: str = "cuda",
+    tolerance: float | None = None,
     progress: Callable[[Progress], None] | None = None,
     sample: Callable[[], int | None] | None = None,
+    orders: Orders | None = None,
 ) -> Run:
-    """Run one launch to its end, or until it gives no sign of life for `silence_s` seconds.
+    """Run one launch to its end, or until it gives no sign of life for `silence_s` seconds, or until we are told to end.
 
     Before the first iteration any line is a sign of life, after it only iterations are. A run that hangs is asked where it
     stands (Python prints its stack on SIGABRT) before it is ended. Raises ParlaunchError when it cannot be started.
     """
     started = time.monotonic()
-    reader, hung, peak = LogReader(), False, None
-    # Ranks print their stack when we abort them, and print at all before they end.
-    env = {**launch.env, "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
-    with log.open("w", encoding="utf-8", errors="replace") as file, _started(launch.argv, env) as child:
+    orders = orders or Orders()
+    reader, ended, peak, mark = LogReader(), None, None, new_mark()
+    # Ranks print their stack when we abort them, print at all before they end, and say what memory they took.
+    env = {**launch.env, "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", MARK: mark}
+    stood: tuple[Stand, ...] = ()
+    with (
+        log.open("w", buffering=1, encoding="utf-8", errors="replace") as file,
+        _started(launch, env, mark, orders) as child,
+    ):
         alive = started
         for line in _lines(child):
             now = time.monotonic()
+            if orders.told is not None:
+                ended = "interrupted"
+                break
             if line is not None:
                 file.write(line)
                 before = reader.last_iteration
@@ -168,25 +209,23 @@ def measure(
                 if progress is not None:
                     progress(_progress(reader, iterations, now - started))
                 if now - alive > silence_s:
-                    hung = True
+                    ended = "hang"
                     break
-        stack = _stop(child, file, reader) if hung else ()
+        if ended == "hang":
+            stood = stands(mark, _kept(_lines(child), file.write), orders)
+        # The ranks of a run that hangs were aborted: who is still there has nothing to save.
+        end(child, mark, orders, ask=ended is not None, grace_s=GRACE_S if ended == "interrupted" else ABORTED_S)
     measured = reader.measured()
-    if hung:
-        measured = replace(measured, failures=(_hang(measured, silence_s, stack), *measured.failures))
-    returncode = None if hung else child.returncode
+    if ended == "hang":
+        measured = replace(measured, failures=(_hang(measured, silence_s, stood), *measured.failures))
+    returncode = None if ended else child.returncode
     verdict = judge(
-        launch.candidate,
-        measured,
-        returncode=returncode,
-        iterations=iterations,
-        hung=hung,
-        device=device,
-        sampled_peak=peak,
-    )
+        launch.candidate, measured, returncode=returncode, iterations=iterations, ended=ended, device=device,
+        precision=launch.precision, sampled_peak=peak, tolerance=tolerance,
+    )  # fmt: skip
     return Run(
         launch=launch, measured=measured, verdict=verdict, returncode=returncode, seconds=time.monotonic() - started, log=log,
-        sampled_peak=peak,
+        sampled_peak=peak, rank_log=_rank_log(launch.ranks, measured),
     )  # fmt: skip
 
 
@@ -196,31 +235,39 @@ def _progress(reader: LogReader, iterations: int, elapsed: float) -> Progress:
         iteration=None if last is None else last.number,
         of=iterations,
         elapsed_s=elapsed,
-        seconds_per_iteration=None if last is None else last.seconds,
     )
 
 
+def _rank_log(folder: Path | None, measured: Measured) -> Path | None:
+    """The log of the rank that failed first, when it is here."""
+    if folder is None or measured.failed_rank is None:
+        return None
+    found = sorted(folder.glob(f"*/attempt_*/{measured.failed_rank.local_rank}/stderr.log"))
+    return found[-1] if found else None
+
+
 @contextlib.contextmanager
-def _started(argv: Sequence[str], env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """The child with both outputs in one pipe; whatever happens here, it does not outlive us."""
+def _started(launch: Launch, env: Mapping[str, str], mark: str, orders: Orders) -> Iterator[subprocess.Popen[bytes]]:
+    """The child with both outputs in one pipe; whatever happens here, neither it nor its ranks outlive us."""
     try:
         child = subprocess.Popen(
-            list(argv), env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True,
+            list(launch.argv), env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True, pass_fds=launch.fds, preexec_fn=dying_with_us(),
         )  # fmt: skip
     except OSError as error:
-        raise ParlaunchError(f"cannot start {argv[0]}: {error.strerror}", hint="check the path") from error
+        raise ParlaunchError(f"cannot start {launch.argv[0]}: {error.strerror}", hint="check the path") from error
+    for fd in launch.fds:
+        os.close(fd)  # the child's now: who waits for its end must not wait for ours
     try:
         yield child
     finally:
-        if child.poll() is None:
-            _end(child)
+        end(child, mark, orders, ask=child.poll() is None)
         if child.stdout is not None:
             child.stdout.close()
 
 
-def _lines(child: subprocess.Popen[bytes], tick_s: float = 1.0) -> Iterator[str | None]:
-    """The child's lines as they come, and None about once a second; ends with the child."""
+def _lines(child: subprocess.Popen[bytes], tick_s: float = TICK_S) -> Iterator[str | None]:
+    """The child's lines as they come, and None every tick; ends with the child."""
     assert child.stdout is not None
     os.set_blocking(child.stdout.fileno(), False)
     rest, next_tick = b"", time.monotonic() + tick_s
@@ -245,71 +292,35 @@ def _lines(child: subprocess.Popen[bytes], tick_s: float = 1.0) -> Iterator[str 
         child.wait(timeout=GRACE_S)
 
 
-def _stop(child: subprocess.Popen[bytes], file: IO[str], reader: LogReader) -> tuple[str, ...]:
-    """Ask the ranks of a hung run where they stand, then end it. Answers the innermost frames of the first that says."""
-    for pid in descendants(child.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGABRT)
-    frames: list[str] = []
-    dumping = False
-    deadline = time.monotonic() + GRACE_S
-    for line in _lines(child):
-        if line is None:
-            if time.monotonic() > deadline:
-                break
-            continue
-        file.write(line)
-        if "Fatal Python error: Aborted" in line:
-            dumping = not frames
-        elif dumping and (found := STOOD_IN.search(line)):
-            frames.append(f"{found[2]} ({Path(found[1]).name})")
-        elif dumping and frames:
-            dumping = False
-    _end(child)
-    return tuple(frames[:3])
+def _kept(lines: Iterator[str | None], keep: Callable[[str], object]) -> Iterator[str | None]:
+    """The same lines, each kept in the log as well."""
+    for line in lines:
+        if line is not None:
+            keep(line)
+        yield line
 
 
-def _hang(measured: Measured, silence_s: float, stack: Sequence[str]) -> Failure:
+def _hang(measured: Measured, silence_s: float, stood: Sequence[Stand]) -> Failure:
     last = measured.iterations[-1].number if measured.iterations else 0
     where = f"after iteration {last}" if last else "before the first iteration"
-    at = f"; a rank stood in {' < '.join(stack)}" if stack else ""
     return Failure(
         kind="hang",
-        sentence=f"no sign of life for {silence_s:.0f} s {where}{at}",
+        sentence=f"no sign of life for {silence_s:.0f} s {where}" + "".join(f"; {s}" for s in _odd(stood)),
         todo="--timeout gives it longer; NCCL_DEBUG=INFO shows which link it waits for",
     )
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """SIGTERM first, which torchrun hands to its ranks, then SIGKILL for all that is left."""
-    family = [child.pid, *descendants(child.pid)]
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child.pid, signal.SIGTERM)
-    try:
-        child.wait(timeout=GRACE_S)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
-    for pid in family[1:]:
-        if _parent(pid) is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-def _parent(pid: int) -> int | None:
-    """A process's parent; None when it is gone or waits to be buried."""
-    try:
-        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
-    except (OSError, ValueError):
-        return None
-    return None if state == "Z" else int(parent)
-
-
-def descendants(pid: int) -> list[int]:
-    """Every process below `pid`, parents before children. torchrun gives each rank a session of its own."""
-    parents = {int(p.name): _parent(int(p.name)) for p in Path("/proc").iterdir() if p.name.isdigit()}
-    found, level = [], [pid]
-    while level:
-        level = [child for child, parent in parents.items() if parent in level]
-        found += level
-    return found
+def _odd(stood: Sequence[Stand]) -> list[str]:
+    """Who does not answer, and who stands elsewhere than the others; where all stand when nobody differs."""
+    silent = [s for s in stood if not s.frames]
+    said = [f"rank {s.rank} does not answer" + (f" ({s.state})" if s.state else "") for s in silent]
+    speaking = [s for s in stood if s.frames]
+    places = [s.frames[0] for s in speaking]
+    usual = max(set(places), key=lambda p: (places.count(p), p), default=None)
+    odd = [s for s in speaking if s.frames[0] != usual] if len(speaking) > 2 else []
+    for s in odd:
+        said.append(f"rank {s.rank} stands in {' < '.join(s.frames)}")
+    if (waiting := next((s for s in speaking if s.frames[0] == usual), None)) is not None:
+        who = "the others stand" if odd or silent else "a rank stood"
+        said.append(f"{who} in {' < '.join(waiting.frames)}")
+    return said

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from parlaunch.cli.inputs import choice, note, write
-from parlaunch.errors import UsageError
+from parlaunch.errors import ProbeError, UsageError
+from parlaunch.hardware.rates import measured_of
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -19,10 +21,9 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     try:
         data = json.loads(text)
     except ValueError:
-        try:
-            data = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except ValueError as error:
-            raise UsageError(f"{path} is not JSON: {error}", hint='give a JSON file {"rows": [...]}') from error
+        data = _lines(path, text)
+    if isinstance(data, dict) and "rows" not in data and "id" in data:
+        data = [data]  # a history of one line
     rows = data.get("rows") if isinstance(data, dict) else data
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UsageError(
@@ -31,10 +32,25 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _lines(path: Path, text: str) -> list[Any]:
+    """JSON lines. One that was cut off is left out, and said; a file without any is none."""
+    rows, wrong = [], []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            wrong.append((number, error))
+    if not rows and wrong:
+        raise UsageError(f"{path} is not JSON: {wrong[0][1]}", hint='give a JSON file {"rows": [...]}') from wrong[0][1]
+    for number, _ in wrong:
+        note(f"note: {path}: line {number} is no JSON and is left out")
+    return rows
+
+
 def validate(file: Path, *, format: str, plot: Path | None, machine_file: Path | None) -> None:
     """`parlaunch validate`: print predictions beside measurements; `plot` gets them as SVG."""
-    from parlaunch.validate import validate as run
-    from parlaunch.validate import validation_to_markdown, validation_to_svg, validation_to_text
+    from parlaunch.check.report import validation_to_markdown, validation_to_svg, validation_to_text
+    from parlaunch.check.validate import validate as run
 
     choice("--format", format, ("text", "json", "markdown"))
     machine = machine_of(machine_file)
@@ -57,18 +73,61 @@ def machine_of(path: Path | None) -> dict[str, Any] | None:
         raise UsageError(f"--machine-file {path}: {error}", hint="`parlaunch calibrate` writes one") from error
     if not isinstance(found, dict):
         raise UsageError(f"--machine-file {path} is no machine file", hint="`parlaunch calibrate` writes one")
-    return found
+    try:
+        measured_of(found, str(found.get("gpu")))
+    except ProbeError as error:
+        raise UsageError(f"--machine-file {path}: {error.problem}", hint=error.hint) from error
+    return found | {"read_from": str(path)}
 
 
-def calibrate(runs: Path | None, *, out: Path) -> None:
-    """`parlaunch calibrate`: write a machine file from runs, or from micro-benchmarks on this machine."""
+def _product_here() -> str | None:
+    """The product of this machine's GPUs; None where there is none, as on a login node."""
+    from parlaunch.hardware.derived import sheet_of
+    from parlaunch_probes import probe
+
+    found = next((g for n in probe(environ=dict(os.environ)).nodes for g in n.gpus), None)
+    sheet = None if found is None else sheet_of(found)
+    return None if sheet is None else sheet.name
+
+
+def calibrate(
+    runs: Path | None, *, out: Path, gpu: str | None = None, plan: Path | None = None, format: str = "text"
+) -> None:
+    """`parlaunch calibrate`: write a machine file from runs, or from micro-benchmarks on this machine, and print it.
+
+    `plan`: a saved plan whose own shapes are timed."""
+    from parlaunch.check.calibrate import machine_to_text
+
+    choice("--format", format, ("text", "json"))
+    if runs is not None and plan is not None:
+        raise UsageError("--plan times what a plan asks for, and measured runs need no timing", hint="give one of them")
     if runs is not None:
-        from parlaunch.calibrate import from_runs
+        from parlaunch.check.calibrate import from_runs
+        from parlaunch.hardware.datasheet import product
 
-        machine = from_runs(rows_of(runs))
+        sheet = None if gpu is None else product(gpu)
+        machine = from_runs(rows_of(runs), gpu=gpu if sheet is None else sheet.name, here=_product_here())
+    elif gpu is not None:
+        raise UsageError(
+            "--gpu chooses among measured runs, and there are none", hint="parlaunch calibrate FILE --gpu GPU"
+        )
     else:
-        from parlaunch.calibrate import from_microbenchmarks
+        from parlaunch.check.calibrate import from_microbenchmarks
+        from parlaunch.hardware.derived import sheet_of
         from parlaunch_launch.microbench import measure
+        from parlaunch_probes import probe
 
-        machine = from_microbenchmarks(measure(progress=note))
-    write(out, json.dumps(machine, indent=2) + "\n", "--out")
+        shapes = None
+        if plan is not None:
+            from parlaunch.cli.saved import saved
+            from parlaunch.estimate.timing.shapes import shapes_of
+
+            asked = saved(plan)
+            shapes = shapes_of(asked.recipe, asked.chosen.layout, asked.rates)
+        results = measure(progress=note, shapes=shapes)
+        # The sheet that plans on this machine are made with: what NVML says counts, where the product has none.
+        found = next((g for n in probe(environ=dict(os.environ)).nodes for g in n.gpus), None)
+        machine = from_microbenchmarks(results, None if found is None else sheet_of(found))
+    text = json.dumps(machine, indent=2)
+    write(out, text + "\n", "--out")
+    print(text if format == "json" else machine_to_text(machine))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from parlaunch.errors import ParlaunchError
 
 ASKED = "_PARLAUNCH_COMPLETE"
 """Set by the completion script of the shell when it asks."""
@@ -23,3 +26,38 @@ def completed_words(environ: Mapping[str, str], commands: Sequence[str]) -> dict
     if name == "COMP_WORDS":
         changes["COMP_CWORD"] = str(int(environ.get("COMP_CWORD", "1")) + 1)
     return changes
+
+
+def asked_word(environ: Mapping[str, str]) -> str:
+    """The command whose options or values a shell asks for; empty while the command itself is being typed."""
+    words = environ.get("COMP_WORDS" if environ[ASKED].endswith("bash") else "_TYPER_COMPLETE_ARGS", "").split()
+    return words[1] if len(words) > 2 else ""
+
+
+PLACES = {
+    "bash": (".bash_completions/parlaunch.sh", ".bashrc", "source ~/.bash_completions/parlaunch.sh"),
+    "zsh": (".zfunc/_parlaunch", ".zshrc", "fpath+=~/.zfunc; autoload -Uz compinit; compinit"),
+    "fish": (".config/fish/completions/parlaunch.fish", None, None),  # fish looks there by itself
+}
+"""Under $HOME: where the script of a shell goes, and the line of which start file reads it."""
+
+
+def install(shell: str, script: str) -> Path:
+    """Write the completion script of a shell under $HOME, and what reads it into the start file; the script's place. Raises
+    `ParlaunchError` naming the file that cannot be written."""
+    place, start, line = PLACES[shell]
+    written = Path.home() / place
+    try:
+        written.parent.mkdir(parents=True, exist_ok=True)
+        written.write_text(script)
+        if start and line:
+            file = Path.home() / start
+            before = file.read_text() if file.is_file() else ""
+            if line not in before.splitlines():
+                file.write_text(f"{before}{line}\n" if before.endswith("\n") or not before else f"{before}\n{line}\n")
+    except OSError as error:
+        raise ParlaunchError(
+            f"--install-completion {shell}: {error.filename}: {error.strerror}",
+            hint=f"parlaunch --show-completion {shell} prints the script, for a place of your own",
+        ) from error
+    return written

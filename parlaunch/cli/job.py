@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shutil
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parlaunch.cli import inputs
+from parlaunch.cli.files import read_text
 from parlaunch.cli.request import Request
-from parlaunch.errors import ParlaunchError, UsageError
-from parlaunch.layout import Layout
-from parlaunch.machine import Cluster
-from parlaunch.plan import Plan, Variable, Wishes
-from parlaunch.recipe import Recipe
+from parlaunch.errors import NoLayoutError, ParlaunchError, UsageError
+from parlaunch.frozen import dataclass
+from parlaunch.hardware.cluster import Cluster, Node, domains_of
+from parlaunch.model.layout import SIZES
+from parlaunch.model.recipe import Recipe
+from parlaunch.planning.plan import Plan, Wishes
+from parlaunch.show.formats import SCRIPTS
 
 if TYPE_CHECKING:
-    from parlaunch.binding import Binding
-    from parlaunch.rates import Rates
-    from parlaunch.where import Situation
+    from parlaunch.hardware.rates import Rates
+    from parlaunch.launching import Start
+    from parlaunch.where.situation import Situation
+    from parlaunch_launch.runners import Runner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,18 +44,27 @@ class Job:
     saved: Plan | None = None  # --plan: launch exactly this
     remarks: tuple[str, ...] = ()  # what the user has to know about these inputs
 
-    def runner(self) -> tuple[tuple[str, ...], str | None]:
-        """The runner's argv prefix, and what is wrong with it here, if anything."""
+    @property
+    def elsewhere(self) -> bool:
+        """Whether this is a script for a machine that is not this one: nothing of this one may be in it."""
+        return self.request.hardware != "auto" and self.request.format in SCRIPTS
+
+    def runner(self) -> tuple[Runner | None, str | None]:
+        """What every rank runs, and what is wrong with it here, if anything. None: Bridge, where the script will run, or
+        nothing that is here."""
+        if self.elsewhere and not (self.request.script or self.request.module or self.device == "cpu"):
+            return None, None
         from parlaunch_launch import runners
 
         try:
             found = runners.find(
                 device=self.device, script=self.request.script, module=self.request.module,
-                environ=os.environ, python=sys.executable,
+                environ=os.environ, python=self.request.python or sys.executable, recipe=self.recipe.name,
+                model_config=self.recipe.source == "hf-config",
             )  # fmt: skip
-            return tuple(found.argv), None
+            return found, None
         except ParlaunchError as error:
-            return ("-m", "parlaunch_launch.bridge_runner"), str(error)
+            return None, str(error)
 
     def runner_or_error(self) -> None:
         """Raise the error that `runner` only reports."""
@@ -61,12 +78,13 @@ def job_of(request: Request, situation: Situation) -> Job:
     """Read recipe, machine and wishes. Raises ParlaunchError for anything that cannot be."""
     if request.plan_file is not None:
         return _saved_job(request, situation)
+    request = with_runner_options(request)
     pins = inputs.merged_pins(request)
-    recipe = inputs.recipe_of(request, pins)
+    recipe = inputs.as_said(inputs.named(request), request, pins)
     cluster = _cluster(request, situation)
-    remarks = _alike(request, situation)
+    remarks = (*inputs.assumed(recipe, pins), *_alike(request, situation))
     if request.device == "cpu":
-        from parlaunch.tiny import sentence, shrink
+        from parlaunch.model.tiny import sentence, shrink
 
         original, recipe = recipe, shrink(recipe, cluster.world_size, keep=pins)
         remarks = (*remarks, sentence(original, recipe))
@@ -74,7 +92,8 @@ def job_of(request: Request, situation: Situation) -> Job:
         note = next(iter(cluster.notes), "")
         raise ParlaunchError(
             "no GPU on this machine" + (f" ({note})" if note else ""),
-            hint="plan for another with --hardware dgx-h100:2, or train a tiny model here with --device cpu --nproc-per-node 4",
+            hint=("append the output of `nvidia-smi -L` to the file, " if cluster.source.startswith("file") else "")
+            + "plan for another with --hardware dgx-h100:2, or train a tiny model here with --device cpu --nproc-per-node 4",
         )
     return Job(
         request=request, situation=situation, recipe=recipe, cluster=cluster,
@@ -82,22 +101,41 @@ def job_of(request: Request, situation: Situation) -> Job:
     )  # fmt: skip
 
 
+def with_runner_options(request: Request) -> Request:
+    """The request with what it says to Bridge's runner by option (`-- -tp 4`) among the overrides: it is planned with."""
+    from parlaunch.environment.runner_options import overrides_in
+
+    if request.script is not None or request.module is not None:
+        return request  # another program's options
+    return replace(request, overrides=(*request.overrides, *overrides_in(request.runner_args)))
+
+
 def _saved_job(request: Request, situation: Situation) -> Job:
     """The job of a saved plan. What would change the plan may not be given beside it."""
-    from parlaunch.cli.compare import saved
-    from parlaunch.cpu import CPU_RANK
+    from parlaunch.cli.saved import saved
+    from parlaunch.hardware.cpu import device_of
 
-    sizes = ("recipe", "model_config", "tp", "pp", "vp", "cp", "ep", "etp", "micro_batch_size", "recompute", "fsdp",
-             "seq_length", "global_batch_size", "precision")  # fmt: skip
-    given = [name for name in sizes if getattr(request, name) is not None]
+    sizes = (*SIZES, "recompute", "fsdp", "seq_length", "global_batch_size")
+    given = [
+        name
+        for name in ("recipe", "model_config", *sizes, "precision", "machine_file")
+        if getattr(request, name) is not None
+    ]
+    # A site's file may say these for the plans that are made here.
+    made = ("switches", "objective", "evidence", "software")
+    given += [
+        n
+        for n in made
+        if getattr(request, n) != getattr(Request(command=request.command), n) and n not in request.configured
+    ]
     if given:
-        option = "--" + given[0].replace("_", "-")
+        option = "--no-evidence" if given[0] == "evidence" else "--" + given[0].replace("_", "-")
         raise UsageError(
             f"--plan and {option} contradict each other", hint="plan anew, or launch the saved plan as it is"
         )
     assert request.plan_file is not None
     plan = saved(request.plan_file)
-    device = "cpu" if plan.cluster.gpu.name == CPU_RANK.name else "cuda"
+    device = device_of(plan.cluster)
     request = replace(request, device=device, nproc_per_node=request.nproc_per_node or plan.cluster.gpus_per_node)
     preview = request.command == "plan" or request.dry_run
     cluster = plan.cluster if preview and request.hardware == "auto" else _cluster(request, situation)
@@ -124,8 +162,10 @@ def _same_machine(plan: Plan, here: Cluster) -> None:
 
 def _cluster(request: Request, situation: Situation) -> Cluster:
     cluster = inputs.hardware_of(request.hardware, gpu=request.gpu)
+    if request.hardware == "auto" and request.device == "cuda" and cluster.world_size:
+        cluster = inputs.with_software(cluster)
     if request.device == "cpu":
-        from parlaunch.cpu import with_cpu_ranks
+        from parlaunch.hardware.cpu import with_cpu_ranks
 
         cluster = with_cpu_ranks(cluster, request.nproc_per_node or 1)
     elif request.nproc_per_node is not None and cluster.world_size:
@@ -155,49 +195,108 @@ def _alike(request: Request, situation: Situation) -> tuple[str, ...]:
     return (f"only this node was probed; the other {nodes - 1} are taken to be like it",)
 
 
+def planned(job: Job) -> Plan:
+    """The plan for the machine of the job."""
+    whole = job.cluster
+
+    def of(places: Sequence[int]) -> Cluster:
+        nodes = tuple(whole.nodes[at] for at in places)
+        return whole if nodes == whole.nodes else replace(whole, nodes=nodes, nvlink_domains=domains_of(nodes))
+
+    return fastest(job, whole.nodes, of)
+
+
+def fastest(job: Job, nodes: Sequence[Node], of: Callable[[Sequence[int]], Cluster]) -> Plan:
+    """The plan for the nodes of one GPU model where they alone are faster than all and the job fits there; else for all nodes.
+    `of` makes the cluster of those at the given places."""
+    from parlaunch.hardware.mixed import faster_nodes
+    from parlaunch.where.nodelist import short
+
+    def made(places: Sequence[int], *words: str) -> Plan:
+        cluster = of(places)
+        new = tuple(n for n in cluster.notes if n not in job.cluster.notes)
+        return finish(replace(job, remarks=(*job.remarks, *words, *new)), cluster)
+
+    model = faster_nodes(nodes)
+    if model is not None:
+        fast = [at for at, node in enumerate(nodes) if node.gpus[0].name == model]
+        slow = short(tuple(node.hostname for node in nodes if node.gpus[0].name != model))
+        kept = "1 node" if len(fast) == 1 else f"{len(fast)} nodes"
+        # What the user fixed, or the model's size, may need all of them.
+        with contextlib.suppress(NoLayoutError, UsageError):
+            return made(fast, f"{slow} left out: the {kept} with {model} alone are faster than all together")
+    return made(range(len(nodes)))
+
+
 def finish(job: Job, cluster: Cluster) -> Plan:
     """The plan for the whole cluster with environment, overrides and command."""
-    from parlaunch.placement import order_nodes
-    from parlaunch.planner import plan
+    from parlaunch.hardware.placement import order_nodes
+    from parlaunch.launching import complete
+    from parlaunch.planning.planner import lasting, plan
 
     cluster = order_nodes(_below_switches(cluster, job.request.topology))
+    said = None
     if job.saved is not None:
         _same_machine(job.saved, cluster)
         made = replace(job.saved, cluster=cluster)
+        said = (*job.saved.overrides, *job.request.overrides)  # a saved plan's own stand, with the user's behind them
     else:
-        made = plan(cluster, job.recipe, job.wishes, rates=_measured_rates(job.request, cluster))
-    made = replace(
-        made,
-        environment=environment(job, cluster, made.layout, node=0),
-        overrides=overrides_of(job, cluster, made.layout),
-        rank_order=tuple(n.hostname for n in cluster.nodes),
-        warnings=(*made.warnings, *_remarks(job)),
+        rows = _history() if job.wishes.evidence else []
+        made = plan(
+            cluster, job.recipe, job.wishes, rates=measured_rates(job.request, cluster), history=rows,
+            software=inputs.software_of(job.request.software),
+        )  # fmt: skip
+    made = replace(made, warnings=(*_remarks(job), *made.warnings))
+    made = lasting(made, inputs.goal_of(job.request))
+    return complete(made, start_of(job), recipe=job.recipe, said=said)
+
+
+def too_large(plan: Plan) -> NoLayoutError:
+    """The error for a layout that the user fixed and that does not fit."""
+    from parlaunch.units import gib
+
+    m = plan.chosen.memory
+    return NoLayoutError(
+        f"the layout that you fixed needs {gib(m.peak)} a GPU, {gib(m.peak - m.limit)} more than the {gib(m.limit)} usable",
+        hint="leave a size out and the planner looks for one that fits",
     )
-    return replace(made, argv=command(job, made, node_rank=0 if len(cluster.nodes) == 1 else None))
 
 
-def overrides_of(job: Job, cluster: Cluster, layout: Layout) -> tuple[str, ...]:
-    """Everything the runner hears about a layout: the tiny model on CPU, the layout, what the user said. A saved plan's
-    own stand, with the user's behind them."""
-    from parlaunch.overrides import overrides
-    from parlaunch.user_overrides import spoken
+def _history() -> list[dict[str, Any]]:
+    """The runs that `parlaunch verify` has measured for this user."""
+    from parlaunch_launch import history
 
-    if job.saved is not None and layout == job.saved.layout:
-        return (*job.saved.overrides, *job.request.overrides)
-    ours = overrides(job.recipe, layout, device=job.device, cluster=cluster)
-    if job.device == "cpu":
-        from parlaunch.tiny import tiny_overrides
-
-        return (*tiny_overrides(job.recipe), *ours, *job.request.overrides)
-    return (*ours, *spoken(job.recipe, precision=job.request.precision), *job.request.overrides)
+    return history.read(history.path(os.environ))
 
 
-def _measured_rates(request: Request, cluster: Cluster) -> Rates | None:
+def start_of(job: Job) -> Start:
+    """What the launch will find in this process, and what was said about it."""
+    from parlaunch.environment.bridge_versions import version_of
+    from parlaunch.environment.torchrun import Rendezvous
+    from parlaunch.launching import BRIDGE_RUNNER, Start
+    from parlaunch_probes import bridge
+
+    r = job.request
+    runner, _ = job.runner()
+    python = "python" if r.format in SCRIPTS else sys.executable  # a script starts what is on the PATH where it runs
+    asked = version_of(bridge.version())  # the probe's keys are those of the installed Bridge
+    return Start(
+        environ={} if job.elsewhere else dict(os.environ), python=r.python or python, interface=r.interface,
+        torch_version=None if job.elsewhere else _torch_version(),
+        numactl=not job.elsewhere and shutil.which("numactl") is not None, runner=runner.argv if runner else BRIDGE_RUNNER, runner_args=r.runner_args, overrides=r.overrides,
+        keys=inputs.keys_of(r) if runner and runner.version and runner.version == asked else None,
+        bridge=runner.version if runner else None,
+        env=r.env, numa=r.numa,
+        rendezvous=Rendezvous(**{f.name: getattr(r, f.name) for f in fields(Rendezvous)}),
+    )  # fmt: skip
+
+
+def measured_rates(request: Request, cluster: Cluster) -> Rates | None:
     """The machine's figures with what `parlaunch calibrate` measured; None: its data sheet will do."""
     if request.machine_file is None:
         return None
     from parlaunch.cli.accuracy import machine_of
-    from parlaunch.rates import rates_of
+    from parlaunch.hardware.rates import rates_of
 
     return rates_of(cluster, machine_file=machine_of(request.machine_file))
 
@@ -206,39 +305,14 @@ def _below_switches(cluster: Cluster, topology: Path | None) -> Cluster:
     """The cluster with the switches of a topology file above its nodes. Raises `UsageError` naming the file."""
     if topology is None:
         return cluster
-    from parlaunch.nodelist import hostnames
-    from parlaunch.placement import switches_of, with_switches
+    from parlaunch.hardware.placement import switches_of, with_switches
+    from parlaunch.where.nodelist import hostnames
 
-    try:
-        text = topology.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--topology {topology}: {error}", hint="write it with `scontrol show topology`") from error
+    text = read_text(topology, "--topology", hint="write it with `scontrol show topology`")
     paths = switches_of(text, hostnames)
     if not paths:
         raise UsageError(f"--topology {topology} names no switch", hint="write it with `scontrol show topology`")
     return with_switches(cluster, paths)
-
-
-def environment(job: Job, cluster: Cluster, layout: Layout, *, node: int) -> tuple[Variable, ...]:
-    """The variables of one node's ranks, beside what its environment holds already; none with --no-env."""
-    from parlaunch.binding import variable
-    from parlaunch.environment import node_settings, settings
-
-    if not job.request.env:
-        return ()
-    current = dict(os.environ)
-    torch = _torch_version()
-    shared = settings(cluster, job.recipe, layout, current, torch_version=torch, device=job.device)
-    bound = variable(_binding(job, cluster, node))
-    return (*shared, *node_settings(cluster, node, current), *((bound,) if bound else ()))
-
-
-def _binding(job: Job, cluster: Cluster, node: int) -> Binding:
-    """Which CPUs the ranks of a node are bound to: torchrun's option or our runner's variable. CPU ranks roam."""
-    from parlaunch_launch.bind import decide_here
-
-    wanted = job.request.numa and job.device == "cuda"
-    return decide_here(cluster.nodes[node], torch_version=_torch_version(), wanted=wanted)
 
 
 def _remarks(job: Job) -> tuple[str, ...]:
@@ -250,34 +324,15 @@ def _remarks(job: Job) -> tuple[str, ...]:
 @cache
 def _torch_version() -> str | None:
     """Of the torch that will run, without importing it; None when there is none here."""
-    import importlib.metadata
+    import importlib.util
 
-    try:
-        return importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:  # most laptops
         return None
-
-
-def command(job: Job, plan: Plan, *, node_rank: int | None, master: tuple[str, int] | None = None) -> tuple[str, ...]:
-    """torchrun's argv for one node. On several nodes whose master is not known yet, shell variables stand for it."""
-    from parlaunch_launch import torchrun
-
-    prefix, _ = job.runner()
-    r, nodes = job.request, len(plan.cluster.nodes)
-    runner = [*prefix, "--recipe", r.recipe or job.recipe.name, *plan.overrides, *r.runner_args]
-    return tuple(
-        torchrun.command(
-            runner,
-            python=sys.executable,
-            nnodes=nodes,
-            nproc_per_node=plan.layout.world // nodes if plan.layout.world >= nodes else 1,
-            node_rank=node_rank,
-            master_addr=master[0] if master else r.master_addr,
-            master_port=master[1] if master else r.master_port,
-            rdzv_backend=r.rdzv_backend,
-            rdzv_endpoint=r.rdzv_endpoint,
-            rdzv_id=r.rdzv_id,
-            max_restarts=r.max_restarts,
-            numa_binding=_binding(job, plan.cluster, node_rank or 0).option,
-        )
-    )
+    # The metadata of packages takes long to load; torch's version is in a file of its own.
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    said = re.search(r"^__version__ = ['\"]([^'\"]+)['\"]", text, re.MULTILINE)
+    return said and said[1]

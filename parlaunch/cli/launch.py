@@ -3,63 +3,74 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from parlaunch.cli import inputs, output
+from parlaunch.cli import inputs, output, writer
+from parlaunch.cli.become import become, preflight
 from parlaunch.cli.inputs import note
-from parlaunch.cli.job import Job, finish, job_of
+from parlaunch.cli.job import Job, job_of, planned, too_large
 from parlaunch.cli.request import Request
-from parlaunch.errors import NoLayoutError, ParlaunchError, UsageError
-from parlaunch.plan import Plan
+from parlaunch.errors import ParlaunchError, UsageError
+from parlaunch.show.formats import FORMATS, SCRIPTS
 
 if TYPE_CHECKING:
-    from parlaunch.where import Situation
-    from parlaunch_launch.agreement import Agreement
-
-FORMATS = ("text", "json", "shell", "sbatch")
+    from parlaunch.where.situation import Situation
 
 
 def run(request: Request) -> None:
     """The whole of one launch or plan. Ends in `exec` when launching."""
-    inputs.choice("--format", request.format, FORMATS)
-    inputs.choice("--device", request.device, ("cuda", "cpu"))
-    if request.format != "sbatch" and (request.sbatch_arg or request.container_image or request.container_mounts):
-        raise UsageError(
-            "--sbatch-arg and the container options are for --format sbatch",
-            hint="a launch hands options on to srun with --srun-arg",
-        )
-    launching = request.command == "launch" and not request.dry_run
+    writer.speak()
+    if request.hardware == "list":
+        from parlaunch.cli.machine import listing
+
+        return listing()
+    checked(request)
+    from parlaunch.where.schedulers import place_of
+
+    # A script is for later, and mostly for another machine.
+    launching = request.command == "launch" and not request.dry_run and request.format not in SCRIPTS
     situation = situation_of(request)
     if request.explain:
-        from parlaunch.where import explain
+        from parlaunch.where.schedulers import explain
 
         note(explain(situation))
     if launching and request.hardware == "auto":
-        from parlaunch_launch import srun
-
-        for sentence in situation.notes:
-            note(f"parlaunch: {sentence}")
-        _step_aside(situation)
-        if srun.needed(situation, request.srun_arg):
-            _become_srun(request, situation)
-    job = job_of(request, situation)
-    if launching and (situation.nnodes or 1) > 1 and not situation.needs_srun:
+        if not situation.node_rank or not place_of(situation).one_log:
+            for sentence in situation.notes:
+                note(f"parlaunch: {sentence}")
+        step_aside(situation)
+        become_starter(request, situation)
+    if launching and (situation.nnodes or 1) > 1 and place_of(situation).starter is None:
         from parlaunch.cli.together import launch_together
 
-        launch_together(request, job, situation)
-    plan = finish(job, job.cluster)
+        launch_together(request, job_or_refusal(request, situation), situation)
+    job = job_of(request, situation)
+    plan = planned(job)
     output.emit(plan, job, request)
     if not plan.chosen.memory.fits:
-        raise _too_large(plan)
+        raise too_large(plan)
     if launching:
         preflight(job, request)
         become(plan, job, request)
 
 
+def checked(request: Request) -> None:
+    """Raise `UsageError` for options that do not go together, whatever the command."""
+    inputs.choice("--format", request.format, FORMATS)
+    inputs.choice("--device", request.device, ("cuda", "cpu"))
+    script_only = ("partition", "sbatch_arg", "container_image", "container_mounts")
+    if request.format != "sbatch" and any(getattr(request, n) and n not in request.configured for n in script_only):
+        raise UsageError(
+            "--partition, --sbatch-arg and the container options are for --format sbatch",
+            hint="a launch hands options on to srun with --srun-arg",
+        )
+
+
 def situation_of(request: Request) -> Situation:
     """Where this process was started, by its environment, its ancestors and torchrun's options."""
-    from parlaunch.where import where
+    from parlaunch.where.schedulers import where
     from parlaunch_probes.surroundings import ancestors, hostname
 
     flags = {
@@ -70,68 +81,68 @@ def situation_of(request: Request) -> Situation:
     return where(os.environ, hostname=hostname(), ancestors=ancestors(), flags=flags)
 
 
-def _step_aside(situation: Situation) -> None:
-    """One launcher a node: the others of `--ntasks-per-node=8` say so and leave."""
-    if (situation.local_id or 0) > 0:
-        note(
-            f"parlaunch: task {situation.local_id} of this node leaves the launch to task 0; "
-            "torchrun starts one rank a GPU itself, so use --ntasks-per-node=1"
-        )
-        raise SystemExit(0)
+def job_or_refusal(request: Request, situation: Situation) -> Job | ParlaunchError:
+    """One node's job, or what it refuses with: the others have to hear it from us before they can end."""
+    try:
+        return job_of(request, situation)
+    except ParlaunchError as error:
+        return error
 
 
-def _become_srun(request: Request, situation: Situation) -> None:
-    from parlaunch_launch import srun
-    from parlaunch_launch.become import become as execute
+def step_aside(situation: Situation) -> None:
+    """One launcher a node: the others of `--ntasks-per-node=8` leave it to the first, one of them says so."""
+    from parlaunch_launch import aside
 
-    argv = srun.command(
-        situation, own_argv=[sys.executable, "-m", "parlaunch", *sys.argv[1:]], srun_args=request.srun_arg
-    )
-    note(f"parlaunch: {situation.why}; starting one task a node with srun")
-    execute(argv, dict(os.environ))
-
-
-def _too_large(plan: Plan) -> NoLayoutError:
-    from parlaunch.units import gib
-
-    m = plan.chosen.memory
-    return NoLayoutError(
-        f"the layout that you fixed needs {gib(m.peak)} a GPU, {gib(m.peak - m.limit)} more than the {gib(m.limit)} usable",
-        hint="leave a size out and the planner looks for one that fits",
-    )
-
-
-def preflight(job: Job, request: Request) -> None:
-    """Refuse to launch on a machine that doctor calls broken, unless forced."""
-    from parlaunch.doctor import examine
-
-    if job.device == "cpu":
+    if not situation.local_id:
+        if (situation.ntasks_per_node or 1) > 1:
+            aside.hold(situation.token)
         return
-    found = examine(job.cluster, ranks_per_node=request.nproc_per_node, headroom=request.headroom)
-    failed = [f for f in found if f.severity == "FAIL"]
-    warned = [f for f in found if f.severity == "WARN"]
-    for finding in (*failed, *warned):
-        note(f"{finding.severity}: {finding.saw}; {finding.do}")
-    if failed and not request.force:
-        raise ParlaunchError(
-            f"preflight: {len(failed)} FAIL on this machine",
-            hint="`parlaunch doctor` shows all; --force launches anyway",
+    if situation.local_id == 1 and not situation.node_rank:
+        note(
+            f"parlaunch: {(situation.ntasks_per_node or 2) - 1} tasks of each node leave the launch to its task 0: torchrun "
+            "starts one rank a GPU itself, and one task a node is enough"
         )
-    if warned and request.strict:
-        raise ParlaunchError("preflight: a warning, and --strict is given", hint="`parlaunch doctor` shows all")
+    aside.wait(situation.token)
+    raise SystemExit(0)
 
 
-def become(plan: Plan, job: Job, request: Request, agreement: Agreement | None = None) -> NoReturn:
-    """Set the plan's environment and replace this process by torchrun; on several nodes by its supervisor."""
-    from parlaunch.environment import problems
+def become_starter(request: Request, situation: Situation) -> None:
+    """In a batch script or a shell of a job: what starts one task a node. In a task it returns."""
+    from parlaunch.where.schedulers import start, starts_without
+    from parlaunch_launch import secret
     from parlaunch_launch.become import become as execute
 
-    if request.strict and (bad := problems(plan.environment)):
-        raise ParlaunchError(bad[0], hint="unset the variable, or launch without --strict")
-    job.runner_or_error()
-    argv = list(plan.argv)
-    if agreement is not None:
-        from parlaunch_launch import supervise
+    own = [sys.executable, "-P", "-m", "parlaunch", *sys.argv[1:]]
+    argv = start(situation, own_argv=own, args=request.srun_arg)
+    if argv is None:
+        return
+    if situation.kind == "slurm-tasks" and shutil.which(argv[0]) is None:
+        raise UsageError(
+            f"each task of this step sees its own GPUs only, and {argv[0]}, which could start one for all, is not here",
+            hint=f"start it as: srun --ntasks-per-node=1 --gpus-per-node={situation.gpus_local} parlaunch ...",
+        )
+    _known_before(request, in_container=own[0] not in argv)
+    note(f"parlaunch: {situation.why}; starting one task a node with {argv[0]}")
+    environ = {name: value for name, value in os.environ.items() if name not in starts_without(situation)}
+    secret.add(environ)
+    execute(argv, environ)
 
-        argv = supervise.command(argv, agreement)
-    execute(argv, dict(os.environ) | {v.name: v.value for v in plan.environment if not v.kept})
+
+def _known_before(request: Request, *, in_container: bool) -> None:
+    """Refuse here what every task would refuse: once, and without a step. What only the tasks' container knows is left to
+    them."""
+    from parlaunch_launch import runners
+
+    if request.plan_file is not None:
+        from parlaunch.cli.saved import saved
+
+        if not in_container:
+            saved(request.plan_file)
+    else:
+        inputs.wishes_of(request, inputs.merged_pins(request))
+        if not in_container:
+            inputs.named_here(request)
+    if not in_container and (request.script is not None or request.module is not None):
+        runners.find(
+            device=request.device, script=request.script, module=request.module, environ=os.environ, python=sys.executable
+        )  # fmt: skip

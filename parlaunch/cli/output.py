@@ -2,82 +2,97 @@
 
 from __future__ import annotations
 
-import json
-import sys
-
-from parlaunch import __version__
 from parlaunch.cli.inputs import note, write
 from parlaunch.cli.job import Job
+from parlaunch.cli.options import described
 from parlaunch.cli.request import Request
-from parlaunch.plan import Plan, plan_to_json
+from parlaunch.cli.terminal import coloured, columns
+from parlaunch.errors import UsageError
+from parlaunch.planning.plan import Plan
+from parlaunch.show.formats import Page, render
 
 
 def emit(plan: Plan, job: Job, request: Request) -> None:
     """Print the plan to stdout and write the files that were asked for."""
-    if request.format == "json":
-        print(json.dumps(plan_to_json(plan, version=__version__), indent=2))
-    elif request.format in ("shell", "sbatch"):
-        from parlaunch.scripts import sbatch, shell
+    if request.format == "sbatch":
+        from parlaunch.cli.sbatch import check
 
-        if request.format == "shell":
-            print(shell(plan), end="")
-        else:
-            script = sbatch(
-                plan, command=own_words(), container_image=request.container_image,
-                container_mounts=request.container_mounts, extra=request.sbatch_arg,
-            )  # fmt: skip
-            print(script, end="")
-    elif request.quiet:
-        print(plan.layout)
-    else:
-        _text(plan, request)
-    if request.explain and request.format == "text":
-        from parlaunch.cli.explain import explain
+        check(request.sbatch_arg)
+    print(render(request.format, plan, _page(request)), end="")
+    if request.save_plan:
+        write(request.save_plan, render("json", plan), "--save-plan")
+    asides(plan, job, request, explain=request.format == "text")
 
-        print(explain(plan, device=job.device))
+
+def asides(plan: Plan, job: Job, request: Request, *, explain: bool) -> None:
+    """What was asked about the plan beside the plan itself: reasons (with `explain`), other layouts, the report."""
+    if request.explain and explain:
+        from parlaunch.show.explain import explain as explained
+
+        print(explained(plan))
     for asked in request.why_not:
         _why_not(asked, plan, job)
-    if request.save_plan:
-        write(request.save_plan, json.dumps(plan_to_json(plan, version=__version__), indent=2) + "\n", "--save-plan")
+    if request.what_if:
+        _what_if(plan, job)
     if request.report:
-        from parlaunch.report_html import report
-
-        write(request.report, report(plan), "--report")
+        write(request.report, render("report", plan), "--report")
 
 
-PREVIEW = ("--hardware", "--gpu", "--format", "--save-plan", "--report", "--why-not", "--top", "--sbatch-arg",
-           "--container-image", "--container-mounts")  # fmt: skip
+def _page(request: Request) -> Page:
+    return Page(
+        columns=columns(), colour=coloured(),
+        quiet=request.quiet, verbose=request.verbose, command=tuple(own_words(request)), options=_options(request),
+        container_image=request.container_image, container_mounts=request.container_mounts,
+    )  # fmt: skip
 
 
-def own_words() -> list[str]:
-    """The command line that makes this plan on the machine itself: what was typed, less what only concerns this preview."""
-    words, skip = ["parlaunch"], False
-    for word in sys.argv[1:]:
-        name = word.partition("=")[0]
-        if skip:
-            skip = False
-        elif name in PREVIEW:
-            skip = "=" not in word
-        elif word not in ("plan", "launch", "--dry-run", "--explain", "--quiet", "-q", "--verbose", "-v"):
-            words.append(word)
-    return words
+def _options(request: Request) -> tuple[str, ...]:
+    """Of the batch system; one on the command line takes the place of a configured partition."""
+    return (*([f"--partition={request.partition}"] if request.partition else []), *request.sbatch_arg)
 
 
-def _text(plan: Plan, request: Request) -> None:
-    from parlaunch.cli.screen import as_text, show
+PREVIEW = (
+    "hardware", "gpu", "format", "save_plan", "report", "why_not", "top", "partition", "sbatch_arg", "container_image",
+    "container_mounts", "what_if", "dry_run", "explain", "quiet", "verbose", "python", "tokens", "samples", "price", "mtbf", "storage",
+)  # fmt: skip
+"""Options that concern what is printed here, not the job."""
 
-    if not sys.stdout.isatty():
-        print(as_text(plan, verbose=request.verbose), end="")
-        return
-    from rich.console import Console
 
-    show(plan, Console(), verbose=request.verbose)
+def own_words(request: Request) -> list[str]:
+    """The command line that makes this plan on the machine itself, wherever its words came from: what was typed, and what
+    a variable or a file said, since neither need be there."""
+    words = [request.python, "-m", "parlaunch"] if request.python else ["parlaunch"]
+    for option in described(Request):
+        value = getattr(request, option.field)
+        if option.field in PREVIEW or value == option.default:
+            continue
+        words += option.spelled(value)
+    return [*words, *request.overrides, *(["--", *request.runner_args] if request.runner_args else [])]
+
+
+def _what_if(plan: Plan, job: Job) -> None:
+    from parlaunch.cli.compare import changed
+    from parlaunch.show.comparison import Entry, to_text
+
+    entries = [Entry(hardware="this plan", plan=plan), *changed(job.request, job.recipe, job.cluster, job.wishes)]
+    out = note if job.request.format != "text" else print
+    out("\n" + to_text(entries).rstrip())
 
 
 def _why_not(asked: str, plan: Plan, job: Job) -> None:
     from parlaunch.cli.inputs import sizes_from
-    from parlaunch.planner import why_not
+    from parlaunch.planning.planner import why_not, why_not_switched
+    from parlaunch.switches.table import switch
 
-    answer = why_not(plan.cluster, plan.recipe, sizes_from(asked), job.wishes, plan)
+    name, _, value = asked.partition("=")
+    if (row := switch(name)) is not None:
+        taken = row.accepts(value)
+        if taken is None:
+            raise UsageError(
+                f"--why-not {asked}: {name} does not take {value!r}", hint=f"one of: {', '.join(row.values)}"
+            )
+        answer = why_not_switched(plan, name, taken, job.wishes)
+    else:
+        answer = why_not(plan, sizes_from(asked), job.wishes)
     out = note if job.request.format != "text" else print
     out(f"\nwhy not {asked}: {answer}")

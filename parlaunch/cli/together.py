@@ -5,36 +5,112 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from parlaunch import __version__
 from parlaunch.cli import output
+from parlaunch.cli.become import become
 from parlaunch.cli.inputs import note
-from parlaunch.cli.job import Job, command, environment, finish
+from parlaunch.cli.job import Job, fastest, start_of, too_large
 from parlaunch.cli.request import Request
 from parlaunch.errors import ParlaunchError
-from parlaunch.machine import Cluster, Gpu, Nic, Node, cluster_from_json, cluster_to_json
-from parlaunch.plan import plan_from_json, plan_to_json
+from parlaunch.hardware.cluster import Cluster, Gpu, Nic, Node, cluster_from_json, cluster_to_json
+from parlaunch.planning.plan import Plan, plan_from_json, plan_to_json
+from parlaunch.version import __version__
 
 if TYPE_CHECKING:
-    from parlaunch.finding import Finding
-    from parlaunch.where import Situation
+    from parlaunch.doctor.finding import Finding
+    from parlaunch.where.situation import Situation
+    from parlaunch_launch.agreement import Agreement, Party
 
 
-def launch_together(request: Request, job: Job, situation: Situation) -> NoReturn:
-    """Agree with the other nodes, then become torchrun. A spare that is not needed leaves with exit code 0."""
-    from parlaunch.cli.launch import become
-    from parlaunch.doctor import examine
-    from parlaunch_launch.agreement import agree
+def launch_together(request: Request, job: Job | ParlaunchError, situation: Situation) -> NoReturn:
+    """Agree with the other nodes, then become torchrun; or bring them what this node refuses with, which all then raise. A
+    spare that is not needed leaves with exit code 0."""
+    plan, agreement = agreed_on(request, job, situation)
+    assert isinstance(job, Job)  # else the agreement has raised
+    if agreement.node_rank == 0:
+        _after_requeue(agreement.plan_bytes, situation)
+        output.emit(plan, job, request)
+    become(plan, job, request, agreement)
+
+
+def agreed_on(request: Request, job: Job | ParlaunchError, situation: Situation) -> tuple[Plan, Agreement]:
+    """The plan that the nodes agree on, complete for this one, with its place among them. A spare that is not needed leaves
+    with exit code 0."""
+    mine = brought(request, job, situation)
+
+    def planned(everyone: list[dict[str, Any]]) -> bytes:
+        assert isinstance(job, Job)  # else nothing is planned
+        return spoken(plan_for(job, request, everyone, situation.nnodes or 1))
+
+    with meeting_of(request, mine, situation) as party:
+        agreed = party.agree(mine, planned, objection_of(job))
+    assert isinstance(job, Job)
+    if agreed.node_rank is None:
+        spared(situation)
+    return complete_here(job, agreed, json.loads(agreed.plan_bytes)), agreed
+
+
+def meeting_of(request: Request, mine: dict[str, Any] | ParlaunchError, situation: Situation) -> Party:
+    """The nodes of the job."""
+    from parlaunch_launch import secret
+    from parlaunch_launch.agreement import meet
+
+    return meet(
+        situation, mine, secret=secret.of(os.environ, rdzv_id=request.rdzv_id), timeout_s=request.agree_timeout,
+        spares=request.spares, say=note,
+    )  # fmt: skip
+
+
+def brought(request: Request, job: Job | ParlaunchError, situation: Situation) -> dict[str, Any] | ParlaunchError:
+    """What this node brings to the first meeting: what it found, or what it refuses with."""
+    return job if isinstance(job, ParlaunchError) else _mine(job, request, situation)
+
+
+def objection_of(job: Job | ParlaunchError) -> Callable[[bytes, int], str | None]:
+    """What is wrong with an agreed plan on this node, as a function of the plan and this node's rank."""
+
+    def objection(data: bytes, rank: int) -> str | None:
+        assert isinstance(job, Job)  # else nothing is planned
+        return _objection(job.cluster, data, rank)
+
+    return objection
+
+
+def spared(situation: Situation) -> NoReturn:
+    """Leave: this node is not needed."""
+    note(f"parlaunch: {situation.hostname} is a spare and not needed")
+    raise SystemExit(0)
+
+
+def complete_here(job: Job, agreed: Agreement, said: Mapping[str, Any], *, short: Sequence[str] = ()) -> Plan:
+    """The agreed plan, complete for this node. `short` are overrides behind the plan's own."""
+    from parlaunch.launching import complete
+
+    rank = agreed.node_rank
+    assert rank is not None
+    plan = plan_from_json(said, where="the plan of the first node")
+    cluster = _with_own(plan.cluster, rank, job.cluster)
+    start = start_of(job)
+    met = replace(start.rendezvous, master_addr=agreed.master, master_port=agreed.port)
+    return complete(
+        replace(plan, cluster=cluster), replace(start, rendezvous=met), node=rank, recipe=job.recipe,
+        said=(*plan.overrides, *short),
+    )  # fmt: skip
+
+
+def _mine(job: Job, request: Request, situation: Situation) -> dict[str, Any]:
+    """What this node brings to the meeting."""
+    from parlaunch.doctor.preflight import examine
 
     found: tuple[Finding, ...] = ()
     if job.device == "cuda":
         found = examine(
             job.cluster, ranks_per_node=request.nproc_per_node, headroom=request.headroom, nodes=situation.nnodes
         )
-    mine = {
+    return {
         "version": __version__,
         "command": sys.argv[1:],
         "hardware": cluster_to_json(_below(job.cluster, situation.switch)),
@@ -42,39 +118,15 @@ def launch_together(request: Request, job: Job, situation: Situation) -> NoRetur
         "sick": [f.saw for f in found if f.severity == "FAIL"],
         "warned": [f.saw for f in found if f.severity == "WARN"],
     }
-    agreed = agree(
-        situation,
-        mine,
-        lambda everyone: _plan(job, request, everyone, situation.nnodes or 1),
-        timeout_s=request.agree_timeout,
-        spares=request.spares,
-        check=lambda data, rank: _objection(job.cluster, data, rank),
-        say=note,
-    )
-    if agreed.node_rank is None:
-        note(f"parlaunch: {situation.hostname} is a spare and not needed")
-        raise SystemExit(0)
-    rank = agreed.node_rank
-    plan = plan_from_json(json.loads(agreed.plan_bytes), where="the plan of the first node")
-    cluster = _with_own(plan.cluster, rank, job.cluster)
-    plan = replace(
-        plan,
-        cluster=cluster,
-        environment=environment(job, cluster, plan.layout, node=rank),
-        argv=command(job, plan, node_rank=rank, master=(agreed.master, agreed.port)),
-    )
-    if rank == 0:
-        _after_requeue(agreed.plan_bytes, situation)
-        output.emit(plan, job, request)
-    become(plan, job, request, agreed)
 
 
 def _after_requeue(data: bytes, situation: Situation) -> None:
-    """Say what changed since the job's last run, and keep this plan for the next one. Only Slurm runs a job again."""
-    from parlaunch.compare import difference
+    """Say what changed since the job's last run, and keep this plan for the next one."""
+    from parlaunch.show.compare import difference
+    from parlaunch.where.schedulers import place_of
     from parlaunch_launch import last_run
 
-    if situation.job_id is None or not situation.kind.startswith("slurm"):
+    if situation.job_id is None or not place_of(situation).runs_again:
         return
     before = last_run.recall(situation.job_id, os.environ) if situation.restart_count else None
     last_run.remember(situation.job_id, data, os.environ)
@@ -124,15 +176,22 @@ def _slim(cluster: Cluster) -> Cluster:
     return replace(cluster, nodes=nodes)
 
 
-def _plan(job: Job, request: Request, everyone: list[dict[str, Any]], nnodes: int) -> bytes:
-    """On the first node: the plan for what all nodes have, as bytes."""
-    from parlaunch.gather import gather
-    from parlaunch.spares import healthy
+def plan_for(job: Job, request: Request, everyone: list[dict[str, Any]], nnodes: int) -> Plan:
+    """On the first node: the plan for what all nodes have. Raises what a launch on one node raises."""
+    from parlaunch.hardware.gather import gather
+    from parlaunch.hardware.spares import healthy
 
     kept = healthy(everyone, nnodes=nnodes, spares=request.spares, force=request.force)
-    cluster = gather([_cluster(mine) for mine in kept])
-    plan = finish(replace(job, remarks=(*job.remarks, *cluster.notes)), cluster)
-    return json.dumps(plan_to_json(replace(plan, cluster=_slim(plan.cluster)), version=__version__)).encode()
+    probed = [_cluster(mine) for mine in kept]
+    plan = fastest(job, [one.nodes[0] for one in probed], lambda places: gather([probed[at] for at in places]))
+    if not plan.chosen.memory.fits:
+        raise too_large(plan)
+    return plan
+
+
+def spoken(plan: Plan, **beside: Any) -> bytes:
+    """A plan as all nodes hear it, with what else they are to know."""
+    return json.dumps(plan_to_json(replace(plan, cluster=_slim(plan.cluster)), version=__version__) | beside).encode()
 
 
 def _cluster(mine: Mapping[str, Any]) -> Cluster:

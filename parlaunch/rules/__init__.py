@@ -8,33 +8,26 @@ the rank order that ends in pp (grid-pp-last).
 
 from __future__ import annotations
 
-from parlaunch.layout import Layout
-from parlaunch.rates import Rates
-from parlaunch.recipe import Recipe
+from parlaunch.hardware.rates import Rates
+from parlaunch.model.layout import Layout
+from parlaunch.model.recipe import Recipe
 from parlaunch.rules.experts import EXPERTS
 from parlaunch.rules.grid import GRID, fewest_gpus
+from parlaunch.rules.models import MODELS
 from parlaunch.rules.pipeline import PIPELINE
 from parlaunch.rules.rule import Rule
-from parlaunch.rules.tensor import TENSOR
+from parlaunch.rules.tensor import TENSOR, cp_comm_type
 from parlaunch.rules.working import WORKING
 
-__all__ = ["RULES", "Rule", "broken", "fewest_gpus", "violations", "why_not"]
+__all__ = ["RULES", "Rule", "cp_comm_type", "fewest_gpus", "violations", "why_not"]
 
-RULES: tuple[Rule, ...] = (*TENSOR, *EXPERTS, *GRID, *PIPELINE, *WORKING)
-
-
-def broken(layout: Layout, recipe: Recipe, rates: Rates) -> Rule | None:
-    """The first rule that the layout breaks; None for a legal layout."""
-    for rule in RULES:
-        if rule.check(layout, recipe, rates) is not None:
-            return rule
-    return None
+RULES: tuple[Rule, ...] = (*TENSOR, *EXPERTS, *GRID, *PIPELINE, *WORKING, *MODELS)
 
 
 def why_not(layout: Layout, recipe: Recipe, rates: Rates) -> str | None:
     """The first reason why Megatron would refuse this layout; None when it would run."""
     for rule in RULES:
-        sentence = rule.check(layout, recipe, rates)
+        sentence = rule.condition(layout, recipe, rates)
         if sentence is not None:
             return sentence
     return None
@@ -42,5 +35,5 @@ def why_not(layout: Layout, recipe: Recipe, rates: Rates) -> str | None:
 
 def violations(layout: Layout, recipe: Recipe, rates: Rates) -> tuple[tuple[Rule, str], ...]:
     """Every rule that the layout breaks, with its sentence."""
-    found = ((rule, rule.check(layout, recipe, rates)) for rule in RULES)
+    found = ((rule, rule.condition(layout, recipe, rates)) for rule in RULES)
     return tuple((rule, sentence) for rule, sentence in found if sentence is not None)

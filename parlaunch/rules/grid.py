@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from parlaunch import catalog
-from parlaunch.errors import UsageError
-from parlaunch.layout import Layout
-from parlaunch.rates import Rates
-from parlaunch.recipe import Recipe
+from parlaunch.hardware.rates import Rates
+from parlaunch.model.layout import Layout
+from parlaunch.model.recipe import Recipe
 from parlaunch.rules.rule import Chapter
 
 GRID = Chapter()
@@ -57,45 +55,13 @@ def batch_divides(x: Layout, _r: Recipe, _m: Rates) -> str | None:
 
 @GRID.rule("mbs-offline-pack", "offline packing -> MBS == 1", "bridge/training/config.py:1606")
 def packed_alone(x: Layout, r: Recipe, _m: Rates) -> str | None:
-    # Fine-tuning recipes pack by default; those that do come with micro batch 1. Wan takes nothing but packs.
-    tuned = r.task != "pretrain" and r.architecture.kind != "multimodal" and r.defaults.micro_batch_size in (None, 1)
-    packed = (
-        "_packed" in r.name
-        or r.model.startswith("wan")
-        or tuned
-        or (r.task != "pretrain" and r.defaults.micro_batch_size == 1)
-    )
-    if not packed or x.micro_batch_size == 1:
+    if r.packing != "offline" or x.micro_batch_size == 1:
         return None
     return f"sequences packed offline need micro batch 1, not {x.micro_batch_size}: a pack is the batch"
 
 
 @GRID.rule("mbs-inbatch-pack", "in-batch packing -> MBS > 1", "bridge/training/config.py:1627")
 def packed_together(x: Layout, r: Recipe, _m: Rates) -> str | None:
-    mine = r.defaults.micro_batch_size
-    if (
-        r.task == "pretrain"
-        or r.architecture.kind != "multimodal"
-        or mine is None
-        or mine == 1
-        or x.micro_batch_size > 1
-    ):
+    if r.packing != "in_batch" or x.micro_batch_size > 1:
         return None
     return "sequences packed inside a micro batch need at least two of them: micro batch 1 is too small"
-
-
-@GRID.rule("seq-match", "model.seq_length == dataset.seq_length", "bridge/training/config.py:1644")
-def sequence_matches(_x: Layout, r: Recipe, _m: Rates) -> str | None:
-    if "seq-match" not in r.violations or r.seq_length != _published_length(r):
-        return None
-    return (
-        f"as published, {r.name} gives model and dataset different sequence lengths; "
-        "say which one you mean with --seq-length and set it for both"
-    )
-
-
-def _published_length(r: Recipe) -> int | None:
-    try:
-        return catalog.recipe(r.name).seq_length
-    except UsageError:
-        return None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from parlaunch.layout import Layout
-from parlaunch.rates import Rates
-from parlaunch.recipe import Recipe
+from parlaunch.hardware.rates import Rates
+from parlaunch.model.layout import Layout
+from parlaunch.model.recipe import Recipe
 from parlaunch.rules.rule import Chapter
 
 PIPELINE = Chapter()

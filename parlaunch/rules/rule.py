@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from parlaunch.layout import Layout
-from parlaunch.rates import Rates
-from parlaunch.recipe import Recipe
+from parlaunch.frozen import dataclass
+from parlaunch.hardware.rates import Rates
+from parlaunch.model.layout import Layout
+from parlaunch.model.recipe import Recipe
 
-Check = Callable[[Layout, Recipe, Rates], str | None]
+Condition = Callable[[Layout, Recipe, Rates], str | None]
 """None: the layout keeps the rule. Else one sentence that says with numbers what is wrong."""
 
 
@@ -20,20 +20,20 @@ class Rule:
     id: str
     formula: str
     source: str  # file:line in Megatron-LM (megatron/…) or Megatron Bridge (bridge/…)
-    check: Check
+    condition: Condition
 
     def __call__(self, layout: Layout, recipe: Recipe, rates: Rates) -> str | None:
-        return self.check(layout, recipe, rates)
+        return self.condition(layout, recipe, rates)
 
 
 class Chapter(list[Rule]):
     """The rules of one subject, in the order in which they are asked."""
 
-    def rule(self, id: str, formula: str, source: str) -> Callable[[Check], Check]:
+    def rule(self, id: str, formula: str, source: str) -> Callable[[Condition], Condition]:
         """Enter the decorated function under Megatron's rule id."""
 
-        def enter(check: Check) -> Check:
-            self.append(Rule(id, formula, source, check))
-            return check
+        def enter(condition: Condition) -> Condition:
+            self.append(Rule(id, formula, source, condition))
+            return condition
 
         return enter

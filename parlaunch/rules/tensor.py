@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from math import lcm
 
-from parlaunch.layout import Layout
-from parlaunch.rates import Rates
-from parlaunch.recipe import Recipe
+from parlaunch.hardware.rates import Rates
+from parlaunch.model.architecture import Architecture
+from parlaunch.model.layout import Layout
+from parlaunch.model.recipe import Recipe
 from parlaunch.rules.rule import Chapter
 
 TENSOR = Chapter()
 
 CP_COMM_TYPES = ("p2p", "a2a", "a2a+p2p", "all_gather")
+
+
+def cp_comm_type(a: Architecture, cp: int) -> str | None:
+    """How CP ranks exchange keys and values: the ring, and all-gather for sparse attention, which knows nothing else. None
+    without CP."""
+    if cp == 1:
+        return None
+    return "all_gather" if a.experimental_attention_variant == "dsa" else "p2p"
 
 
 @TENSOR.rule("tp-heads", "num_attention_heads % TP == 0", "megatron/core/transformer/transformer_config.py:1447")
@@ -143,9 +152,10 @@ def mamba_context(x: Layout, r: Recipe, _m: Rates) -> str | None:
     "cp-dsa", "dsa and CP>1 -> cp_comm_type == all_gather", "megatron/core/transformer/transformer_config.py:3170"
 )
 def sparse_context(x: Layout, r: Recipe, _m: Rates) -> str | None:
-    if x.cp == 1 or r.architecture.experimental_attention_variant != "dsa" or x.cp_comm_type == "all_gather":
+    only = cp_comm_type(r.architecture, x.cp)
+    if only in (None, "p2p", x.cp_comm_type):
         return None
-    return f"sparse attention with CP {x.cp} works by all_gather only, not {x.cp_comm_type}"
+    return f"sparse attention with CP {x.cp} works by {only} only, not {x.cp_comm_type}"
 
 
 @TENSOR.rule("cp-comm-type", "cp_comm_type in {p2p, a2a, a2a+p2p, all_gather}", "bridge/training/config.py:1673")
@@ -170,11 +180,23 @@ def all_to_all_heads(x: Layout, r: Recipe, _m: Rates) -> str | None:
     return None
 
 
+def hierarchy(x: Layout, a: Architecture, domain: int) -> tuple[int, int] | None:
+    """How `a2a+p2p` divides CP: the ranks beside each other that exchange heads, as many as NVLink joins and heads divide by, and
+    the rings between those. None where no two levels are possible."""
+    whole = (max(1, a.num_attention_heads // x.tp), max(1, (a.num_query_groups or a.num_attention_heads) // x.tp))
+    inner = [
+        d for d in range(2, x.cp) if x.cp % d == 0 and x.tp * d <= domain and all(count % d == 0 for count in whole)
+    ]
+    return (inner[-1], x.cp // inner[-1]) if inner else None
+
+
 @TENSOR.rule(
     "grid-hcp", "a2a+p2p -> hierarchical sizes whose product is CP, the inner one inside a node",
     "bridge/training/config.py:1683",
 )  # fmt: skip
-def hierarchical_context(x: Layout, _r: Recipe, _m: Rates) -> str | None:
+def hierarchical_context(x: Layout, r: Recipe, m: Rates) -> str | None:
     if x.cp_comm_type != "a2a+p2p" or x.cp == 1:
         return None
-    return f"a2a+p2p needs hierarchical context parallel sizes for CP {x.cp}, which a layout of ours does not set"
+    if hierarchy(x, r.architecture, max(m.nvlink_domain, 1)) is not None:
+        return None
+    return f"a2a+p2p needs CP {x.cp} in two levels, of which the inner one divides the heads of a TP rank and stays inside NVLink"

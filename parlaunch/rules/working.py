@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from parlaunch.layout import Layout
-from parlaunch.rates import Rates
-from parlaunch.recipe import Recipe
+from collections.abc import Mapping
+
+from parlaunch.hardware.datasheet import Product
+from parlaunch.hardware.rates import Rates
+from parlaunch.model.layout import Layout
+from parlaunch.model.recipe import Recipe
+from parlaunch.rules.published import broken_as_published
 from parlaunch.rules.rule import Chapter
+from parlaunch.rules.switches import GRAPHS, LAYER_OFFLOAD, MODULE_OFFLOAD
 
 WORKING = Chapter()
 
@@ -54,6 +59,9 @@ def recompute_modules(x: Layout, r: Recipe, _m: Rates) -> str | None:
     for module, there, what in needs:
         if module in modules and not there:
             return f"recomputing {module} needs {what}, and {r.model} has none"
+    for module in modules:
+        if module in r.lacks:
+            return f"the installed Megatron Core cannot recompute {module}"
     if "mhc" in modules and "mlp" in modules:
         return "recomputing mhc excludes recomputing mlp"
     return None
@@ -79,36 +87,8 @@ def recompute_mtp(x: Layout, r: Recipe, _m: Rates) -> str | None:
     return f"multi-token prediction takes uniform recomputation by one layer, not {c.num_layers}"
 
 
-@WORKING.rule(
-    "off-cpu", "layer offloading -> 0 <= n < num_layers, PP == 1, no recompute, no partial CUDA graph",
-    "megatron/core/transformer/transformer_config.py:1887",
-)  # fmt: skip
-def layer_offloading(x: Layout, r: Recipe, _m: Rates) -> str | None:
-    n = r.features.cpu_offload_layers
-    if not n or x.fsdp:
-        return None
-    if n >= len(r.architecture.layers()) and r.feasible:
-        return f"{n} layers are to be offloaded, and the model has {len(r.architecture.layers())}"
-    if x.pp > 1:
-        return f"offloading layers to the host needs PP 1, not {x.pp}"
-    if x.recompute.granularity:
-        return "offloading layers to the host excludes recomputation"
-    return None
-
-
-@WORKING.rule(
-    "off-fine", "fine-grained offloading excludes layer offloading; attn_proj only with core_attn",
-    "megatron/core/transformer/transformer_config.py:2128",
-)  # fmt: skip
-def fine_offloading(_x: Layout, r: Recipe, _m: Rates) -> str | None:
-    f = r.features
-    if not f.offload_modules:
-        return None
-    if f.cpu_offload_layers:
-        return "offloading modules excludes offloading whole layers"
-    if "attn_proj" in f.offload_modules and "core_attn" not in f.offload_modules:
-        return "offloading attn_proj needs core_attn offloaded too"
-    return None
+LAYER_OFFLOAD.enter(WORKING)
+MODULE_OFFLOAD.enter(WORKING)
 
 
 @WORKING.rule(
@@ -122,24 +102,14 @@ def graph_kinds(_x: Layout, r: Recipe, _m: Rates) -> str | None:
     return f"CUDA graphs by {kind!r} are unknown: transformer_engine, local or full_iteration"
 
 
-@WORKING.rule(
-    "cg-recompute", "full recompute -> no partial CUDA graph; 'moe' recompute and moe_router graphs exclude each other",
-    "megatron/core/transformer/transformer_config.py:2856",
-)  # fmt: skip
-def graph_recompute(x: Layout, r: Recipe, _m: Rates) -> str | None:
-    f = r.features
-    if f.cuda_graph != "transformer_engine":
-        return None
-    if x.recompute.granularity == "full":
-        return "the recipe's partial CUDA graphs exclude full recomputation"
-    if x.recompute.granularity == "selective" and "moe" in x.recompute.modules and "moe_router" in f.cuda_graph_scope:
-        return "a CUDA graph over moe_router excludes recomputing moe"
-    return None
+GRAPHS.enter(WORKING)
 
 
 @WORKING.rule(
-    "cg-scopes", "moe and moe_router exclude each other; moe_preprocess needs moe_router; moe scopes need experts",
-    "megatron/core/transformer/transformer_config.py:2817",
+    "cg-scopes",
+    "moe and moe_router exclude each other; moe_preprocess needs moe_router; moe scopes need experts, moe itself ones that drop "
+    "tokens; mlp needs a dense layer",
+    "megatron/core/transformer/transformer_config.py:2817, :2488",
 )  # fmt: skip
 def graph_scopes(_x: Layout, r: Recipe, _m: Rates) -> str | None:
     f = r.features
@@ -152,32 +122,65 @@ def graph_scopes(_x: Layout, r: Recipe, _m: Rates) -> str | None:
         return "a CUDA graph over moe_preprocess needs one over moe_router"
     if scope & {"moe", "moe_router", "moe_preprocess"} and not r.architecture.num_moe_experts:
         return "CUDA graphs over experts need experts"
+    if "moe" in scope:
+        return "a CUDA graph over moe needs experts that take a fixed number of tokens and drop the others"
+    a = r.architecture
+    dense = not a.num_moe_experts or (not a.hybrid_layer_pattern and any(k.mlp == "dense" for k in a.layers()))
+    if "mlp" in scope and not dense:
+        return f"a CUDA graph over mlp needs dense layers, and those of {r.model} have experts"
     return None
 
 
 @WORKING.rule(
     "opt-precision",
-    "moments below fp32 -> precision-aware optimizer",
+    "moments below fp32 -> precision-aware optimizer -> distributed optimizer",
     "megatron/core/optimizer/optimizer_config.py:434",
 )
-def optimizer_precision(_x: Layout, r: Recipe, _m: Rates) -> str | None:
+def optimizer_precision(x: Layout, r: Recipe, _m: Rates) -> str | None:
     f = r.features
+    if f.precision_aware_optimizer and not (f.distributed_optimizer or x.fsdp):
+        return "the precision-aware optimizer needs the distributed optimizer"
     if f.moments in ("float32", "fp32") or f.precision_aware_optimizer:
         return None
     return f"moments in {f.moments} need the precision-aware optimizer"
 
 
+PRECISIONS_ON: Mapping[str, tuple[str, tuple[int, int], tuple[int, int]]] = {
+    "fp8cs": ("FP8", (8, 9), (99, 0)),
+    "fp8ds": ("FP8", (8, 9), (99, 0)),
+    "fp8sc": ("FP8 with block scaling", (9, 0), (12, 0)),
+    "fp8mx": ("MXFP8", (10, 0), (12, 0)),
+    "nvfp4": ("NVFP4", (10, 0), (99, 0)),
+}
+"""Precision to its name, and the compute capabilities that Transformer Engine runs it on: from, and below."""
+
+
 @WORKING.rule(
     "prec-gpu",
-    "fp8: compute capability 8.9; nvfp4: 10.0",
-    "transformer_engine/pytorch/quantization.py: check_nvfp4_support",
+    "fp8: compute capability 8.9; block scaling: 9.0 to 12.0; mxfp8: 10.0 to 12.0; nvfp4: 10.0",
+    "transformer_engine/pytorch/quantization.py: check_recipe_support",
 )
 def precision_there(_x: Layout, r: Recipe, m: Rates) -> str | None:
-    p = m.product
-    wanted = "nvfp4" if r.precision == "nvfp4" else "fp8" if r.precision.startswith("fp8") else None
-    if wanted is None or wanted in p.flops:
+    if runs_in(r.precision, m.product):
         return None
-    return f"{p.name} has no {wanted.upper()}: train in bf16, or on another GPU"
+    name, least, below = PRECISIONS_ON[r.precision]
+    p = m.product
+    where = f"from compute capability {least[0]}.{least[1]} on" + (
+        f", below {below[0]}.{below[1]}" if below[0] < 99 else ""
+    )
+    has = f"{p.name} is {p.compute_capability[0]}.{p.compute_capability[1]}"
+    return f"{name} runs {where}, and {has}: train in {instead(p)}, or on another GPU"
+
+
+def runs_in(precision: str, p: Product) -> bool:
+    """Whether Transformer Engine runs a precision on this GPU."""
+    _, least, below = PRECISIONS_ON.get(precision, ("", (0, 0), (99, 0)))
+    return least <= p.compute_capability < below
+
+
+def instead(p: Product) -> str:
+    """The narrowest precision with one scale a tensor that runs there."""
+    return "fp8cs" if runs_in("fp8cs", p) else "bf16"
 
 
 @WORKING.rule(
@@ -186,8 +189,6 @@ def precision_there(_x: Layout, r: Recipe, m: Rates) -> str | None:
 def as_published(x: Layout, r: Recipe, _m: Rates) -> str | None:
     if r.feasible:
         return None
-    from parlaunch.evidence import broken_as_published  # it needs the space of layouts, which needs the rules
-
     if not broken_as_published(r.name, x):
         return None
     return f"{r.name} is published with this very layout, and Megatron refuses it as written"

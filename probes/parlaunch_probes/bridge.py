@@ -5,27 +5,34 @@ The answer is kept in the user's cache folder, under Bridge's version, since ask
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from parlaunch.architecture import architecture_from_json
 from parlaunch.errors import ProbeError
-from parlaunch.layout import recompute_from_json
-from parlaunch.recipe import Defaults, Recipe, features_from_json, sample_tokens
+from parlaunch.model.architecture import architecture_from_json
+from parlaunch.model.layout import recompute_from_json
+from parlaunch.model.recipe import Defaults, Recipe, features_from_json
 
 TIMEOUT_S = 180.0
+ANSWER = 6
+"""Counts up when `bridge_child.describe` says more: what an older parlaunch kept is asked anew."""
 
 
 def version() -> str | None:
     """The installed megatron-bridge's version; None when there is none. Costs no import of it."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("megatron")  # the metadata of packages takes long to load
+    if spec is None or not any((Path(at) / "bridge").is_dir() for at in spec.submodule_search_locations or ()):
+        return None
+    import importlib.metadata
+
     try:
         return importlib.metadata.version("megatron-bridge")
     except importlib.metadata.PackageNotFoundError:
@@ -37,28 +44,35 @@ FORGET_S = 3600.0
 
 
 def recipe(
-    name: str, known: Recipe | None = None, *, prepare: str = "", environ: Mapping[str, str] | None = None
+    name: str, known: Recipe | None = None, *, build: str, prepare: str = "", environ: Mapping[str, str] | None = None
 ) -> Recipe:
     """The recipe that the installed Bridge builds under `name`.
 
     `known` is the catalog's entry: it fills what a configuration object does not say (task, model name, what it was written
-    for). `prepare` names a function, "module:name", that the child calls before it imports Bridge. Raises `ProbeError`
+    for). `build` names the function, "module:name", that makes the configuration as the runner would train it; `prepare`
+    one that the child calls before it imports Bridge. Raises `ProbeError`
     when Bridge does not know the name, fails, or takes longer than `TIMEOUT_S`.
     """
     env = dict(os.environ if environ is None else environ)
-    cached = _cache(env) / f"{version()}" / f"{name}.json"
-    answer = _kept(cached)
+    answer = _kept(_cache(env, name))
     if answer is None:
-        answer = _ask(name, prepare, env)
-        _keep(cached, answer)
+        answer = _ask([name, build, *([prepare] if prepare else [])], env)
+        keep(name, answer, env)
     if "error" in answer:
         raise ProbeError(f"the installed megatron.bridge could not build {name}: {answer['error']}")
     return _recipe(name, answer, known)
 
 
-def _cache(env: Mapping[str, str]) -> Path:
+def keys(name: str, environ: Mapping[str, str]) -> frozenset[str] | None:
+    """Every key of the recipe's configuration that an override may set, sections and dotted; None where the installed
+    Bridge was not asked for this recipe, or could not build it."""
+    answer = _kept(_cache(environ, name)) if version() is not None else None
+    return frozenset(answer["keys"]) if answer and "keys" in answer else None
+
+
+def _cache(env: Mapping[str, str], name: str) -> Path:
     home = env.get("XDG_CACHE_HOME") or str(Path(env.get("HOME", "/tmp")) / ".cache")
-    return Path(home) / "parlaunch" / "bridge"
+    return Path(home) / "parlaunch" / "bridge" / f"{version()}-{ANSWER}" / f"{name}.json"
 
 
 def _kept(path: Path) -> dict[str, Any] | None:
@@ -71,7 +85,9 @@ def _kept(path: Path) -> dict[str, Any] | None:
     return answer if isinstance(answer, dict) and not ("error" in answer and old) else None
 
 
-def _keep(path: Path, answer: Mapping[str, Any]) -> None:
+def keep(name: str, answer: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    """Remember what Bridge says of a recipe, for every later `recipe` of this user."""
+    path = _cache(environ, name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(f".{os.getpid()}").write_text(json.dumps(answer), encoding="utf-8")
@@ -80,10 +96,10 @@ def _keep(path: Path, answer: Mapping[str, Any]) -> None:
         pass  # a read-only home costs time at the next start, nothing else
 
 
-def _ask(name: str, prepare: str, env: Mapping[str, str]) -> dict[str, Any]:
+def _ask(words: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "parlaunch_probes.bridge_child", name, *([prepare] if prepare else [])],
+            [sys.executable, "-P", "-m", "parlaunch_probes.bridge_child", *words],
             capture_output=True, text=True, timeout=TIMEOUT_S, env={**env, "CUDA_VISIBLE_DEVICES": ""}, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -96,14 +112,24 @@ def _ask(name: str, prepare: str, env: Mapping[str, str]) -> dict[str, Any]:
     return answer
 
 
+PLACEHOLDER = 1024
+"""`seq_length` of diffusion recipes that leave the number of tokens to their data."""
+
+
+def _facts(said: Mapping[str, Any], known: Recipe | None) -> dict[str, Any]:
+    """What a recipe is beside its sizes: as Bridge has it, as the catalog has it where Bridge does not say."""
+    names = ("folder", "packing", "loader", "optimizer", "train_iters")
+    filled = {name: getattr(known, name) for name in names} if known else {}
+    return filled | {name: said[name] for name in names if said.get(name) is not None}
+
+
 def _recipe(name: str, answer: Mapping[str, Any], known: Recipe | None) -> Recipe:
     model, layout = answer["model"], answer["layout"]
     if known is not None:  # the catalog's architecture has every field; Bridge's word stands where both speak
         model = {k: v for k, v in known.architecture.shape().items() if v is not None} | model
     family = known.model if known else name.split("_pretrain_")[0].split("_sft_")[0].split("_peft_")[0]
     features = features_from_json(answer["features"])
-    if known:
-        features = replace(known.features, frozen_language_model=features.frozen_language_model)
+    mock = known.mock_tokens if known else None
     return Recipe(
         name=name,
         source="bridge",
@@ -111,7 +137,7 @@ def _recipe(name: str, answer: Mapping[str, Any], known: Recipe | None) -> Recip
         model=family,
         model_id=known.model_id if known else None,
         architecture=architecture_from_json(model),
-        seq_length=sample_tokens(family, answer["seq_length"]),
+        seq_length=mock if mock is not None and answer["seq_length"] == PLACEHOLDER else answer["seq_length"],
         global_batch_size=answer["global_batch_size"],
         precision=answer["precision"] or (known.precision if known else "bf16"),
         gpus=known.gpus if known else None,
@@ -122,6 +148,12 @@ def _recipe(name: str, answer: Mapping[str, Any], known: Recipe | None) -> Recip
             layers_per_chunk=known.defaults.layers_per_chunk if known else None,
         ),
         features=features,
-        benchmark=known.benchmark if known else False,
+        benchmark="perf_recipes" in (answer.get("facts") or {}).get("module", ""),
+        mock_tokens=mock,
+        added_mtp_layers=0 if model.get("mtp_num_layers") else known.added_mtp_layers if known else 0,
+        unsettled=known.unsettled if known else (),
+        bare=tuple(answer.get("bare") or ()),
+        lacks=tuple(answer.get("lacks") or ()),
+        **_facts(answer.get("facts") or {}, known),
         env=answer["env"],
     )

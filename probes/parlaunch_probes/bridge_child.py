@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import sys
+from functools import cache
 from typing import Any
 
-from parlaunch.architecture import Architecture
-
-PRECISION = (  # mixed_precision names of Megatron Bridge, by what they contain, first match wins
-    ("nvfp4", "nvfp4"), ("mxfp8", "fp8mx"), ("fp8_current_scaling", "fp8cs"), ("fp8_delayed_scaling", "fp8ds"),
-    ("fp8_subchannel", "fp8sc"), ("fp16", "fp16"), ("bf16", "bf16"),
-)  # fmt: skip
+from parlaunch.model.architecture import Architecture
+from parlaunch.model.precision import short_name, switched
+from parlaunch.model.sections import OVERLAP, PRECISION
 
 
 def precision(config: Any) -> str | None:
     """Our short name of a configuration's mixed precision; None when it is none we know."""
     mixed = config.mixed_precision
     if isinstance(mixed, str):
-        return next((short for part, short in PRECISION if part in mixed), None)
+        return short_name(mixed)
+    if getattr(mixed, "fp4", None):
+        return "nvfp4"
     fp8 = getattr(mixed, "fp8_recipe", None) if getattr(mixed, "fp8", None) else None
     scaling = {"tensorwise": "fp8cs", "delayed": "fp8ds", "blockwise": "fp8sc", "mxfp8": "fp8mx"}
     if fp8 in scaling:
         return scaling[str(fp8)]
-    return "fp16" if getattr(mixed, "fp16", False) else "bf16" if mixed is not None else None
+    if mixed is None:  # Bridge leaves the model's own switches as they are
+        m = shape_of(config)
+        return "bf16" if getattr(m, "bf16", False) else "fp16" if getattr(m, "fp16", False) else "fp32"
+    return "fp16" if mixed.fp16 else "bf16" if mixed.bf16 else "fp32"
 
 
 def plain(value: Any) -> bool:
@@ -34,13 +38,130 @@ def plain(value: Any) -> bool:
     )  # fmt: skip
 
 
-def describe(config: Any) -> dict[str, Any]:
-    """What the planner needs of a ConfigContainer."""
-    m, t, d = config.model, config.train, config.dataset
+def facts(config: Any, module: str) -> dict[str, Any]:
+    """What a recipe is beside its sizes, as the fields of `Recipe` of the same names. `module`: where it is defined."""
+    d = config.dataset
+    offline = getattr(d, "enable_offline_packing", False) or getattr(d, "packed_sequence_specs", None) is not None
+    offline = offline or any(c.__name__.startswith("Wan") for c in type(d).__mro__)  # its data are packs
+    together = getattr(d, "enable_in_batch_packing", False) or getattr(d, "pack_sequences_in_batch", False)
+    optimizer = str(getattr(getattr(config, "optimizer", None), "optimizer", None) or "adam")
+    parts = module.split(".")  # megatron.bridge.recipes.llama.h100.llama3
+    return {
+        "module": module,
+        "folder": parts[3] if parts[2:3] in (["recipes"], ["perf_recipes"]) and len(parts) > 3 else None,
+        "packing": "offline" if offline else "in_batch" if together else None,
+        "loader": "energon" if any("Energon" in c.__name__ for c in type(d).__mro__) else None,
+        "train_iters": getattr(config.train, "train_iters", None),
+        "optimizer": "muon" if "muon" in optimizer else "adam",
+    }
+
+
+def features(config: Any) -> dict[str, Any]:
+    """What the configuration switches on, as `parlaunch.model.recipe.features_from_json` reads it.
+
+    Asked before and after Bridge finishes it: until then communication overlap stands in a section of its own, and
+    mixed precision may be a name.
+    """
+    m, o, ddp, overlap = shape_of(config), config.optimizer, config.ddp, config.comm_overlap
+    before = getattr(overlap, "user_comm_overlap_cfg", None) is None
+
+    def overlaps(name: str) -> bool:
+        return bool(getattr(m, name, False) or (before and getattr(overlap, name, False)))
+
+    kind, backend = getattr(m, "moe_token_dispatcher_type", None), getattr(m, "moe_flex_dispatcher_backend", None)
+    share = float(getattr(o, "optimizer_offload_fraction", 1.0)) if getattr(o, "optimizer_cpu_offload", False) else 0.0
+    offloads = getattr(m, "fine_grained_activation_offloading", False)
+    layers = getattr(m, "cpu_offloading_num_layers", 0) if getattr(m, "cpu_offloading", False) else 0
+    mixed = switched(config.mixed_precision) if isinstance(config.mixed_precision, str) else {}
+    if not isinstance(config.mixed_precision, str) and config.mixed_precision is not None:
+        mixed = {
+            "grad_reduce_fp32": bool(config.mixed_precision.grad_reduce_in_fp32),
+            "fp8_param_gather": bool(config.mixed_precision.fp8_param_gather),
+            "fp8_attention": bool(
+                config.mixed_precision.fp8_dot_product_attention or config.mixed_precision.fp8_multi_head_attention
+            ),
+        }
+    fused = (
+        getattr(m, "cross_entropy_fusion_impl", "native")
+        if getattr(m, "cross_entropy_loss_fusion", False)
+        else "unfused"
+    )
+    return {
+        "dispatcher": (backend if kind == "flex" else kind) if getattr(m, "num_moe_experts", None) else None,
+        "ep_overlap": overlaps("overlap_moe_expert_parallel_comm"),
+        "tp_overlap": overlaps("tp_comm_overlap"),
+        "cuda_graph": graphs(m),
+        "fsdp": bool(config.dist.use_megatron_fsdp or ddp.use_megatron_fsdp),
+        "nccl_ub": bool(getattr(ddp, "nccl_ub", False)),
+        "no_distributed_optimizer": not (ddp.use_distributed_optimizer or o.use_distributed_optimizer),
+        "grad_reduce_fp32": bool(mixed.get("grad_reduce_fp32", ddp.grad_reduce_in_fp32)),
+        "fp8_param_gather": bool(mixed.get("fp8_param_gather", getattr(ddp, "fp8_param_gather", False))),
+        "precision_aware_optimizer": bool(o.use_precision_aware_optimizer),
+        "moments": str(o.exp_avg_dtype).removeprefix("torch."),
+        "master": str(getattr(o, "main_params_dtype", "float32")).removeprefix("torch."),
+        "optimizer_offload": share,
+        "offload_modules": list(getattr(m, "offload_modules", None) or ()) if offloads else [],
+        "cpu_offload_layers": layers,
+        "force_balance": bool(getattr(m, "moe_router_force_load_balancing", False)),
+        "paged_stash": bool(getattr(m, "moe_paged_stash", False)),
+        "router_padding": bool(
+            getattr(m, "moe_router_padding_for_fp8", False) or getattr(m, "moe_router_padding_for_quantization", False)
+        ),
+        "cross_entropy": fused,
+        "external_cuda_graph": bool(getattr(m, "external_cuda_graph", False)),
+        "frozen_language_model": bool(getattr(config.model, "freeze_language_model", False)),
+        "frozen_encoder": bool(getattr(config.model, "freeze_vision_model", False)),
+        "fp8_attention": bool(mixed.get("fp8_attention", False)),
+        "fp8_activation_input": bool(getattr(m, "activation_func_fp8_input_store", False)),
+        "transpose_cache": not getattr(m, "disable_parameter_transpose_cache", False),
+        **adapters(getattr(config, "peft", None)),
+    }
+
+
+def adapters(peft: Any) -> dict[str, Any]:
+    """Rank, targets and dropout of low-rank adapters; nothing where the configuration has none."""
+    if getattr(peft, "dim", None) is None:
+        return {}
+    return {
+        "adapter_rank": int(peft.dim),
+        "adapter_targets": [str(name) for name in getattr(peft, "target_modules", None) or ()],
+        "adapter_dropout": float(getattr(peft, "dropout", 0.0) or 0.0) > 0,
+    }
+
+
+def shape_of(config: Any) -> Any:
+    """Where a configuration keeps sizes and layout: its model provider, or the transformer inside a newer one."""
+    return getattr(config.model, "transformer", config.model)
+
+
+def graphs(m: Any) -> list[Any] | None:
+    """CUDA graphs as (implementation, modules): older switches and enumerations too. None: no graphs."""
+    if getattr(m, "external_cuda_graph", False):
+        return ["transformer_engine", []]  # what Megatron Core makes of its older switch
+    kind = getattr(m, "cuda_graph_impl", "none")
+    if kind in (None, "none"):
+        return None
+    found = []
+    for field in ("cuda_graph_modules", "cuda_graph_scope"):
+        value = getattr(m, field, None) or ()
+        names = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+        found += [str(getattr(n, "name", n)).rsplit(".", 1)[-1] for n in names]
+    return [kind, [n for n in dict.fromkeys(found) if n != "full"]]
+
+
+PARTS = ("mtp_num_layers", "num_moe_experts")
+"""Sizes of parts that a recipe may take out of its model: None says so."""
+
+
+def describe(config: Any, module: str = "") -> dict[str, Any]:
+    """What the planner needs of a ConfigContainer, before or after Bridge finishes it."""
+    m, t, d = shape_of(config), config.train, config.dataset
+    core = _source_of_transformer_config()
     model = {f: getattr(m, f) for f in Architecture.__dataclass_fields__ if getattr(m, f, None) is not None}
     model = {k: list(v) if isinstance(v, tuple) else v for k, v in model.items() if plain(v)}
-    model["vocab_size"] = m.vocab_size
-    seq = getattr(d, "seq_length", None) or getattr(d, "sequence_length", None) or m.seq_length
+    model |= {f: None for f in PARTS if hasattr(m, f) and getattr(m, f) is None}
+    model["vocab_size"] = getattr(config.model, "vocab_size", None) or getattr(m, "vocab_size", 0)
+    seq = getattr(d, "seq_length", None) or getattr(d, "sequence_length", None) or config.model.seq_length
     return {
         "model": model,
         "seq_length": seq,
@@ -56,25 +177,62 @@ def describe(config: Any) -> dict[str, Any]:
                 "method": m.recompute_method, "num_layers": m.recompute_num_layers,
             },
         },
-        "features": {
-            "dispatcher": getattr(m, "moe_token_dispatcher_type", None),
-            "frozen_language_model": bool(getattr(m, "freeze_language_model", False)),
-        },
+        "features": features(config),
+        "facts": facts(config, module),
+        "bare": [name for name in (OVERLAP, PRECISION) if isinstance(getattr(config, name), str | None)],
+        "lacks": [name for name in NEWER if f"{name!r}" not in core and f'"{name}"' not in core],
         "env": {k: str(v) for k, v in (getattr(config, "env_vars", None) or {}).items()},
     }  # fmt: skip
 
 
-def main(name: str, prepare: str = "") -> None:
-    """Load the recipe and print it as JSON; an error is printed as JSON too."""
+NEWER = ("mhc",)
+"""Modules whose recomputation some releases of Megatron Core do not know."""
+
+
+@cache
+def _source_of_transformer_config() -> str:
+    from megatron.core.transformer import transformer_config
+
+    return inspect.getsource(transformer_config)
+
+
+def keys(config: Any) -> list[str]:
+    """What an override may set, as Bridge's own parser sees the configuration; `model.` stands for the transformer inside it too."""
+    from megatron.bridge.training.utils.omegaconf_utils import create_omegaconf_dict_config
+
+    found: set[str] = set()
+
+    def walk(value: Any, at: str) -> None:
+        for name in value:
+            found.add(f"{at}{name}")
+            inner = value._get_node(name)
+            if hasattr(inner, "_get_node") and hasattr(inner, "keys") and not inner._is_none():
+                walk(inner, f"{at}{name}.")
+
+    walk(create_omegaconf_dict_config(config)[0], "")
+    inside = "model.transformer."
+    return sorted(found | {"model." + key.removeprefix(inside) for key in found if key.startswith(inside)})
+
+
+def main(name: str, build: str, prepare: str = "") -> None:
+    """Load the recipe and print it as JSON; an error is printed as JSON too.
+
+    `build` and `prepare` are functions, "module:name": what makes a configuration of a recipe's name, and what has to be
+    called before Bridge is imported.
+    """
     try:
         if prepare:
-            module, _, function = prepare.partition(":")
-            getattr(importlib.import_module(module), function)()
-        build = getattr(importlib.import_module("megatron.bridge.recipes"), name, None)
-        answer = {"error": f"it has no recipe of that name ({name})"} if build is None else describe(build())
+            _function(prepare)()
+        config, module = _function(build)(name)
+        answer = describe(config, module) | {"keys": keys(config)}
     except Exception as error:
         answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
     print(json.dumps(answer))
+
+
+def _function(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 if __name__ == "__main__":

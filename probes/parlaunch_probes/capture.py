@@ -12,12 +12,13 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
 from parlaunch.errors import ProbeError
-from parlaunch.machine import Cluster, cluster_from_json, cluster_to_json
+from parlaunch.frozen import dataclass
+from parlaunch.hardware.cluster import GPU_LISTS, Cluster, cluster_from_json, cluster_to_json
 from parlaunch_probes.host import Host, RecordedHost
 from parlaunch_probes.node import VARIABLES, cluster_of
 from parlaunch_probes.nvml import LibraryNvml, NoNvml, Nvml, NvmlReading
@@ -44,7 +45,10 @@ class Capture:
         """The cluster that today's code makes of the recorded answers."""
         if self.files is None or self.nvml is None:
             return self.cluster
-        return cluster_of(RecordedHost(self.files), NvmlReading.from_json(self.nvml), self.environ)
+        again = cluster_of(RecordedHost(self.files), NvmlReading.from_json(self.nvml), self.environ)
+        # What is installed was asked of this Python and stands in no file of those.
+        software = self.cluster.nodes[0].software if self.cluster.nodes else None
+        return replace(again, nodes=tuple(replace(node, software=software) for node in again.nodes))
 
 
 def take(
@@ -213,7 +217,23 @@ def redacted(capture: Capture) -> Capture:
     and its notes carry none of them either."""
     if capture.files is None or capture.nvml is None:
         return replace(capture, cluster=_redacted_cluster(capture.cluster))
-    nvml = json.loads(json.dumps(capture.nvml))
+    nvml, devices = _redacted_nvml(capture.nvml)
+    for path, answer in capture.files.get("text", {}).items():
+        if path.startswith("/proc/driver/nvidia/gpus/") and isinstance(answer, str):
+            devices += _UUID.findall(answer)
+    known: dict[str, str] = {}
+    files: dict[str, dict[str, Any]] = {}
+    for kind, answers in capture.files.items():
+        mine = files.setdefault(kind, {})
+        for path, answer in answers.items():
+            mine[_group(path) if "/cgroup/" in path else path] = _redacted_file(kind, path, answer, known)
+    blank = replace(capture, files=files, nvml=nvml, environ=_redacted_environ(capture.environ, devices))
+    return replace(blank, cluster=blank.replay())
+
+
+def _redacted_nvml(recorded: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """NVML's answers without UUIDs and serial numbers, and the UUIDs that they had."""
+    nvml = json.loads(json.dumps(recorded))
     devices: list[str] = []
     for gpu in nvml["gpus"]:
         said = gpu["answers"]
@@ -225,23 +245,18 @@ def redacted(capture: Capture) -> Capture:
             said["serial"] = "0"
         if said.get("fabric"):
             said["fabric"]["uuid"] = _uuid(said["fabric"]["uuid"])
-    for path, answer in capture.files.get("text", {}).items():
-        if path.startswith("/proc/driver/nvidia/gpus/") and isinstance(answer, str):
-            devices += _UUID.findall(answer)
-    environ = dict(capture.environ)
+    return nvml, devices
+
+
+def _redacted_environ(recorded: Mapping[str, str], devices: list[str]) -> dict[str, str]:
+    """The variables with what CUDA_VISIBLE_DEVICES says under the new UUIDs; of the others only that they are set."""
+    environ = dict(recorded)
     if "CUDA_VISIBLE_DEVICES" in environ:
         entries = environ["CUDA_VISIBLE_DEVICES"].split(",")
         environ["CUDA_VISIBLE_DEVICES"] = ",".join(_token(e, devices) for e in entries)
-    for name in environ.keys() - {"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"}:
-        environ[name] = "1"  # only that it is set matters
-    known: dict[str, str] = {}
-    files: dict[str, dict[str, Any]] = {}
-    for kind, answers in capture.files.items():
-        mine = files.setdefault(kind, {})
-        for path, answer in answers.items():
-            mine[_group(path) if "/cgroup/" in path else path] = _redacted_file(kind, path, answer, known)
-    blank = replace(capture, files=files, nvml=nvml, environ=environ)
-    return replace(blank, cluster=blank.replay())
+    return {
+        name: value if name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER") else "1" for name, value in environ.items()
+    }
 
 
 def _redacted_file(kind: str, path: str, answer: Any, known: dict[str, str]) -> Any:
@@ -253,6 +268,9 @@ def _redacted_file(kind: str, path: str, answer: Any, known: dict[str, str]) -> 
         return "node"
     if path.endswith("/node_guid"):
         return answer if not answer.strip("0:") else "0000:0000:0000:0001"
+    if path.endswith("/sys_image_guid") and answer.strip("0:"):
+        known.setdefault(answer, f"{len(known) + 1:04x}")  # ports of one chip still agree
+        return f"0000:0000:0001:{known[answer]}"
     if path.startswith("/proc/driver/nvidia/gpus/"):
         return _UUID.sub(lambda m: _device(m[0]), answer)
     if path in ("/proc/self/cgroup", "/proc/1/cgroup"):
@@ -277,7 +295,7 @@ def _redacted_cluster(cluster: Cluster) -> Cluster:
                 )
                 for g in getattr(node, name)
             )
-            for name in ("gpus", "gpus_unusable", "gpus_invisible")
+            for name in GPU_LISTS
         }
         nics = tuple(replace(n, guid=None, addresses=tuple(_address(a, known) for a in n.addresses)) for n in node.nics)
         nodes.append(

@@ -1,4 +1,4 @@
-"""Ports to other nodes, from sysfs: InfiniBand, RoCE, EFA and plain Ethernet, each with its state and its place."""
+"""Ports to other nodes, from sysfs: InfiniBand, RoCE, EFA, Slingshot and plain Ethernet, each with its state and place."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from parlaunch.machine import UNKNOWN, Gpu, Nic
-from parlaunch_probes import pci
+from parlaunch.hardware.cluster import UNKNOWN, Gpu, Nic
+from parlaunch.hardware.ports import no_way_out
+from parlaunch_probes import pci, rails
 from parlaunch_probes.host import Host
 from parlaunch_probes.text import after_colon, gigabits
 
 VERBS = "/sys/class/infiniband"
 NET = "/sys/class/net"
+CXI = "/sys/class/cxi"
 COUNTERS = (
     "link_downed",
     "link_error_recovery",
@@ -21,11 +23,14 @@ COUNTERS = (
     "local_link_integrity_errors",
     "excessive_buffer_overrun_errors",
 )
+LAYERS = {"InfiniBand": "infiniband", "Ethernet": "roce"}
+OMNIPATH = ("hfi1", "hfi2")  # drivers; their link layer calls itself InfiniBand
+SLINGSHOT = ("cxi_ss1", "cxi_core", "cxi_eth")  # drivers of HPE's Cassini
 AMAZON = 0x1D0F
-# Interfaces that containers, hypervisors and VPNs make: they carry no job.
-MADE_UP = re.compile(
-    r"^(lo|docker|br-|veth|virbr|cni|flannel|cali|tunl|podman|vxlan|tun|tap|wg|kube|nodelocaldns|dummy|ifb|sit|gre|idrac|usb)"
-)
+GB10 = (
+    12,
+    1,
+)  # its ConnectX-7 is wired to the CPU by two links, so that each port shows as two functions (NVIDIA's DGX Spark user guide)
 ETHERNET, IPOIB, LOOPBACK = 1, 32, 772
 
 
@@ -45,13 +50,16 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def read(host: Host, gpus: Iterable[Gpu], *, vm: bool) -> tuple[Nic, ...]:
     """Every port, with `why_not` set on those that cannot be rails whatever the others are."""
+    gpus = tuple(gpus)
     places = {g.index: (pci.place_of(host, g.pci), g.numa) for g in gpus}
     addresses = host.addresses()
     ports = [nic for device in sorted(host.names(VERBS), key=_natural) for nic in _verbs(host, device)]
     taken = {n.netdev for n in ports if n.netdev}
     plain = [nic for name in sorted(host.names(NET), key=_natural) if (nic := _plain(host, name, taken)) is not None]
+    seen = {n.pci for n in plain}
+    bare = [nic for device in host.names(CXI) if (nic := _cxi(host, device)).pci not in seen]
     out = []
-    for nic in (*ports, *plain):
+    for nic in (*ports, *plain, *bare):
         mine = pci.place_of(host, nic.pci)
         far = tuple(
             (index, level)
@@ -60,7 +68,43 @@ def read(host: Host, gpus: Iterable[Gpu], *, vm: bool) -> tuple[Nic, ...]:
         )
         found = tuple(addresses.get(nic.netdev or nic.name, ()))
         out.append(replace(nic, distances=far, addresses=found))
-    return _only_shown(host, tuple(out))
+    capabilities = {g.compute_capability for g in gpus}
+    whole = rails.with_twins(out, [_physical_port(host, n, spark=GB10 in capabilities) for n in out])
+    return _only_shown(host, rails.without_management(_vital(host, whole), nvlink5=nvlink5(gpus)))
+
+
+def nvlink5(gpus: Iterable[Gpu]) -> bool | None:
+    """Whether these GPUs are of a generation whose NVSwitches are managed through ConnectX-7 functions: data-centre
+    Blackwell and later. None when no capability is known."""
+    known = [g.compute_capability for g in gpus if g.compute_capability is not None]
+    return any(c[0] == 10 or c[0] > 12 for c in known) if known else None
+
+
+def _physical_port(host: Host, nic: Nic, *, spark: bool) -> str | None:
+    """An identity that the functions of one physical port share: the chip's GUID and the function's number, as on cards
+    that are wired to two sockets; on GB10 the address without its domain."""
+    if nic.pci is None or nic.port is None or nic.virtual_function:
+        return None
+    if spark:
+        return f"{nic.model} {nic.pci.partition(':')[2]} {nic.port}"
+    guid = host.read(f"{VERBS}/{nic.name}/sys_image_guid")
+    return None if guid is None or not guid.strip("0:") else f"{guid} {nic.pci[-1]} {nic.port}"
+
+
+def _vital(host: Host, nics: tuple[Nic, ...]) -> tuple[Nic, ...]:
+    """What the vital product data of InfiniBand cards says of being a way to the board's NVSwitches. Reading it takes
+    long and root, so only one function is asked of each card that has several, or one that runs slow."""
+    count: dict[str | None, int] = {}
+    for nic in nics:
+        count[nic.card] = count.get(nic.card, 0) + (nic.kind == "infiniband" and nic.virtual_function is False)
+    said = {
+        card: host.digest(f"{pci.DEVICES}/{card}/vpd", "manages NVSwitches", lambda content: b"SW_MNG" in content)
+        for card, functions in count.items()
+        if card is not None and functions > 1
+    }
+    return tuple(
+        replace(n, manages_switches=answer) if isinstance(answer := said.get(n.card or ""), bool) else n for n in nics
+    )
 
 
 def _verbs(host: Host, device: str) -> list[Nic]:
@@ -77,7 +121,7 @@ def _verbs(host: Host, device: str) -> list[Nic]:
     for number in numbers:
         port = f"{at}/ports/{number}"
         layer = host.read(f"{port}/link_layer")
-        kind = "efa" if efa else {"InfiniBand": "infiniband", "Ethernet": "roce"}.get(layer or "")
+        kind = "efa" if efa else "omnipath" if driver in OMNIPATH else LAYERS.get(layer or "")
         state, physical = after_colon(host.read(f"{port}/state")), after_colon(host.read(f"{port}/phys_state"))
         rate = host.read(f"{port}/rate")
         up = None if state is None else state == "ACTIVE"
@@ -115,9 +159,19 @@ def _verbs(host: Host, device: str) -> list[Nic]:
                 uverbs=_uverbs(host, device),
                 errors=_errors(host, port),
                 card=_card(host, at, place),
+                pcie_width=host.number(f"{at}/device/current_link_width") or None,
+                pcie_width_max=host.number(f"{at}/device/max_link_width") or None,
+                pcie_transfers_per_s=_transfers(host.read(f"{at}/device/current_link_speed")),
+                pcie_transfers_per_s_max=_transfers(host.read(f"{at}/device/max_link_speed")),
             )
         )
     return nics
+
+
+def _transfers(said: str | None) -> float | None:
+    """`32.0 GT/s PCIe` as transfers a second; None for `Unknown`, and for a function without a link of its own."""
+    match = re.match(r"([0-9]{1,3}(?:\.[0-9]{1,2})?) GT/s", said or "")
+    return float(match[1]) * 1e9 if match else None
 
 
 def _card(host: Host, at: str, place: pci.Place | None) -> str | None:
@@ -180,9 +234,10 @@ def _plain(host: Host, name: str, taken: set[str]) -> Nic | None:
     speed = host.number(f"{at}/speed")  # EINVAL on a link that is down, -1 or 2**32-1 where a driver has no idea
     bond = _link_name(host, f"{at}/master")
     bond = bond if bond and host.exists(f"{NET}/{bond}/bonding") else None
+    driver = _link_name(host, f"{at}/device/driver")
     return Nic(
         name=name,
-        kind="ethernet",
+        kind="slingshot" if driver in SLINGSHOT else "ethernet",
         pci=place.address if place else None,
         numa=pci.numa_of(host, place.address) if place else None,
         netdev=name,
@@ -190,10 +245,29 @@ def _plain(host: Host, name: str, taken: set[str]) -> Nic | None:
         up={"up": True, "down": False, "lowerlayerdown": False, "notpresent": False}.get(state or ""),
         why_not=_why_not_plain(host, name, at, kind, real, bond),
         state=state,
-        driver=_link_name(host, f"{at}/device/driver"),
+        driver=driver,
         mtu=host.number(f"{at}/mtu"),
         bond=name if host.exists(f"{at}/bonding") else bond,
         virtual_function=host.exists(f"{at}/device/physfn") if place else None,
+        card=place.address[:-1] + "0" if place else None,
+    )
+
+
+def _cxi(host: Host, device: str) -> Nic:
+    """A Slingshot adapter whose interface (hsn0) is not shown here, as in a container with a network of its own."""
+    at = f"{CXI}/{device}/device"
+    place = pci.place(host, at)
+    speed = re.search(r"([0-9]{2,4})G", host.read(f"{at}/port/speed") or "")
+    link = host.read(f"{at}/port/link")
+    return Nic(
+        name=device,
+        kind="slingshot",
+        pci=place.address if place else None,
+        numa=pci.numa_of(host, place.address) if place else None,
+        bytes_per_s=int(speed[1]) * 1e9 / 8 if speed and link != "down" else None,
+        up={"up": True, "down": False}.get(link or ""),
+        state=link,
+        driver=_link_name(host, f"{at}/driver"),
         card=place.address[:-1] + "0" if place else None,
     )
 
@@ -207,11 +281,15 @@ def _why_not_plain(host: Host, name: str, at: str, kind: int, real: str, bond: s
         return None  # a bond is what carries the traffic of its members
     if bond is not None:
         return f"part of the bond {bond}"
-    if host.exists(f"{at}/bridge") or MADE_UP.match(name):
+    if host.exists(f"{at}/bridge"):
         return "made by software (bridge, container or tunnel)"
+    if (named := no_way_out(name)) is not None:
+        return named
+    if host.exists(f"{at}/wireless") or host.exists(f"{at}/phy80211"):
+        return "Wi-Fi"
     if "/devices/virtual/" in real:
         return "virtual: no device behind it"
-    return None
+    return "on USB" if re.search(r"/usb\d+/", real) else None
 
 
 def default_interface(host: Host) -> str | None:

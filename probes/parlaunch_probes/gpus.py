@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from parlaunch.machine import UNKNOWN, Gpu
+from parlaunch.hardware.cluster import UNKNOWN, Gpu
+from parlaunch.hardware.datasheet import name_of_pci
 from parlaunch_probes.host import Host
 from parlaunch_probes.links import Ends, Fabric
 from parlaunch_probes.nvml import NvmlReading
@@ -15,34 +16,8 @@ from parlaunch_probes.pci import Device, numa_of
 from parlaunch_probes.text import cpu_list, pci_address
 
 PROC = "/proc/driver/nvidia"
+VGPU = 2  # NVML_GPU_VIRTUALIZATION_MODE_VGPU
 COMPUTE_MODES = {0: "default", 1: "exclusive_thread", 2: "prohibited", 3: "exclusive_process"}
-# Device ids of the PCI ID Repository (pci.ids), named as NVML names the product.
-PCI_NAMES: Mapping[int, str] = {
-    0x1DB1: "Tesla V100-SXM2-16GB",
-    0x1DB5: "Tesla V100-SXM2-32GB",
-    0x1EB8: "Tesla T4",
-    0x20B0: "NVIDIA A100-SXM4-40GB",
-    0x20B2: "NVIDIA A100-SXM4-80GB",
-    0x20B5: "NVIDIA A100 80GB PCIe",
-    0x20F1: "NVIDIA A100-PCIE-40GB",
-    0x2236: "NVIDIA A10",
-    0x2237: "NVIDIA A10G",
-    0x2235: "NVIDIA A40",
-    0x2321: "NVIDIA H100 NVL",
-    0x2324: "NVIDIA H800",
-    0x2329: "NVIDIA H20",
-    0x2330: "NVIDIA H100 80GB HBM3",
-    0x2331: "NVIDIA H100 PCIe",
-    0x2335: "NVIDIA H200",
-    0x2342: "NVIDIA GH200 480GB",
-    0x2684: "NVIDIA GeForce RTX 4090",
-    0x26B1: "NVIDIA RTX 6000 Ada Generation",
-    0x26B5: "NVIDIA L40",
-    0x26B9: "NVIDIA L40S",
-    0x27B8: "NVIDIA L4",
-    0x2901: "NVIDIA B200",
-    0x2941: "NVIDIA GB200",
-}
 
 
 def _int(answers: Mapping[str, Any], key: str) -> int | None:
@@ -144,6 +119,9 @@ def gpu_of(record: Mapping[str, Any], host: Host, ends: Ends | None, fabric: Fab
         fabric_summary=fabric.summary if fabric else None,
         fabric_cluster=fabric.cluster if fabric else None,
         fabric_clique=fabric.clique if fabric else None,
+        cores=_int(said, "cores"),
+        memory_bus_bits=_int(said, "bus_width"),
+        vgpu=None if (mode := _int(said, "virtualization")) is None else mode == VGPU,
     )
 
 
@@ -201,7 +179,7 @@ def from_pci(host: Host, devices: Sequence[Device]) -> tuple[Gpu, ...]:
     return tuple(
         Gpu(
             index=at,
-            name=PCI_NAMES.get(d.device, f"NVIDIA GPU 10de:{d.device:04x}"),
+            name=name_of_pci(f"{d.device:04x}") or f"NVIDIA GPU 10de:{d.device:04x}",
             pci=d.address,
             numa=numa_of(host, d.address),
             cpus=_cpus(host, d.address, {}),

@@ -16,6 +16,8 @@ from typing import Any
 LIMIT = 1 << 20  # bytes of one file that anyone looks at
 # "NVRM: Xid (PCI:0000:1b:00): 79, pid=...": the address and the number; processes' names are nobody's business.
 _XID = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): ([0-9]{1,6})")
+# "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 28006, Non-fatal, Link 46 ...": lines with more data follow, without that word.
+_SXID = re.compile(r"SXid \(PCI:([0-9a-fA-F:.]+)\): ([0-9]{1,6}), (Fatal|Non-fatal), ([^\\\n]{1,80})")
 
 
 class Host:
@@ -30,6 +32,7 @@ class Host:
         self._base = os.path.realpath(self.root)
         self._ours = self._base == "/" if ours is None else ours
         self._kept: dict[str, dict[str, Any]] | None = {} if record else None
+        self._log: list[tuple[str, int]] | None = None
 
     @classmethod
     def here(cls, environ: Mapping[str, str], *, record: bool = False) -> Host:
@@ -95,6 +98,16 @@ class Host:
     def xids(self) -> list[list[Any]] | None:
         """NVIDIA's errors in the kernel log, as [number, PCI address, seconds ago]; None when we may not read it."""
         found: list[list[Any]] | None = self._answer("live", "xids", lambda _: self._xids())
+        return found
+
+    def sxids(self) -> list[list[Any]] | None:
+        """Errors of NVSwitches in the kernel log, as [number, PCI address, seconds ago, fatal, words]; None when we may not read it."""
+        found: list[list[Any]] | None = self._answer("live", "sxids", lambda _: self._sxids())
+        return found
+
+    def space(self, path: str) -> list[int] | None:
+        """[bytes in all, bytes left to us] of the file system at a path; only this machine itself can be asked."""
+        found: list[int] | None = self._answer("live", f"space {path}", lambda _: self._space(path))
         return found
 
     def kept(self) -> dict[str, dict[str, Any]]:
@@ -180,16 +193,33 @@ class Host:
             name: [a.address.partition("%")[0] for a in found if a.family in families] for name, found in known.items()
         }
 
-    def _xids(self) -> list[list[Any]] | None:
-        if not self.live:
+    def _space(self, path: str) -> list[int] | None:
+        at = self._at(path)
+        try:
+            found = os.statvfs(at) if self.live and at is not None else None
+        except (OSError, ValueError):
             return None
+        return None if found is None else [found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize]
+
+    def _xids(self) -> list[list[Any]] | None:
+        log = self._kernel_log()
+        return None if log is None else [x for text, ago in log if (x := xid_of(text, ago)) is not None]
+
+    def _sxids(self) -> list[list[Any]] | None:
+        log = self._kernel_log()
+        return None if log is None else [x for text, ago in log if (x := sxid_of(text, ago)) is not None]
+
+    def _kernel_log(self) -> list[tuple[str, int]] | None:
+        """What the kernel log says of NVIDIA's errors: lines, and seconds since each; None when we may not read it."""
+        if self._log is not None or not self.live:
+            return self._log
         uptime = (self._read("/proc/uptime") or "").split()
         try:
             now = float(uptime[0])
             number = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except (OSError, ValueError, IndexError):
             return None
-        found: list[list[Any]] = []
+        found: list[tuple[str, int]] = []
         try:
             for _ in range(100_000):  # more lines than the ring holds
                 try:
@@ -200,21 +230,44 @@ class Host:
                     break
                 if not record:
                     break
-                if xid := xid_of(record.decode("utf-8", "replace"), now):
-                    found.append(xid)
+                if b"Xid (" in record and (line := line_of(record.decode("utf-8", "replace"), now)):
+                    found.append(line)
         finally:
             os.close(number)
+        self._log = found
         return found
 
 
-def xid_of(record: str, now_s: float) -> list[Any] | None:
-    """[number, PCI address, seconds ago] of a record of /dev/kmsg (`priority,sequence,microseconds,flags;text`) that
-    reports an Xid; None for any other. `now_s` counts from the boot, as the record does."""
+def line_of(record: str, now_s: float) -> tuple[str, int] | None:
+    """Text and seconds ago of a record of /dev/kmsg (`priority,sequence,microseconds,flags;text`); None for what is none.
+    `now_s` counts from the boot, as the record does."""
     head, _, text = record.partition(";")
-    match, cells = _XID.search(text), head.split(",")
-    if match is None or len(cells) < 3 or not cells[2].isdecimal():
+    cells = head.split(",")
+    if len(cells) < 3 or not cells[2].isdecimal():
         return None
-    return [int(match[2]), match[1].lower(), max(0, round(now_s - int(cells[2]) / 1e6))]
+    return text, max(0, round(now_s - int(cells[2]) / 1e6))
+
+
+def xid_of(text: str, ago_s: int) -> list[Any] | None:
+    """[number, PCI address, seconds ago] of a line that reports an Xid; None for any other.
+
+    >>> xid_of("NVRM: Xid (PCI:0000:1B:00): 79, pid='<unknown>', name=<unknown>", 60)
+    [79, '0000:1b:00', 60]
+    """
+    match = _XID.search(text)
+    return None if match is None else [int(match[2]), match[1].lower(), ago_s]
+
+
+def sxid_of(text: str, ago_s: int) -> list[Any] | None:
+    """[number, PCI address, seconds ago, fatal, words] of a line that reports an error of an NVSwitch; None for any other.
+
+    >>> sxid_of("nvidia-nvswitch0: SXid (PCI:0000:05:00.0): 20034, Fatal, Link 30 LTSSM Fault Up", 60)
+    [20034, '0000:05:00.0', 60, True, 'Link 30 LTSSM Fault Up']
+    """
+    match = _SXID.search(text)
+    if match is None:
+        return None
+    return [int(match[2]), match[1].lower(), ago_s, match[3] == "Fatal", match[4].strip()]
 
 
 class RecordedHost(Host):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from parlaunch.frozen import dataclass
 from parlaunch_probes.text import pci_address
 
 GPU, NPU, SWITCH = 0, 1, 2  # nvmlIntNvLinkDeviceType_t

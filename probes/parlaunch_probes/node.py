@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from parlaunch.machine import Cluster, Gpu, Node, domains_of
+from parlaunch.hardware.cluster import Cluster, Gpu, Node, domains_of
 from parlaunch_probes import fabric, gpus, pci, rails, system, visible
 from parlaunch_probes.host import Host
 from parlaunch_probes.links import Board, Ends, Fabric, board, ends_of, fabric_of
@@ -19,6 +19,8 @@ VARIABLES = (
     "CUDA_DEVICE_ORDER",
     *(name for name, _ in system.CONTAINER_VARIABLES),
 )
+
+NO_PEERS = 0  # NVML_CC_SYSTEM_MULTIGPU_NONE; the others are protected PCIe (Hopper) and encrypted NVLink (Blackwell)
 
 
 def probe(
@@ -55,8 +57,9 @@ def cluster_of(host: Host, reading: NvmlReading, environ: Mapping[str, str]) -> 
 
     ports = fabric.read(host, shown, vm=hypervisor is not None)
     default = fabric.default_interface(host)
-    nics = rails.choose(fabric.only_way_out(ports, default))
+    nics = rails.choose(fabric.only_way_out(ports, default), len(shown))
     notes += [f"{n.name}{'' if n.port is None else f':{n.port}'} left out: {n.why_not}" for n in nics if not n.rail]
+    notes += rails.dark_notes(nics)
 
     places = {g.index: pci.place_of(host, g.pci) for g in shown}
     rail_places = [p for n in nics if n.rail and (p := pci.place_of(host, n.pci)) is not None]
@@ -65,6 +68,7 @@ def cluster_of(host: Host, reading: NvmlReading, environ: Mapping[str, str]) -> 
     limit, quota = system.cgroup_limits(host)
     memory = system.memory(host)
     memlock, nofile = system.limits(host)
+    shm, shm_free = system.shared_memory(host)
     hostname = host.read("/proc/sys/kernel/hostname") or host.read("/etc/hostname") or "localhost"
     answers = reading.system.get("answers", {})
     kept = {g.index for g in shown}
@@ -79,7 +83,7 @@ def cluster_of(host: Host, reading: NvmlReading, environ: Mapping[str, str]) -> 
         cores=cpus.cores,
         cpus_allowed=gpus.allowed_cpus(host),
         numa_nodes=len(cpus.numa) or None,
-        memory_bytes=memory.get("MemTotal"),
+        memory_bytes=system.host_memory(host, cpus, memory.get("MemTotal")),
         driver=answers.get("driver") or module,
         cuda=_cuda(answers.get("cuda")),
         virtual=hypervisor,
@@ -92,6 +96,7 @@ def cluster_of(host: Host, reading: NvmlReading, environ: Mapping[str, str]) -> 
         p2p_broken=tuple(
             (a, b, why) for a, b, _, why, _ in reading.pairs if {a, b} <= kept and why not in (None, "OK")
         ),
+        confidential=None if (state := answers.get("confidential")) is None else state == 1,
         nvml_error=reading.error,
         nvml_version=answers.get("nvml"),
         driver_kernel=module,
@@ -111,7 +116,8 @@ def cluster_of(host: Host, reading: NvmlReading, environ: Mapping[str, str]) -> 
         cpu_limit=quota,
         memory_limit_bytes=limit,
         memory_available_bytes=memory.get("MemAvailable"),
-        shm_bytes=system.shared_memory(host),
+        shm_bytes=shm,
+        shm_free_bytes=shm_free,
         memlock_bytes=memlock,
         nofile=nofile,
         huge_pages=memory.get("HugePages_Total"),
@@ -121,12 +127,13 @@ def cluster_of(host: Host, reading: NvmlReading, environ: Mapping[str, str]) -> 
         default_netdev=default,
         hostname_loopback=system.own_name_is_loopback(host, hostname),
         xids=system.xids(host),
+        sxids=system.sxids(host),
     )
     return Cluster(
         source="probe",
         nodes=(node,),
         nvlink_domains=domains_of((node,)),
-        fabric=rails.fabric_of(nics, len(shown)),
+        fabric=rails.fabric_of(nics, shown),
         notes=tuple(notes),
     )
 
@@ -181,9 +188,14 @@ def _from_nvml(
     known = {g.index: e for g in working if (e := ends[g.index]) is not None}
     refused = frozenset((a, b) for a, b, _, _, nvlink in reading.pairs if nvlink not in (None, "OK"))
     wired = board(known, fabrics, refused)
+    said = reading.system.get("answers", {})
+    if wired.domains and said.get("confidential") == 1 and said.get("confidential_peers") == NO_PEERS:
+        wired = Board((), (), "none")
+        notes.append("confidential computing is on without a mode for several GPUs: no NVLink between them")
     for g in working:
         end = known.get(g.index)
-        if end is not None and end.assumed:
+        blackwell = g.compute_capability is not None and g.compute_capability[0] >= 10
+        if end is not None and end.assumed and not blackwell:  # NVLink 5 switches show no address to anyone
             notes.append(f"GPU {g.index}: the far ends of {end.assumed} NVLinks are hidden; taken for NVSwitches")
         if end is not None and end.hidden:
             notes.append(f"GPU {g.index}: {end.hidden} NVLinks lead to GPUs that are not shown to us")

@@ -134,6 +134,7 @@ class LibraryNvml:
         environ.pop("NVML_MPS_DEVICE_ENUMERATION", None)  # it would replace the devices by MPS's view of them
         argv = [
             sys.executable,
+            "-P",  # what lies in the working directory is not ours to import
             "-S",
             "-c",
             BOOT,

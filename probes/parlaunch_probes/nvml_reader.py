@@ -79,6 +79,9 @@ QUESTIONS: tuple[tuple[str, str, tuple[int, ...], Callable[[Any], Any]], ...] = 
     ("serial", "nvmlDeviceGetSerial", (), _text),
     ("vbios", "nvmlDeviceGetVbiosVersion", (), _text),
     ("capability", "nvmlDeviceGetCudaComputeCapability", (), list),
+    ("cores", "nvmlDeviceGetNumGpuCores", (), int),
+    ("bus_width", "nvmlDeviceGetMemoryBusWidth", (), int),
+    ("virtualization", "nvmlDeviceGetVirtualizationMode", (), int),
     ("numa", "nvmlDeviceGetMemoryAffinity", (WORDS, 0), _bits),
     ("cpus", "nvmlDeviceGetCpuAffinity", (WORDS,), _bits),
     ("numa_memory", "nvmlDeviceGetNumaNodeId", (), int),
@@ -167,6 +170,20 @@ class Reader:
                 answers[key] = answer if isinstance(answer, int) else _text(answer)
             except Exception as error:
                 reasons[key] = self.why(error)
+        try:
+            answers["confidential"] = int(self.call("nvmlSystemGetConfComputeState").ccFeature)
+        except Exception as error:
+            reasons["confidential"] = self.why(error)
+        if answers.get("confidential") == 1:
+            try:
+                settings = self.nv.c_nvmlSystemConfComputeSettings_v1_t()
+                # These bindings hand NVML's code on as it is.
+                if (code := self.call("nvmlSystemGetConfComputeSettings", ctypes.byref(settings))) != 0:
+                    reasons["confidential_peers"] = f"code {code}"
+                else:
+                    answers["confidential_peers"] = int(settings.multiGpuMode)
+            except Exception as error:
+                reasons["confidential_peers"] = self.why(error)
         self.count = answers.get("count", 0)
         self.say({"system": {"answers": answers, "reasons": reasons}})
 

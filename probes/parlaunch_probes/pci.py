@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from parlaunch.frozen import dataclass
 from parlaunch_probes.host import Host
 from parlaunch_probes.text import pci_address
 

@@ -4,7 +4,6 @@ where inherited variables do not."""
 from __future__ import annotations
 
 import os
-import socket
 
 from parlaunch_probes.host import Host
 
@@ -13,7 +12,7 @@ DEPTH = 64  # no real chain is longer; a captured tree may have a loop
 
 def hostname() -> str:
     """The name of this host."""
-    return socket.gethostname()
+    return os.uname().nodename
 
 
 def ancestors(host: Host | None = None, pid: int | None = None) -> tuple[str, ...]:

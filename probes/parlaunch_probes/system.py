@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from parlaunch.machine import UNLIMITED
+from parlaunch.frozen import dataclass
+from parlaunch.hardware.cluster import UNLIMITED
 from parlaunch_probes.host import Host
 from parlaunch_probes.text import cpu_list
 
@@ -122,6 +122,8 @@ def _numa(host: Host) -> tuple[tuple[int, tuple[int, ...]], ...]:
 
 def virtual(host: Host, cpu: Cpus) -> str | None:
     """The hypervisor, when this is a virtual machine."""
+    if "microsoft" in (host.read("/proc/sys/kernel/osrelease") or "").lower():
+        return "wsl2"
     kind = host.read("/sys/hypervisor/type")
     words = " ".join(host.read(f"/sys/class/dmi/id/{name}") or "" for name in ("sys_vendor", "product_name")).lower()
     named = next((name for word, name in HYPERVISORS if word in words), None)
@@ -151,6 +153,20 @@ def memory(host: Host) -> Mapping[str, int]:
         if match:
             found[match[1]] = int(match[2]) * (1024 if match[3] else 1)
     return found
+
+
+def host_memory(host: Host, cpu: Cpus, total: int | None) -> int | None:
+    """Bytes of the CPUs' own memory. On Grace and POWER9 the memory of the GPUs is NUMA nodes without CPUs, which
+    /proc/meminfo counts too."""
+    nodes = [n for n in host.names("/sys/devices/system/node") if re.fullmatch(r"node[0-9]{1,5}", n)]
+    if len(nodes) <= len(cpu.numa):
+        return total
+    sizes = []
+    for number, _ in cpu.numa:
+        said = host.find(f"/sys/devices/system/node/node{number}/meminfo", "size", r"MemTotal:\s+([0-9]{1,15}) kB")
+        sizes.append(int(said[0][0]) * 1024 if said else None)
+    known = [s for s in sizes if s is not None]
+    return sum(known) if known and len(known) == len(sizes) else total
 
 
 def cgroup_limits(host: Host) -> tuple[int | None, float | None]:
@@ -200,13 +216,16 @@ def limits(host: Host) -> tuple[int | None, int | None]:
     return found.get("locked memory"), found.get("open files")
 
 
-def shared_memory(host: Host) -> int | None:
-    """Size of /dev/shm where its mount says one: containers get 64 MiB unless told otherwise."""
+def shared_memory(host: Host) -> tuple[int | None, int | None]:
+    """Size of /dev/shm, and what is left in it, in bytes. Containers get 64 MiB unless told otherwise. A captured tree says no
+    more than what its mount does."""
+    if (space := host.space("/dev/shm")) is not None:
+        return space[0], space[1]
     for (options,) in host.find("/proc/mounts", "shm", r"^\S+ /dev/shm \S+ (\S+)") or ():
         match = re.search(r"(?:^|,)size=([0-9]{1,15})([kmg]?)", options)
         if match:
-            return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
-    return None
+            return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]], None
+    return None, None
 
 
 def transparent_huge_pages(host: Host) -> str | None:
@@ -235,3 +254,11 @@ def xids(host: Host) -> tuple[tuple[int, str, int], ...] | None:
     if found is None:
         return None
     return tuple((int(n), a if "." in a else a + ".0", int(ago)) for n, a, ago in found)
+
+
+def sxids(host: Host) -> tuple[tuple[int, str, int, bool, str], ...] | None:
+    """Errors of NVSwitches in the kernel log: (number, PCI address, seconds ago, fatal, words)."""
+    found = host.sxids()
+    if found is None:
+        return None
+    return tuple((int(n), str(a), int(ago), bool(fatal), str(words)) for n, a, ago, fatal, words in found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _BDF = re.compile(r"^(?:([0-9a-fA-F]{1,8}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])$")
-_RATE = re.compile(r"^([\d.]+)\s*Gb/sec(?:\s*\((\d+)X)?")
+_RATE = re.compile(r"^([\d.]+)\s*Gb/sec")
 
 
 def cpu_list(text: str | None, most: int = 1 << 16) -> tuple[int, ...] | None:
@@ -45,12 +45,6 @@ def gigabits(rate: str | None) -> float | None:
         return float(match[1]) if match else None
     except ValueError:
         return None
-
-
-def lanes(rate: str | None) -> int | None:
-    """4 of `400 Gb/sec (4X NDR)`: how many lanes the link trained to."""
-    match = _RATE.match(rate or "")
-    return int(match[2]) if match and match[2] else None
 
 
 def after_colon(text: str | None) -> str | None:

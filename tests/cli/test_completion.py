@@ -79,3 +79,36 @@ def test_bash_fills_in_a_recipe_by_its_own_script(tmp_path: Path) -> None:
     environ = dict(os.environ) | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     run = subprocess.run(["bash", "--norc", "-ec", script], env=environ, capture_output=True, text=True, check=False)
     assert "llama32_1b_pretrain_config" in run.stdout.split(), run.stderr
+
+
+@pytest.mark.parametrize(("shell", "place"), [("bash", ".bash_completions"), ("zsh", ".zfunc"), ("fish", ".config")])
+def test_completion_is_installed_for_the_shell_that_is_named(shell: str, place: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "parlaunch", "--install-completion", shell]
+    run = subprocess.run(words, env=os.environ | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=True)
+    assert f"{shell} completion installed in {tmp_path}/{place}" in run.stdout
+    (script,) = (path for path in (tmp_path / place).rglob("*parlaunch*") if path.is_file())
+    assert "_PARLAUNCH_COMPLETE" in script.read_text()
+
+
+@pytest.mark.parametrize(("shell", "start"), [("bash", ".bashrc"), ("zsh", ".zshrc")])
+def test_installed_twice_a_start_file_keeps_its_lines_and_gets_one(shell: str, start: str, tmp_path: Path) -> None:
+    (tmp_path / start).write_text("alias ll='ls -l'")
+    words = [sys.executable, "-m", "parlaunch", "--install-completion", shell]
+    for _ in range(2):
+        subprocess.run(words, env=os.environ | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=True)
+    alias, ours = (tmp_path / start).read_text().splitlines()
+    assert alias == "alias ll='ls -l'"
+    assert ours.startswith({"bash": "source ", "zsh": "fpath+="}[shell])
+    shown = [sys.executable, "-m", "parlaunch", "--show-completion", shell]
+    script = subprocess.run(shown, capture_output=True, text=True, check=True).stdout
+    assert script in [path.read_text() for path in tmp_path.rglob("*parlaunch*") if path.is_file()]
+
+
+def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.write_text("a file")
+    words = [sys.executable, "-m", "parlaunch", "--install-completion", "fish"]
+    run = subprocess.run(words, env=os.environ | {"HOME": str(home)}, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert str(home) in run.stderr
+    assert "--show-completion fish" in run.stderr

@@ -47,3 +47,24 @@ def test_measured_rates_change_the_estimate(parlaunch: Run, tmp_path: Path) -> N
     words = (*PLAN, "--hardware", "dgx-h100:1", "--tp", "1", "--pp", "1", "--format", "json")
     sheet, measured = (json.loads(parlaunch(*words, *more).out) for more in ((), ("--machine-file", str(machine))))
     assert measured["estimate"]["iteration_time_s"] > 1.2 * sheet["estimate"]["iteration_time_s"]
+
+
+def test_slower_nodes_are_left_out_unless_the_user_counts_on_them(parlaunch: Run, tmp_path: Path) -> None:
+    node = "NodeName={} CoresPerSocket=56\n   Gres=gpu:{}:8\n   Sockets=2\n   State=IDLE\n"
+    names = ("nvidia_h100_80gb_hbm3", "nvidia_h100_80gb_hbm3", "nvidia_a100-sxm4-80gb")
+    (tmp_path / "nodes.txt").write_text("".join(node.format(f"n{at}", name) for at, name in enumerate(names)))
+    words = (*PLAN, "--hardware", str(tmp_path / "nodes.txt"), "--format", "json")
+    made = json.loads(parlaunch(*words).out)
+    assert [n["hostname"] for n in made["hardware"]["nodes"]] == ["n0", "n1"]
+    assert any(w.startswith("n2 left out: the 2 nodes with NVIDIA H100") for w in made["warnings"])
+    whole = json.loads(parlaunch(*words, "--tp", "8", "--pp", "3").out)
+    assert len(whole["hardware"]["nodes"]) == 3
+    assert any("go" in w and "pace of NVIDIA A100" in w for w in whole["warnings"])
+
+
+def test_a_file_of_ports_alone_is_refused_with_what_to_add(parlaunch: Run, tmp_path: Path) -> None:
+    (tmp_path / "ports.txt").write_text("mlx5_0 port 1 ==> ibs10 (Up)\n")
+    said = parlaunch(*PLAN, "--hardware", str(tmp_path / "ports.txt"))
+    assert said.code == 1
+    assert "append the output of `nvidia-smi -L` to the file" in said.err
+    assert parlaunch("doctor", "--hardware", str(tmp_path / "ports.txt")).code == 0

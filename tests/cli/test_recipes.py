@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
-from parlaunch.catalog import all_recipes, recipe
-from parlaunch.datasheet import preset
 from parlaunch.errors import NoLayoutError
-from parlaunch.fewest import machines_for
-from parlaunch.plan import Wishes
-from parlaunch.planner import plan
-from parlaunch.rates import rates_of
+from parlaunch.hardware.datasheet import preset
+from parlaunch.hardware.rates import rates_of
+from parlaunch.model.catalog import all_recipes, recipe
+from parlaunch.planning.fewest import machines_for
+from parlaunch.planning.plan import Wishes
+from parlaunch.planning.planner import plan
 from tests.cli.conftest import Said
 
 Run = Callable[..., Said]
@@ -77,3 +77,35 @@ def test_half_of_the_fewest_gpus_is_too_few(name: str) -> None:
     )
     with pytest.raises(NoLayoutError):
         plan(cluster, recipe(name), Wishes(evidence=False, top=0), rates=half)
+
+
+@pytest.mark.parametrize(
+    ("words", "first", "all_have"),
+    [
+        (("llama3", "70b"), "llama3_70b_16k_pretrain_config", ("llama3", "70b")),
+        (("qwen3", "next"), "qwen3_next_80b_a3b_pretrain_config", ("qwen3_next",)),
+        (("qwen3-next",), "qwen3_next_80b_a3b_pretrain_config", ("qwen3_next",)),
+        (("DeepSeek", "V3", "pretrain"), "deepseek_v3_pretrain_config", ("deepseek_v3", "pretrain")),
+        (("lama3", "8b"), "llama3_8b_16k_pretrain_config", ("llama3", "8b")),
+        (("llama3", "8b", "--task", "sft"), "llama3_8b_sft_config", ("sft",)),
+    ],
+)
+def test_a_search_by_words_answers_with_pretraining_first(
+    parlaunch: Run, words: tuple[str, ...], first: str, all_have: tuple[str, ...]
+) -> None:
+    lines = parlaunch("recipes", *words).out.splitlines()
+    assert lines[1].split()[0] == first
+    assert all(part in line for line in lines[1:] for part in all_have)
+
+
+def test_within_a_family_pretraining_stands_before_tuning(parlaunch: Run) -> None:
+    lines = parlaunch("recipes", "llama3", "8b", "--kind", "library").out.splitlines()
+    tasks = [line.split()[1] for line in lines if line.startswith("llama3_")]
+    assert tasks == sorted(tasks, key=("pretrain", "sft", "peft").index)
+
+
+def test_a_typo_is_mended_and_said_and_nonsense_is_not(parlaunch: Run) -> None:
+    said = parlaunch("recipes", "deepsek", "v3")
+    assert "no recipe has 'deepsek'; searching for 'deepseek'" in said.err
+    assert "deepseek_v3_pretrain_config" in said.out
+    assert "no recipe matches" in parlaunch("recipes", "xyzzy").err

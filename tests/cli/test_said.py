@@ -6,6 +6,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from parlaunch.cli.options import recompute_words
 from tests.cli.conftest import Said
 
 PLAN = ("plan", "--recipe", "llama3_8b_pretrain_config", "--hardware", "dgx-h100:1")
@@ -38,8 +41,22 @@ def test_a_language_model_that_the_recipe_freezes_is_named_and_can_be_thawed(par
         "--hardware",
         "dgx-h100:1",
         "--dry-run",
+        "-v",
     )
     assert "pretrain, language model frozen ·" in parlaunch(*words).out
     thawed = parlaunch(*words, "model.freeze_language_model=False")
     assert "pretrain ·" in thawed.out
     assert "model.freeze_language_model=False" in thawed.out
+
+
+@pytest.mark.parametrize("word", recompute_words())
+def test_every_word_of_recompute_is_planned_or_refused_by_a_rule(parlaunch: Callable[..., Said], word: str) -> None:
+    recipe = "qwen3_next_80b_a3b_pretrain_config"  # experts and a gated delta net
+    said = parlaunch("plan", "--recipe", recipe, "--hardware", "dgx-h100:8", "--recompute", word, "--format", "json")
+    if word in ("mla_up_proj", "mhc"):
+        assert said.code == 2
+        assert "Qwen3" in said.err or "qwen3" in said.err
+        return
+    assert said.code == 0, said.err
+    if word not in ("none", "full", "selective"):
+        assert f"model.recompute_modules=[{word}]" in overrides(said)

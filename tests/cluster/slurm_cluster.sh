@@ -177,7 +177,7 @@ SlurmctldPort=$base
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket=$W/munge/sock,cred_expire=5
+AuthInfo=socket=$W/munge/sock,cred_expire=12
 CredType=cred/munge
 StateSaveLocation=$W/state
 SlurmdSpoolDir=$W/spool/%n

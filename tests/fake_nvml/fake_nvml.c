@@ -30,6 +30,7 @@
  *   remap=corr,unc,pending,failed   power=LIMIT,ENFORCED,DEFAULT,USAGE mW   powerrange=MIN,MAX   temp=C
  *   clk maxclk appclk = GRAPHICS,SM,MEM,VIDEO MHz         thr=mask (clocks event reasons)
  *   pcie=CURGEN,CURWIDTH,MAXGEN,MAXWIDTH   cpus=0-55,112-167 (affinity)   node=0 (memory affinity)
+ *   cores (CUDA cores)   buswidth (bits)   virt (nvmlGpuVirtualizationMode_t)
  *   gpunuma=N  only where the GPU itself is a NUMA node (nvmlDeviceGetNumaNodeId)
  *   nvlver (nvmlNvlinkVersion_t) nvlmbps nvlerr=5 counters   fiN=value of field id N
  *   fab=STATE,STATUS,CLIQUE,HEALTHMASK,HEALTHSUMMARY   fabuuid=32 hex   fabafter=polls in progress first
@@ -512,7 +513,8 @@ R nvmlDeviceGetPciInfo_v3(Dev *d, Pci *o) {
   R f(Dev *d, ULL *o) { return wide(#f, d, k, 0, o); }
 TEXT(nvmlDeviceGetName, "name")
 TEXT(nvmlDeviceGetUUID, "uuid") TEXT(nvmlDeviceGetSerial, "serial") TEXT(nvmlDeviceGetVbiosVersion, "vbios")
-    NUM(nvmlDeviceGetMinorNumber, "minor", 0) NUM(nvmlDeviceGetArchitecture, "arch",
+    NUM(nvmlDeviceGetMinorNumber, "minor", 0) NUM(nvmlDeviceGetNumGpuCores, "cores", 0)
+        NUM(nvmlDeviceGetMemoryBusWidth, "buswidth", 0) NUM(nvmlDeviceGetVirtualizationMode, "virt", 0) NUM(nvmlDeviceGetArchitecture, "arch",
                                                   0) NUM(nvmlDeviceGetNumaNodeId, "gpunuma",
                                                          0) NUM(nvmlDeviceGetPersistenceMode, "pm", 0)
         NUM(nvmlDeviceGetComputeMode, "cmode", 0) NUM(nvmlDeviceGetPerformanceState, "pstate",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import json
 import os
 import socket
@@ -18,18 +18,18 @@ from typing import Any
 import pytest
 
 from parlaunch.errors import NoLayoutError, ParlaunchError, UsageError
-from parlaunch.where import Situation
+from parlaunch.where.situation import Situation
 from parlaunch_launch import addresses, agreement, meeting
 from parlaunch_launch.agreement import Agreement, agree
-from tests.conftest import need
+from parlaunch_launch.door import Event
+from parlaunch_launch.secret import Keys, Secret
+from tests.conftest import HANGS_S
 
-JOBS = count(os.getpid() * 10)
+# Ports follow from the job's number. Two workers of one run never share any, and two runs hardly.
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+JOBS = count(1000 * 1439 + WORKER % 2 * 700 + os.getpid() % 500)
 
-
-@pytest.fixture(autouse=True)
-def torch_is_here() -> None:
-    """Nodes meet at a torch.distributed.TCPStore."""
-    need(importlib.util.find_spec("torch"), "torch")
+SECRET = Secret(value=b"known to this job alone", source="a test")
 
 
 @dataclass
@@ -55,7 +55,9 @@ class Gathering:
         absent: tuple[int, ...] = (),
         mine: Callable[[int], Mapping[str, Any]] = lambda number: {},
         change: Callable[[int], Mapping[str, Any]] = lambda number: {},
-        timeout_s: float = 20.0,
+        refuses: Callable[[int], ParlaunchError | None] = lambda number: None,
+        secret: Callable[[int], Secret] = lambda number: SECRET,
+        timeout_s: float = HANGS_S,
         **options: Any,
     ) -> dict[int, Any]:
         """Every node's Agreement, or what it raised."""
@@ -68,8 +70,8 @@ class Gathering:
             }
             try:
                 self.results[number] = agree(
-                    self.situation(number, **change(number)), {**probe, **mine(number)}, plan,
-                    timeout_s=timeout_s, say=self.said.append, **options,
+                    self.situation(number, **change(number)), refuses(number) or {**probe, **mine(number)}, plan,
+                    secret=secret(number), timeout_s=timeout_s, say=self.said.append, **options,
                 )  # fmt: skip
             except BaseException as error:
                 self.results[number] = error
@@ -78,7 +80,7 @@ class Gathering:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(2 * HANGS_S)
             assert not thread.is_alive(), "a node hangs"
         return self.results
 
@@ -159,23 +161,33 @@ def test_another_jobs_meeting_on_our_port_is_not_joined(nodes: Nodes) -> None:
     gathering = nodes(2)
     first = addresses.ports(gathering.situation(0)).meeting[0]
     other = gathering.situation(0, job_id=None, master="127.0.0.1", port=first - 1)
-    stranger = meeting.open_meeting(other, timeout_s=5)
+    stranger = meeting.open_meeting(other, Keys(SECRET, other), timeout_s=HANGS_S)
+    assert stranger.door is not None
+    door, stop = stranger.door, threading.Event()
+    came: list[Event] = []
+
+    def turn() -> None:
+        while not stop.is_set():
+            came.extend(door.turn(0.05))
+
+    turning = threading.Thread(target=turn)
+    turning.start()
     results = gathering.meet()
+    stop.set()
+    turning.join()
     assert all(isinstance(r, Agreement) for r in results.values()), results
-    assert stranger.count("arrived") == 0
+    assert came == []
     stranger.close()
 
 
 def test_a_node_that_does_not_come_is_named_by_all_others(nodes: Nodes) -> None:
-    began = time.monotonic()
-    results = nodes(4).meet(absent=(2,), timeout_s=3)
-    all_say(results, ParlaunchError, "node n2 did not answer in 3 s; 3 of 4 did")
-    assert time.monotonic() - began < 15
+    results = nodes(4).meet(absent=(2,), timeout_s=6)
+    all_say(results, ParlaunchError, "node n2 did not answer in 6 s; 3 of 4 did")
 
 
 def test_many_that_do_not_come_are_counted(nodes: Nodes) -> None:
-    results = nodes(12).meet(absent=tuple(range(2, 12)), timeout_s=2)
-    all_say(results, ParlaunchError, "nodes n2, n3, n4, n5, n6 and 5 more did not answer in 2 s; 2 of 12 did")
+    results = nodes(12).meet(absent=tuple(range(2, 12)), timeout_s=6)
+    all_say(results, ParlaunchError, "nodes n2, n3, n4, n5, n6 and 5 more did not answer in 6 s; 2 of 12 did")
 
 
 def test_a_first_node_that_does_not_come_is_named_with_what_was_tried(nodes: Nodes) -> None:
@@ -202,7 +214,7 @@ def test_a_name_that_does_not_resolve_is_said_so(nodes: Nodes) -> None:
 
 def test_with_spares_a_node_may_be_missing(nodes: Nodes) -> None:
     gathering = nodes(4)
-    results = gathering.meet(absent=(2,), timeout_s=2, spares=1)
+    results = gathering.meet(absent=(2,), timeout_s=6, spares=1)
     assert {n: r.node_rank for n, r in results.items()} == {0: 0, 1: 1, 3: 2}
     assert "did not come, and are spared: n2" in gathering.said[0]
 
@@ -215,39 +227,98 @@ def test_a_node_that_the_plan_leaves_out_is_a_spare(nodes: Nodes) -> None:
     assert results[1].watch_socket is None
 
 
-def test_a_node_that_came_and_fell_silent_is_named(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agreement, "SILENCE_S", 2.0)
-    monkeypatch.setattr(agreement, "SIGN_S", 0.5)
+def test_the_first_node_itself_may_be_the_one_that_the_plan_leaves_out(nodes: Nodes) -> None:
+    """It holds the meeting and makes the plan, and the others train without it."""
+    gathering = nodes(3)
+    results = gathering.meet(lambda everyone: b'{"rank_order": ["n1", "n2"]}')
+    assert {n: r.node_rank for n, r in results.items()} == {0: None, 1: 0, 2: 1}
+    assert results[0].watch_socket is None
+    assert len({(r.master, r.port) for r in results.values()}) == 1
+
+
+def test_a_node_that_came_and_went_away_is_named(nodes: Nodes) -> None:
     gathering = nodes(3)
 
     def die(number: int) -> None:
-        joined = meeting.open_meeting(gathering.situation(number), timeout_s=10)
-        watcher = addresses.listen()
-        agreement._arrive(joined, gathering.situation(number), {}, watcher)
-        watcher.close()
+        here = gathering.situation(number)
+        joined = meeting.open_meeting(here, Keys(SECRET, here), timeout_s=HANGS_S)
+        assert joined.channel is not None
+        brought = {"here": "127.0.0.1", "there": "127.0.0.1", "watch": 1}
+        joined.channel.send(agreement._packed(agreement._brings(here, {}) | brought))
+        time.sleep(0.5)
+        joined.close()
 
     dying = threading.Thread(target=die, args=(1,))
     dying.start()
-    results = gathering.meet(absent=(1, 2), timeout_s=20)
+    results = gathering.meet(absent=(1, 2))
     dying.join()
-    all_say(results, ParlaunchError, "node n1 came and then fell silent for 2 s")
+    all_say(results, ParlaunchError, "node n1 came and then went away")
+
+
+def test_who_does_not_know_the_secret_is_neither_told_nor_counted(nodes: Nodes) -> None:
+    gathering = nodes(3)
+    other = Secret(value=b"the secret of some other job", source="a test")
+    results = gathering.meet(timeout_s=8, secret=lambda n: other if n == 2 else SECRET)
+    refused = results.pop(2)
+    assert "a parlaunch answered for the first node and is not of this job as far as it can prove" in str(refused)
+    assert "hint: give every node the same PARLAUNCH_SECRET" in str(refused)
+    all_say(results, ParlaunchError, "node n2 did not answer in 8 s; 2 of 3 did")
+
+
+def test_without_a_secret_the_report_says_who_may_join(nodes: Nodes) -> None:
+    gathering = nodes(2)
+    gathering.meet(secret=lambda n: Secret(value=None, source="nothing"))
+    assert "no secret: any process that reaches this job's ports may join it" in gathering.said[0]
+
+
+@pytest.mark.parametrize("refusing", [(0,), (1,), (0, 1, 2)], ids=["the first", "another", "all"])
+def test_what_a_node_refuses_before_the_meeting_all_refuse(nodes: Nodes, refusing: tuple[int, ...]) -> None:
+    refusal = UsageError("no recipe 'x'", hint="nearest: y")
+    results = nodes(3).meet(refuses=lambda n: refusal if n in refusing else None)
+    who = "" if len(refusing) == 3 else f"n{refusing[0]}: "
+    all_say(results, UsageError, f"{who}no recipe 'x'\n  hint: nearest: y")
+    assert [results[n].told for n in range(3)] == [False, True, True]
+
+
+def test_hundreds_of_strangers_at_the_door_change_nothing(nodes: Nodes) -> None:
+    gathering = nodes(4)
+    port = addresses.ports(gathering.situation(0)).meeting[0]
+    stop = threading.Event()
+
+    def bother(number: int) -> None:
+        said = (b"", b"\n", b"GET / HTTP/1.0\r\n\r\n", b"x" * 5000, b"\0" * 98, os.urandom(98))[number % 6]
+        while not stop.is_set():
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as made:
+                made.sendall(said)
+                if number % 2:
+                    made.settimeout(0.2)
+                    made.recv(100)
+
+    strangers = [threading.Thread(target=bother, args=(n,)) for n in range(12)]
+    for thread in strangers:
+        thread.start()
+    results = gathering.meet()
+    stop.set()
+    for thread in strangers:
+        thread.join()
+    assert sorted(r.node_rank for r in results.values()) == [0, 1, 2, 3]
 
 
 def test_a_first_node_that_is_killed_while_planning_stops_the_others(nodes: Nodes) -> None:
     gathering = nodes(3)
     script = (
         "import os, sys\n"
-        "from parlaunch.where import Situation\n"
+        "from parlaunch.where.situation import Situation\n"
         "from parlaunch_launch.agreement import agree\n"
         "here = Situation(kind='slurm-step', why='', hostname='n0', node_rank=0, nnodes=3, master='127.0.0.1', job_id=sys.argv[1])\n"
-        "agree(here, {'version': '1', 'command': ['--recipe', 'r']}, lambda everyone: os._exit(9))\n"
+        "from parlaunch_launch.secret import Secret\n"
+        "agree(here, {'version': '1', 'command': ['--recipe', 'r']}, lambda everyone: os._exit(9),\n"
+        "      secret=Secret(value=b'known to this job alone', source=''))\n"
     )
     first = subprocess.Popen([sys.executable, "-c", script, gathering.job])
-    began = time.monotonic()
-    results = gathering.meet(absent=(0,), timeout_s=30)
-    assert first.wait(10) == 9
+    results = gathering.meet(absent=(0,))
+    assert first.wait(HANGS_S) == 9
     all_say(results, ParlaunchError, "the first node, 127.0.0.1, went away during the agreement")
-    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(
@@ -310,9 +381,8 @@ def test_a_plan_that_does_not_suit_one_node_stops_all_with_its_name(nodes: Nodes
     all_say(results, ParlaunchError, "the plan does not suit node n1: it wants 8 GPUs and 7 are here")
 
 
-def test_a_plan_of_any_length_arrives_whole(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "CHUNK", 1000)
-    plan = os.urandom(30_001)
+def test_a_plan_of_any_length_arrives_whole(nodes: Nodes) -> None:
+    plan = os.urandom(3_000_001)
     assert {r.plan_bytes for r in nodes(2).meet(lambda everyone: plan).values()} == {plan}
 
 
@@ -322,12 +392,10 @@ def test_a_master_address_that_leads_nowhere_is_named(
 ) -> None:
     monkeypatch.setattr(meeting, "LOOPBACK_PATIENCE_S", 1.0)
     monkeypatch.setattr(agreement, "LOOPBACK_PATIENCE_S", 1.0)
-    began = time.monotonic()
-    results = nodes(3).meet(absent=absent, timeout_s=30, change=lambda n: {"kind": "torchrun", "master": "localhost"})
+    results = nodes(3).meet(absent=absent, change=lambda n: {"kind": "torchrun", "master": "localhost"})
     all_say(
         results, UsageError, "localhost resolves to a loopback address, so each of the 3 nodes would meet only itself"
     )
-    assert time.monotonic() - began < 15
 
 
 def test_a_rendezvous_numbers_nodes_that_have_no_rank(nodes: Nodes) -> None:
@@ -340,8 +408,9 @@ def test_a_list_and_a_count_that_contradict_each_other_are_refused(nodes: Nodes)
     all_say(results, UsageError, "the node list names 3 nodes and the launcher counts 2")
 
 
-def test_a_thousand_nodes_agree_in_ten_seconds() -> None:
-    """The benchmark's last point; its growth curve is `scripts/bench_agreement.py`."""
-    script = os.path.join(os.path.dirname(__file__), "..", "..", "scripts", "bench_agreement.py")
-    done = subprocess.run([sys.executable, script, "1024"], capture_output=True, text=True, timeout=120)
+def test_hundreds_of_nodes_agree() -> None:
+    """`scripts/bench/agreement.py 1024` says how long a thousand take, which is no test's affair on a machine with other work."""
+    script = os.path.join(os.path.dirname(__file__), "..", "..", "scripts", "bench", "agreement.py")
+    command = [sys.executable, script, "--limit", str(HANGS_S), "256"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * HANGS_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -11,6 +11,7 @@ import pytest
 
 from parlaunch.errors import ParlaunchError
 from parlaunch_launch.become import become
+from tests.conftest import HANGS_S
 
 
 class Gone(BaseException):
@@ -61,7 +62,7 @@ def test_the_exit_code_and_the_environment_are_the_program_s() -> None:
         "import sys; from parlaunch_launch.become import become; print('before');"
         "become([sys.executable, '-c', 'import os, sys; print(os.environ[\"PLANNED\"]); sys.exit(42)'], {'PLANNED': 'yes'})"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=HANGS_S, check=False)
     assert (done.returncode, done.stdout) == (42, "before\nyes\n"), done.stderr
 
 
@@ -70,6 +71,6 @@ def test_the_program_gets_sigpipe_as_a_shell_would_hand_it_down() -> None:
         "import sys; from parlaunch_launch.become import become;"
         "become(['/bin/sh', '-c', 'grep SigIgn /proc/self/status'], {'PATH': '/usr/bin:/bin'})"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=HANGS_S, check=False)
     ignored = int(done.stdout.split()[1], 16)
     assert not ignored & 1 << signal.SIGPIPE - 1

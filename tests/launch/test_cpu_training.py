@@ -15,18 +15,18 @@ from typing import Any
 
 import pytest
 
-from parlaunch.catalog import recipe
-from parlaunch.cpu import with_cpu_ranks
-from parlaunch.layout import layout_to_json
-from parlaunch.machine import Cluster, Node
-from parlaunch.overrides import overrides
-from parlaunch.plan import Wishes
-from parlaunch.planner import plan
-from parlaunch.tiny import shrink, tiny_overrides
-from parlaunch.verdict import Measured
-from parlaunch_launch import torchrun
-from parlaunch_launch.training_log import read
+from parlaunch.check.verdict import Measured
+from parlaunch.environment import torchrun
+from parlaunch.environment.overrides import overrides
+from parlaunch.hardware.cluster import Cluster, Node
+from parlaunch.hardware.cpu import with_cpu_ranks
+from parlaunch.model.catalog import recipe
+from parlaunch.model.layout import layout_to_json
+from parlaunch.model.tiny import shrink, tiny_overrides
+from parlaunch.planning.plan import Wishes
+from parlaunch.planning.planner import plan
 from tests.conftest import need
+from tests.launch.logs import read
 
 pytestmark = pytest.mark.training
 
@@ -60,7 +60,7 @@ def planned(name: str, pins: dict[str, Any]) -> tuple[dict[str, object], list[st
 def launch(*runner: str, ranks: int = WORLD) -> subprocess.CompletedProcess[str]:
     argv = torchrun.command(list(runner), python=sys.executable, nnodes=1, nproc_per_node=ranks)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(argv, capture_output=True, text=True, timeout=400, check=False, env=env)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=900, check=False, env=env)
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +114,7 @@ def main_job(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedPr
         *("--tp", "2", "--pp", "2", "train.train_iters=3"),
     ]
     folder = tmp_path_factory.mktemp("main")
-    return subprocess.run(argv, capture_output=True, text=True, timeout=400, check=False, cwd=folder)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=900, check=False, cwd=folder)
 
 
 def test_the_main_job_ends_well_with_a_finite_loss_at_iteration_3(main_job: subprocess.CompletedProcess[str]) -> None:
@@ -128,6 +128,24 @@ def test_the_main_job_ends_well_with_a_finite_loss_at_iteration_3(main_job: subp
 def test_the_main_job_runs_tp_2_pp_2_dp_1_on_4_ranks(main_job: subprocess.CompletedProcess[str]) -> None:
     layout = read(main_job.stdout).layout
     assert (layout["tp"], layout["pp"], layout["dp"], layout["world"]) == (2, 2, 1, 4)
+
+
+def test_verify_with_switches_trains_with_them(tmp_path: Path) -> None:
+    need(importlib.util.find_spec("torch") and importlib.util.find_spec("megatron"), "torch and megatron-core")
+    argv = [
+        *(sys.executable, "-m", "parlaunch", "verify", "--recipe", QWEN, "--device", "cpu", "--nproc-per-node", "4"),
+        *("--ep", "2", "--pp", "2", "--vp", "2", "--switches", "dp_overlap=on,dp_bucket=20000,p2p_overlap=on,bias_fusion=on"),
+    ]  # fmt: skip
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=900, check=False, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    logs = "".join(file.read_text() for file in tmp_path.rglob("*.log"))
+    has = re.search(r"running with: (.*)", logs)
+    assert has, logs[-3000:]
+    there = dict(word.split("=") for word in has[1].split())
+    assert int(there.pop("buckets")) > 4  # without: one for each of a rank's two stages, and one for its experts
+    assert there.pop("model.recompute_granularity") == "None"
+    assert set(there.values()) == {"True"}, there
 
 
 def test_a_mistyped_override_is_refused_in_one_message() -> None:

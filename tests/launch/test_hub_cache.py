@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from parlaunch.catalog import recipe
+from parlaunch.model.catalog import recipe
 from parlaunch_launch.cpu import hub_cache
 from parlaunch_launch.cpu.bridge_runner import offline_hub, why_core
 

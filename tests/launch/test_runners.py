@@ -20,7 +20,7 @@ def checkout(home: Path) -> Path:
 
 def find(tmp_path: Path, installed: tuple[str, ...] = (), **given: Any) -> runners.Runner:
     given = {"environ": {}, "python": "py", "container_home": tmp_path / "opt", **given}
-    return runners.find(has=lambda name: name in installed, **given)
+    return runners.find(has=lambda name: name in installed, rank_has=lambda name: name in installed, **given)
 
 
 def test_a_script_and_a_module_that_are_named_win(tmp_path: Path) -> None:
@@ -45,6 +45,38 @@ def test_on_cpu_bridge_trains_where_it_is_and_core_where_it_is_not(tmp_path: Pat
     checkout(tmp_path / "opt")  # its script asks for CUDA
     assert find(tmp_path, ("megatron.bridge", "megatron.core"), device="cpu").kind == "bridge-cpu"
     assert find(tmp_path, ("megatron.core",), device="cpu").argv == ("-m", "parlaunch_launch.cpu.core_runner")
+
+
+def packaged(home: Path, major: int, minor: int, patch: int) -> Path:
+    """A checkout of that version."""
+    checkout(home)
+    package = home / "src" / "megatron" / "bridge"
+    package.mkdir(parents=True)
+    (package / "package_info.py").write_text(f"MAJOR = {major}\nMINOR = {minor}\nPATCH = {patch}\n")
+    return home
+
+
+def test_a_checkout_says_its_version_and_an_old_one_is_told_the_step(tmp_path: Path) -> None:
+    old, new = packaged(tmp_path / "old", 0, 5, 1), packaged(tmp_path / "new", 0, 6, 0)
+    found = find(tmp_path, environ={"MEGATRON_BRIDGE_HOME": str(old)}, recipe="qwen3_vl_8b_sft_config")
+    assert (found.version, found.argv[1:]) == ((0, 5, 1), ("--step_func", "qwen3_vl_step"))
+    found = find(tmp_path, environ={"MEGATRON_BRIDGE_HOME": str(old)}, recipe="llama3_8b_sft_config")
+    assert found.argv[1:] == ()
+    found = find(tmp_path, environ={"MEGATRON_BRIDGE_HOME": str(new)}, recipe="qwen3_vl_8b_sft_config")
+    assert (found.version, found.argv[1:]) == ((0, 6, 0), ())
+
+
+def test_an_installed_bridge_says_its_version_and_may_be_too_old(tmp_path: Path) -> None:
+    assert find(tmp_path, ("megatron.bridge",), version=lambda: "0.6.2").version == (0, 6, 2)
+    with pytest.raises(ParlaunchError, match="is older than"):
+        find(tmp_path, ("megatron.bridge",), version=lambda: "0.2.1")
+
+
+def test_a_model_s_config_is_trained_by_our_module_beside_any_checkout(tmp_path: Path) -> None:
+    checkout(tmp_path / "opt")
+    assert find(tmp_path, ("megatron.bridge",), model_config=True).argv == ("-m", runners.BRIDGE_MODULE)
+    with pytest.raises(ParlaunchError, match="trains through the installed megatron"):
+        find(tmp_path, ("megatron.core",), model_config=True, device="cpu")
 
 
 def test_every_module_that_is_named_exists() -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import signal
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from parlaunch.check.turns import Turns
+from parlaunch.environment import torchrun
 from parlaunch.errors import ParlaunchError
-from parlaunch.layout import Layout
-from parlaunch.plan import Candidate
-from parlaunch_launch import history, torchrun
-from parlaunch_launch.verify import Launch, Progress, Run, _parent, descendants, measure, verify, verify_overrides
+from parlaunch.model.layout import Layout
+from parlaunch.planning.plan import Candidate
+from parlaunch_launch.family import GRACE_S, MARK, environ_of
+from parlaunch_launch.verify import Launch, Outcome, Progress, Run, measure, tapped, verify, verify_overrides
+from tests.check.test_verdict import CANDIDATE
 from tests.conftest import need
-from tests.test_verdict import CANDIDATE
 
 LINE = (
     "print(f' [2026-01-01 00:00:00] iteration {n:8d}/{of:8d} | elapsed time per iteration (ms): {ms:.1f} |"
@@ -30,18 +37,40 @@ OUT_OF_MEMORY = (
     "sys.exit(1)\n"
 )
 HANG = (
-    "import subprocess, sys, time\n"
+    "import os, subprocess, sys, time\n"
     "of, ms, n = 3, 5.0, 1\n"
     f"{LINE}\n"
-    # As torchrun does: the rank stands in a session of its own.
+    # As torchrun does: the ranks stand in sessions of their own, and one hears nothing.
     "rank = 'import time\\ndef all_reduce():\\n    time.sleep(600)\\nall_reduce()'\n"
-    "subprocess.run([sys.executable, '-c', rank], start_new_session=True)\n"
+    "deaf = 'import faulthandler, signal, time\\nfaulthandler.disable()\\n'\n"
+    "deaf += 'for n in (6, 15, 1, 2): signal.signal(n, signal.SIG_IGN)\\ntime.sleep(600)'\n"
+    "named = lambda n: subprocess.Popen(['sed', '-u', f's/^/[default{n}]:/'], stdin=subprocess.PIPE).stdin\n"
+    "start = lambda n, code: subprocess.Popen([sys.executable, '-c', code], start_new_session=True, stderr=named(n),\n"
+    "    env={**os.environ, 'RANK': n, 'LOCAL_RANK': n})\n"
+    "for each in [start('0', rank), start('1', deaf if sys.argv[1:] == ['deaf'] else rank)]: each.wait()\n"
     "sys.exit(1)\n"
 )
 
 
+def left_behind(tester: int | None = None) -> list[int]:
+    """Live processes of all runs that a process has started."""
+    found = {int(p.name): environ_of(int(p.name)) for p in Path("/proc").iterdir() if p.name.isdigit()}
+    mine = str(os.getpid() if tester is None else tester)
+    return [pid for pid, env in found.items() if env.get("PARLAUNCH_TEST") == mine and MARK in env]
+
+
 def launch(program: str, *args: str, candidate: Candidate = CANDIDATE) -> Launch:
-    return Launch(argv=(sys.executable, "-c", program, *args), env=dict(os.environ), candidate=candidate)
+    return Launch(
+        argv=(sys.executable, "-c", program, *args),
+        env={**os.environ, "PARLAUNCH_TEST": str(os.getpid())},
+        candidate=candidate,
+    )
+
+
+def tried(launches: Sequence[Launch], *, top: int = 1, retries: int = 0, **given: Any) -> Outcome:
+    """The outcome of these launches in their turns."""
+    turns = Turns(launches, top=top, retries=retries, candidate=lambda each: each.candidate)
+    return verify(turns, lambda _number, each: each, **given)
 
 
 def test_a_good_run_is_read_while_it_goes_and_its_log_is_kept(tmp_path: Path) -> None:
@@ -54,37 +83,130 @@ def test_a_good_run_is_read_while_it_goes_and_its_log_is_kept(tmp_path: Path) ->
 
 def test_top_measures_the_best_and_keeps_the_fastest(tmp_path: Path) -> None:
     launches = [launch(GOOD, "300"), launch(GOOD, "200"), launch(GOOD, "100")]
-    seen: list[int] = []
-    outcome = verify(launches, log_dir=tmp_path, iterations=3, top=2, done=lambda n, run: seen.append(n))
-    assert seen == [0, 1]
+    seen: list[str] = []
+    outcome = tried(launches, log_dir=tmp_path, iterations=3, top=2, done=lambda each, run: seen.append(each.argv[-1]))
+    assert seen == ["300", "200"]
     assert outcome.winner is outcome.runs[1]
     assert outcome.exit_code == 0
 
 
 def test_out_of_memory_is_explained_and_the_next_plan_is_tried(tmp_path: Path) -> None:
-    outcome = verify([launch(OUT_OF_MEMORY), launch(GOOD, "100")], log_dir=tmp_path, iterations=3, retries=1)
+    outcome = tried([launch(OUT_OF_MEMORY), launch(GOOD, "100")], log_dir=tmp_path, iterations=3, retries=1)
     assert [run.verdict.status for run in outcome.runs] == ["oom", "ok"]
     assert "torch needed at least 77.0 GiB, predicted were 58.0 GiB" in outcome.runs[0].verdict.sentences[-1]
     assert outcome.winner is outcome.runs[1]
 
 
 def test_without_retries_the_first_failure_is_the_answer(tmp_path: Path) -> None:
-    outcome = verify([launch(OUT_OF_MEMORY), launch(GOOD, "100")], log_dir=tmp_path, iterations=3)
+    outcome = tried([launch(OUT_OF_MEMORY), launch(GOOD, "100")], log_dir=tmp_path, iterations=3)
     assert len(outcome.runs) == 1
     assert outcome.winner is None
     assert outcome.exit_code == 1
 
 
+def test_what_another_plan_does_not_mend_is_not_tried_again(tmp_path: Path) -> None:
+    nan = "import sys\nprint('RuntimeError: Rank 3: found NaN in local grad norm')\nsys.exit(1)\n"
+    outcome = tried([launch(nan), launch(GOOD, "100")], log_dir=tmp_path, iterations=3, retries=3)
+    assert [run.verdict.status for run in outcome.runs] == ["nan"]
+
+
+def test_a_refused_switch_is_worth_another_plan(tmp_path: Path) -> None:
+    refused = "import sys\nprint('AssertionError: recompute_method is not supported with this.')\nsys.exit(1)\n"
+    outcome = tried([launch(refused), launch(GOOD, "100")], log_dir=tmp_path, iterations=3, retries=1)
+    assert [run.verdict.status for run in outcome.runs] == ["refused", "ok"]
+
+
+def test_a_switch_that_fails_is_named_and_plans_without_it_are_tried_in_place_of_all_that_wait(tmp_path: Path) -> None:
+    failing = "import sys\nprint('RuntimeError: DeepEP error: timeout (dispatch CPU)')\nsys.exit(1)\n"
+    asked: list[str | None] = []
+
+    def without(_each: Launch, run: Run) -> list[Launch]:
+        asked.append(run.measured.failures[0].switch)
+        return [launch(GOOD, "100")]
+
+    launches = [launch(failing), launch(GOOD, "300")]
+    outcome = tried(launches, log_dir=tmp_path, iterations=3, retries=1, without=without)
+    assert asked == ["dispatcher"]
+    assert [run.verdict.status for run in outcome.runs] == ["switch", "ok"]
+    assert outcome.runs[1].measured.iteration_time_s == pytest.approx(0.1)
+    assert len({run.log for run in outcome.runs}) == 2
+
+
+def test_a_switch_that_is_not_to_be_dropped_is_not_tried_again(tmp_path: Path) -> None:
+    failing = "import sys\nprint('RuntimeError: DeepEP error: timeout (dispatch CPU)')\nsys.exit(1)\n"
+    launches = [launch(failing), launch(GOOD, "300")]
+    outcome = tried(launches, log_dir=tmp_path, iterations=3, retries=1, without=lambda _each, _run: [])
+    assert [run.verdict.status for run in outcome.runs] == ["switch"]
+
+
+def test_top_measures_as_many_as_asked_whatever_becomes_of_the_first(tmp_path: Path) -> None:
+    broken = launch("import sys; sys.exit('KeyError: 1')")
+    outcome = tried([broken, launch(GOOD, "200"), launch(GOOD, "100")], log_dir=tmp_path, iterations=3, top=3)
+    assert [run.verdict.status for run in outcome.runs] == ["error", "ok", "ok"]
+    assert outcome.winner is outcome.runs[2]
+    assert outcome.exit_code == 0
+
+
 def test_a_run_that_hangs_is_asked_where_it_stands_and_leaves_no_process_behind(tmp_path: Path) -> None:
-    before = set(descendants(os.getpid()))
-    started = time.monotonic()
     run = measure(launch(HANG), log=tmp_path / "hang.log", iterations=3, silence_s=3.0)
     assert run.verdict.status == "hang"
     assert run.returncode is None
     assert "after iteration 1" in run.verdict.sentences[0]
     assert "all_reduce" in run.verdict.sentences[0]
-    assert time.monotonic() - started < 60
-    assert not {pid for pid in descendants(os.getpid()) if _parent(pid) is not None} - before
+    assert not left_behind()
+
+
+def test_a_hang_names_the_rank_that_does_not_answer_and_kills_it(tmp_path: Path) -> None:
+    run = measure(launch(HANG, "deaf"), log=tmp_path / "hang.log", iterations=3, silence_s=3.0)
+    assert "rank 1 does not answer" in run.verdict.sentences[0]
+    assert not left_behind()
+
+
+ALONE = """
+import os, sys
+from pathlib import Path
+from tests.launch.test_verify import HANG, launch, tried
+outcome = tried([launch(HANG, "deaf"), launch(HANG)], log_dir=Path(sys.argv[1]), iterations=3, top=2, silence_s=600)
+print([run.verdict.status for run in outcome.runs], flush=True)
+sys.exit(outcome.exit_code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"), [((signal.SIGTERM,), 143), ((signal.SIGHUP,), 129), ((signal.SIGINT, signal.SIGINT), 130)]
+)
+def test_told_to_end_it_takes_every_rank_with_it(tmp_path: Path, sent: tuple[signal.Signals, ...], code: int) -> None:
+    command = [sys.executable, "-c", ALONE, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as child:
+        try:
+            log = tmp_path / "verify-1.log"
+            until = time.monotonic() + 300
+            while not (log.exists() and "iteration" in log.read_text() and len(left_behind(child.pid)) >= 3):
+                assert time.monotonic() < until
+                time.sleep(0.1)
+            began = time.monotonic()
+            for number in sent:
+                child.send_signal(number)
+                time.sleep(0.7)
+            said, _ = child.communicate(timeout=300)
+            took = time.monotonic() - began
+        finally:
+            left = left_behind(child.pid)
+            for pid in (child.pid, *left):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    assert not left
+    assert child.returncode == code
+    assert said.strip() == "['interrupted']"
+    if len(sent) > 1:  # in a hurry nothing is waited for
+        assert took < GRACE_S
+
+
+def test_torchrun_s_command_gets_a_log_for_each_rank_and_nothing_else_changes(tmp_path: Path) -> None:
+    argv = torchrun.command(["train.py"], python="python", nnodes=1, nproc_per_node=2)
+    got = tapped(argv, tmp_path)
+    assert [w for w in got if w not in ("--tee=3", f"--log_dir={tmp_path}")] == list(argv)
+    assert tapped(("sh", "-c", "true"), tmp_path) == ("sh", "-c", "true")
 
 
 def test_progress_is_reported_every_second(tmp_path: Path) -> None:
@@ -111,23 +233,6 @@ def test_output_that_ends_without_a_newline_is_read(tmp_path: Path) -> None:
     assert run.returncode == 3
 
 
-def test_the_history_keeps_what_can_be_read(tmp_path: Path) -> None:
-    file = history.path({"XDG_STATE_HOME": str(tmp_path)})
-    assert history.read(file) == []
-    assert history.append({"id": "a"}, file) is None
-    with file.open("a") as out:
-        out.write('{"id": "cut o\n')
-    assert history.append({"id": "b"}, file) is None
-    assert [row["id"] for row in history.read(file)] == ["a", "b"]
-
-
-def test_a_history_that_cannot_be_written_spoils_nothing(tmp_path: Path) -> None:
-    (tmp_path / "parlaunch").write_text("a file where the folder should be")
-    problem = history.append({"id": "a"}, history.path({"XDG_STATE_HOME": str(tmp_path)}))
-    assert problem is not None
-    assert "was not written" in problem
-
-
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A real training on two gloo ranks through verify."""
@@ -141,14 +246,15 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Run:
     candidate = Candidate(layout=layout, memory=CANDIDATE.memory, estimate=CANDIDATE.estimate)
     one = Launch(argv=tuple(argv), env={**os.environ, "OMP_NUM_THREADS": "1"}, candidate=candidate)
     folder = tmp_path_factory.mktemp("verify")
-    return verify([one], log_dir=folder, iterations=4, device="cpu", silence_s=300).runs[0]
+    return tried([one], log_dir=folder, iterations=4, device="cpu", silence_s=300).runs[0]
 
 
 @pytest.mark.training
 def test_a_real_training_is_verified(real: Run) -> None:
     assert real.verdict.ok, real.log.read_text()[-3000:]
-    assert {c.name: c.ok for c in real.verdict.checks} == {
-        "finished": True, "finite loss": True, "layout": True, "iteration time": None, "peak memory": None,
+    assert {c.name: c.ok for c in real.verdict.compared} == {
+        "finished": True, "optimizer steps": True, "finite loss": True, "layout": True, "global batch": True,
+        "iteration time": None, "peak memory": None,
     }  # fmt: skip
     assert (real.measured.layout["tp"], real.measured.layout["dp"]) == (2, 1)
     assert real.measured.host_peak

@@ -18,14 +18,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from parlaunch.doctor import examine, findings_to_json, findings_to_text
-from parlaunch.errors import ProbeError
-from parlaunch.machine import cluster_from_json, cluster_to_json
-from parlaunch.probe_view import probe_to_text
+from parlaunch.doctor.preflight import examine, findings_to_json, findings_to_text
+from parlaunch.environment.network import node_rules
+from parlaunch.errors import ParlaunchError, ProbeError
+from parlaunch.hardware.cluster import Cluster, cluster_from_json, cluster_to_json
+from parlaunch.hardware.datasheet import product
+from parlaunch.hardware.mixed import even
+from parlaunch.hardware.rates import rates_from_json, rates_of, rates_to_json
+from parlaunch.show.probe_view import probe_to_text
 from parlaunch_probes import Host, capture
+from parlaunch_probes.files import read_hardware, replicate
 from parlaunch_probes.nvml import NvmlReading, RecordedNvml
 from parlaunch_probes.nvml_reader import Reader
 from tests.probes import tree
+from tests.probes_files import samples
 
 HERE = Path(__file__).parent
 FAKES = HERE.parent / "fake_nvml" / "machines"
@@ -92,7 +98,17 @@ def within(seconds: float) -> Iterator[None]:
 def random_tree(rng: random.Random, root: Path) -> None:
     """A machine's tree with files emptied, filled with junk, removed, or turned into links, loops, folders and pipes."""
     build: Callable[[Path], object] = rng.choice(
-        [tree.a100_pairs, tree.l40s, tree.desktop, tree.Tree, lambda r: tree.Tree(r).host()]
+        [
+            tree.a100_pairs,
+            tree.l40s,
+            tree.desktop,
+            tree.Tree,
+            tree.slingshot,
+            tree.spark,
+            tree.eight_bonds,
+            lambda r: tree.hgx_b200(r, up=rng.random() < 0.5, vpd=rng.random() < 0.5),
+            lambda r: tree.Tree(r).host(),
+        ]
     )
     build(root)
     t = tree.Tree(root)
@@ -214,11 +230,24 @@ def show(cluster: Any) -> None:
     """Everything that is made of a cluster for people and programs."""
     data = json.loads(json.dumps(cluster_to_json(cluster)))
     assert replace(cluster_from_json(data), notes=cluster.notes) == cluster
+    _plannable(cluster)
     found = examine(cluster, ranks_per_node=2, multi_node_nvlink=True)
     json.dumps(findings_to_json(found))
     findings_to_text(found, colour=True)
     for width in (40, 100):
         probe_to_text(cluster, colour=width == 40, width=width)
+
+
+def _plannable(cluster: Cluster) -> None:
+    """Rates and variables of the part that a plan would use, or a sentence on why there are none."""
+    part = even(cluster)
+    try:
+        rates = rates_of(part)
+    except ProbeError:
+        return
+    assert rates_from_json(json.loads(json.dumps(rates_to_json(rates))), where="chaos") == rates
+    for at in range(min(2, len(part.nodes))):
+        list(node_rules(part, at, {}))
 
 
 def one(seed: int, folder: Path, library: Path, *, seconds: float = 20.0) -> str:
@@ -228,7 +257,10 @@ def one(seed: int, folder: Path, library: Path, *, seconds: float = 20.0) -> str
     work.mkdir(parents=True)
     try:
         with within(seconds):
-            return _damaged(rng, work) if rng.random() < 0.5 else _probed(rng, work, library)
+            kind = rng.randrange(3)
+            return (
+                _damaged(rng, work) if kind == 0 else _listed(rng, work) if kind == 1 else _probed(rng, work, library)
+            )
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -246,6 +278,59 @@ def _probed(rng: random.Random, work: Path, library: Path) -> str:
     assert replace(capture.read(path), source="probe") == taken.cluster
     show(capture.redacted(taken).cluster)
     return "probed"
+
+
+def _texts() -> list[str]:
+    """What other tools print of machines."""
+    graph = samples.GRAPH.format(width="370.8", far="NVS/0-0", back="NVS/0-0")
+    ports = [(f"mlx5_{n}", "MT4129", "Active", "LinkUp", 400, "InfiniBand") for n in range(8)]
+    return [
+        samples.RDMA, samples.LSTOPO, samples.NODE.format(name="gpu[01-04]", gres="gpu:h100:8", state="IDLE"),
+        samples.nccl_log("node01", graph) + "\n" + samples.nccl_log("node02", graph), samples.ibstat(ports),
+        samples.matrix(8, lambda a, b: "NV18"), samples.smi_q("NVIDIA H100 80GB HBM3", 8, mig="Enabled", slices=2),
+        samples.smi_xml("NVIDIA GB200", 4, slices=1, fabric="Completed", cluster="12345678-0000"),
+        "\n".join(f"GPU {n}: NVIDIA B300 SXM6 AC (UUID: GPU-{n:08d}-0000)" for n in range(8)),
+        "Unable to determine the device handle for GPU1: 0000:34:00.0: Unknown Error\n",
+        "mlx5_0 port 1 ==> ibp26s0 (Down)\nroceP2p1s0f1 port 1 ==> enP2p1s0f1np1 (Up)\n",
+        "#  Rank  0 Group  0 Pid 2 on   a device  0 [0x07] NVIDIA A100-SXM4-80GB\n",
+    ]  # fmt: skip
+
+
+def _listed(rng: random.Random, work: Path) -> str:
+    """Other tools' texts, one after the other, of one host or several, with lines lost, doubled, moved, cut and spoilt."""
+    lines = "\n".join(rng.choices(_texts(), k=rng.choice([1, 1, 2, 4]))).split("\n")
+    for _ in range(rng.choice([0, 1, 4, 20])):
+        at, other = rng.randrange(len(lines)), rng.randrange(len(lines))
+        what = rng.randrange(6)
+        if what == 0:
+            lines[at] = lines[other]
+        elif what == 1:
+            lines[at] = lines[at][: rng.randrange(len(lines[at]) + 1)]
+        elif what == 2:
+            lines.insert(
+                at,
+                rng.choice(
+                    ["=== node1 ===", "---------------", "n1 | CHANGED | rc=0 >>", "me@n2:~$ x", "", "\x00\u0663"]
+                ),
+            )
+        elif what == 3 and len(lines) > 1:
+            del lines[at]
+        else:
+            junk = rng.choice([b.decode("utf-8", "replace") for b in JUNK[:12]])
+            words = lines[at].split(" ")
+            words[rng.randrange(len(words))] = junk
+            lines[at] = " ".join(words)
+    if rng.random() < 0.3:
+        lines = [f"{rng.choice(['a', 'b', 'node-3'])}: {line}" for line in lines]
+    path = work / "listed"
+    path.write_text("\n".join(lines), encoding="utf-8", errors="replace")
+    try:
+        cluster = read_hardware(path, rng.choice([None, None, product("GB200"), product("H200 NVL")]))
+        cluster = replicate(cluster, rng.choice([1, 2]) * len(cluster.nodes))
+    except ParlaunchError as error:
+        return "refused" if str(error) else "refused without a word"
+    show(cluster)
+    return "read"
 
 
 def _damaged(rng: random.Random, work: Path) -> str:

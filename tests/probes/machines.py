@@ -1,4 +1,4 @@
-"""Whole machines for tests: a synthetic file tree and what the fake NVML answers beside it. `scripts/make_machines.py`
+"""Whole machines for tests: a synthetic file tree and what the fake NVML answers beside it. `scripts/make/machines.py`
 saves each as a capture under `tests/machines/`."""
 
 from __future__ import annotations
@@ -96,6 +96,80 @@ MACHINES: Mapping[str, Machine] = {
         _plain,
         "HGX B200 whose GPU 2 left the fabric (leptonai/gpud#1085)",
         extra="nvdown 2 *\nset 2 fab=1,0,0,0,0",
+    ),
+    "nvml-hgx-b200-switch-ports": Machine(
+        ("hgx_b200",),
+        lambda root: tree.hgx_b200(root, rails=4, vpd=True),
+        "HGX B200 with four of its eight rails fitted; the card that manages its NVSwitches says so in its VPD, as root reads it",
+    ),
+    "nvml-hgx-b300-rails-down": Machine(
+        ("hgx_b300",),
+        lambda root: tree.hgx_b200(root, model="MT4131", up=False),
+        "HGX B300 with all eight ConnectX-8 ports down, the four functions of its NVSwitches up (siderolabs/extensions#893)",
+    ),
+    "nvml-dgx-spark": Machine(
+        ("gb10",), tree.spark, "DGX Spark: memory shared with the system, two functions for each port, one port cabled"
+    ),
+    "nvml-slingshot": Machine(
+        ("hgx_a100_4",), tree.slingshot, "four A100 with four Slingshot adapters and a 1 Gb/s interface for management"
+    ),
+    "nvml-h20-bonds": Machine(
+        ("hgx_h20",), tree.eight_bonds, "eight H20, each beside a bond of two RoCE ports; virtual functions for guests"
+    ),
+    "nvml-b200-one-roce": Machine(
+        ("hgx_b200",),
+        tree.one_roce,
+        "eight B200 whose only port is one 400 Gb/s RoCE beside the functions of the NVSwitches",
+    ),
+    "nvml-a100-64gb": Machine(
+        ("hgx_a100_4",),
+        tree.custom_a100,
+        "four A100 of a custom product with 64 GB, which has no data sheet, and four InfiniBand ports",
+        extra="set * name=NVIDIA_A100-SXM-64GB mem=65536,640,0 cores=7936 buswidth=4096 maxclk=1410,1410,1600,1290",
+    ),
+    "nvml-jetson-thor": Machine(
+        ("thor",), tree.thor, "Jetson Thor: memory shared with the system; Wi-Fi and USB beside one network port"
+    ),
+    "nvml-h200-nvl-pairs": Machine(("h200_nvl_pairs",), _plain, "four H200 NVL, two bridges of 18 links each"),
+    "nvml-azure-nd-h100": Machine(
+        ("dgx_h100",),
+        tree.azure,
+        "an Azure virtual machine: InfiniBand through virtual functions, one a GPU, IP over each",
+    ),
+    "nvml-aws-p6": Machine(("hgx_b200",), tree.aws_p6, "an AWS p6-b200.48xlarge: one EFA device of 400 Gb/s a GPU"),
+    "nvml-roce-two-ports": Machine(
+        ("dgx_h100",),
+        tree.two_ports_each,
+        "bare metal with two RoCE ports a GPU, each with a virtual function for a pod",
+    ),
+    "nvml-gcp-a3-ultra": Machine(
+        ("dgx_h100",),
+        lambda root: tree.google(root, rdma=True),
+        "a Google Cloud machine with a RoCE function for each GPU, named after it, and its host interface",
+    ),
+    "nvml-gcp-a3-tcpx": Machine(
+        ("dgx_h100",),
+        lambda root: tree.google(root, rdma=False),
+        "a Google Cloud a3-highgpu-8g: four gVNICs beside the GPUs for GPUDirect-TCPX, one for the host",
+    ),
+    "nvml-wsl2": Machine(("rtx4090_x2",), tree.wsl2, "two RTX 4090 seen from Linux on Windows (WSL2)"),
+    "nvml-vgpu": Machine(
+        ("l40s",),
+        tree.guest,
+        "four shares of L40S in a KVM guest",
+        extra="set * name=NVIDIA_L40S-24Q mem=24576,200,0 virt=2",
+    ),
+    "nvml-omnipath": Machine(("a100_pcie_pairs",), tree.omnipath, "four A100 PCIe with one Omni-Path adapter"),
+    "nvml-h100-seven": Machine(("dgx_h100",), _plain, "seven H100 of a board of eight", visible="0,1,2,3,4,5,6"),
+    "nvml-h100-mig": Machine(
+        ("dgx_h100",),
+        _plain,
+        "eight H100, all in MIG mode, one slice each",
+        extra="set * mig=1,1 remap=!NOT_SUPPORTED\n"
+        + "\n".join(
+            f"mig {n} name=NVIDIA_H100_80GB_HBM3_MIG_3g.40gb uuid=MIG-0000000{n}-9d2b-5b1e-8a5c-3f6a1c2b0d01 gi=1 ci=0 cc=9,0 mem=40448,0,0 slices=60,3,3"
+            for n in range(8)
+        ),
     ),
     "nvml-gb200-tray": Machine(("gb200_tray",), tree.gb200, "a GB200 NVL72 tray; fabric ids as in leptonai/gpud#1106"),
     "nvml-gb200-no-imex": Machine(

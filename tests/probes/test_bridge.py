@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 
-from parlaunch.catalog import recipe as catalog_recipe
 from parlaunch.errors import ProbeError
+from parlaunch.model.catalog import recipe as catalog_recipe
+from parlaunch.model.parameters import total_params
 from parlaunch_launch.cpu import hub_cache
 from parlaunch_probes import bridge
 from tests.conftest import need
 
-NAMED = os.environ.get("PARLAUNCH_BRIDGE_PYTHON")  # read before the tests' environment is cleaned
+NAMED = os.environ.get("BRIDGE_PYTHON")  # read before the tests' environment is cleaned
+BUILD = "parlaunch_launch.bridge_runner:found"
 NAME = "llama32_1b_pretrain_config"
 ANSWER: dict[str, Any] = {
     "model": {"num_layers": 12, "hidden_size": 2048, "vocab_size": 128256},
@@ -39,7 +41,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Stands in for the child: what it is asked is counted, and it answers from `ANSWER`, or fails for other names."""
     questions: list[str] = []
 
-    def ask(name: str, _prepare: str, _env: object) -> dict[str, Any]:
+    def ask(words: list[str], _env: object) -> dict[str, Any]:
+        name = words[0]
         questions.append(name)
         return ANSWER if name == NAME else {"error": "ValueError: no"}
 
@@ -51,7 +54,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 def test_bridge_says_what_is_trained_and_the_catalog_what_it_is_called(asked: list[str]) -> None:
     known = catalog_recipe(NAME)
-    got = bridge.recipe(NAME, known)
+    got = bridge.recipe(NAME, known, build=BUILD)
     assert (got.source, got.seq_length, got.precision) == ("bridge", 2048, "fp8mx")
     assert got.architecture.num_layers == 12
     assert got.architecture.kv_channels == known.architecture.kv_channels
@@ -60,19 +63,19 @@ def test_bridge_says_what_is_trained_and_the_catalog_what_it_is_called(asked: li
 
 
 def test_it_is_asked_once(asked: list[str]) -> None:
-    assert bridge.recipe(NAME) == bridge.recipe(NAME)
+    assert bridge.recipe(NAME, build=BUILD) == bridge.recipe(NAME, build=BUILD)
     assert asked == [NAME]
 
 
 def test_a_failure_is_named_and_not_paid_for_twice_within_the_hour(asked: list[str], tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(ProbeError, match="could not build other: ValueError: no"):
-            bridge.recipe("other")
+            bridge.recipe("other", build=BUILD)
     assert asked == ["other"]
     for file in tmp_path.rglob("other.json"):
         os.utime(file, (0, 0))
     with pytest.raises(ProbeError):
-        bridge.recipe("other")
+        bridge.recipe("other", build=BUILD)
     assert asked == ["other", "other"]
 
 
@@ -80,31 +83,48 @@ def test_a_cache_that_cannot_be_written_or_read_changes_nothing(
     asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    assert bridge.recipe(NAME).seq_length == 2048
+    assert bridge.recipe(NAME, build=BUILD).seq_length == 2048
 
 
 def test_a_child_that_dies_is_an_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ProbeError, match="could not build x"):
-        bridge.recipe("x", prepare="no_such_module:f")
+        bridge.recipe("x", build="no_such_module:f")
 
 
 @pytest.mark.bridge
 def test_the_real_bridge_builds_the_recipe_of_the_catalog(tmp_path: Path) -> None:
     python = NAMED or (sys.executable if importlib.util.find_spec("megatron.bridge") else None)
-    need(python, "an environment with megatron-bridge (PARLAUNCH_BRIDGE_PYTHON)")
+    need(python, "an environment with megatron-bridge (BRIDGE_PYTHON)")
     known = catalog_recipe(NAME)
     config = hub_cache.hf_config(str(known.model_id), known.architecture)
     assert config is not None
     hub_cache.write(tmp_path / "hub", str(known.model_id), config)
     done = subprocess.run(
-        [str(python), "-m", "parlaunch_probes.bridge_child", NAME, "parlaunch_launch.cpu.bridge_runner:importable"],
+        [str(python), "-m", "parlaunch_probes.bridge_child", NAME, BUILD, "parlaunch_launch.cpu.bridge_runner:importable"],
         capture_output=True, text=True, timeout=300, check=True,
         env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     answer = json.loads(done.stdout.splitlines()[-1])
     assert "error" not in answer, answer
     got = bridge._recipe(NAME, answer, known)
-    assert got.architecture.total_params == known.architecture.total_params
+    assert total_params(got.architecture) == total_params(known.architecture)
     assert (got.seq_length, got.global_batch_size, got.precision) == (8192, 512, "bf16")
     assert got.defaults.micro_batch_size == known.defaults.micro_batch_size
+
+
+def test_bridge_is_asked_for_every_switch_that_a_recipe_has() -> None:
+    from dataclasses import fields
+    from inspect import getsource
+
+    from parlaunch.model.recipe import Features
+    from parlaunch_probes import bridge_child
+
+    said = getsource(bridge_child.features) + getsource(bridge_child.adapters)
+    aliases = {"cuda_graph_scope": "cuda_graph", "distributed_optimizer": "no_distributed_optimizer"}
+    ours = {
+        "sequence_parallel",
+        "framework",
+    }  # of published runs; a recipe of Bridge's has them as sizes, or not at all
+    missing = {f.name for f in fields(Features)} - ours
+    assert not {name for name in missing if f'"{aliases.get(name, name)}"' not in said}

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from parlaunch.errors import ProbeError
-from parlaunch.machine import Cluster, cluster_to_json
-from parlaunch_probes import Host, capture
-from parlaunch_probes.nvml import NoNvml
+from parlaunch.hardware.cluster import Cluster, cluster_to_json
+from parlaunch_probes import Host, capture, node
+from parlaunch_probes.nvml import NoNvml, NvmlReading
 from tests.fake_nvml import Fake
 from tests.probes import machines, tree
 from tests.probes.chaos import SAVED, mutate, one
+from tests.probes.tree import Tree
 
 
 @pytest.mark.parametrize("name", machines.MACHINES)
@@ -25,7 +28,7 @@ def test_a_machine_on_disk_is_what_a_probe_of_it_saves_and_replays(name: str, fa
     taken = machines.capture(name, fake_nvml, tmp_path / "root")
     path = capture.save(tmp_path / name, taken, about=machines.MACHINES[name].about)
     kept = SAVED / name
-    assert path.read_text() == (kept / "capture.json").read_text(), "run scripts/make_machines.py and read the diff"
+    assert path.read_text() == (kept / "capture.json").read_text(), "run scripts/make/machines.py and read the diff"
     assert (kept / "about").read_text() == machines.MACHINES[name].about + "\n"
     again = capture.read(kept)
     assert again.source == f"file {name}"
@@ -47,7 +50,7 @@ def test_the_recorded_values_of_a_capture_are_those_that_it_replays_to() -> None
         assert cluster_to_json(stored.replay()) == cluster_to_json(stored.cluster), folder
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 2**32))
 def test_machines_that_nobody_built_are_probed_saved_and_shown(
     fake_nvml_library: Path, tmp_path_factory: pytest.TempPathFactory, seed: int
@@ -55,7 +58,7 @@ def test_machines_that_nobody_built_are_probed_saved_and_shown(
     assert one(seed, tmp_path_factory.mktemp("chaos"), fake_nvml_library) in ("probed", "read", "refused")
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 2**32))
 def test_a_damaged_capture_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     rng = random.Random(seed)
@@ -199,3 +202,36 @@ def test_what_is_a_capture_and_what_is_not(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("GPU0 GPU1\nparlaunch.capture/1")
     assert capture.is_capture(tmp_path / "a.json")
     assert not any(capture.is_capture(tmp_path / n) for n in ("b.json", "c.txt", "gone", "."))
+
+
+class HalfBlind(Host):
+    """A machine half of whose files cannot be read, the same half every time."""
+
+    seed = 0
+
+    def _answer(self, kind: str, path: str, ask: Any) -> Any:
+        blind = random.Random(f"{self.seed}{kind}{path}").random() < 0.5
+        return super()._answer(kind, path, (lambda _: None) if blind else ask)
+
+
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 2**32))
+def test_a_capture_is_saved_and_redacted_when_half_of_the_reads_fail(
+    tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("half")
+    builds: list[Callable[[Path], Tree]] = [tree.hgx_b200, tree.spark, tree.slingshot, tree.a100_pairs]
+    build = random.Random(seed).choice(builds)
+    build(folder / "root")
+    host = HalfBlind(folder / "root", record=True)
+    host.seed = seed
+    reading = NvmlReading(error="UNKNOWN")
+    cluster = node.cluster_of(host, reading, {})
+    taken = capture.Capture(cluster, host.kept(), reading.to_json(), {})
+    saved = capture.save(folder / "m.json", taken, redact=True)
+    again = capture.read(saved)
+    mine = cluster.nodes[0]
+    assert [n.name for n in again.nodes[0].nics] == [n.name for n in mine.nics]
+    assert [n.rail for n in again.nodes[0].nics] == [n.rail for n in mine.nics]
+    assert mine.hostname == "localhost" or mine.hostname not in saved.read_text()
+    assert "4cbb:4703" not in saved.read_text(), "the chip's GUID tells whose it is"

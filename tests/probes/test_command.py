@@ -9,13 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import HANGS_S
 from tests.fake_nvml import Fake
 
 
 def parlaunch(*argv: str, variables: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "NO_COLOR": "1", **(variables or {})}
     done = subprocess.run(
-        [sys.executable, "-m", "parlaunch", *argv], capture_output=True, text=True, env=env, timeout=120, check=False
+        [sys.executable, "-m", "parlaunch", *argv],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=HANGS_S,
+        check=False,
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done

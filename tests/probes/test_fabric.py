@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parlaunch.machine import Fabric, Gpu, Nic
+from parlaunch.hardware.cluster import Fabric, Gpu, Nic
 from parlaunch_probes import Host, fabric, rails
 from parlaunch_probes.node import probe
 from parlaunch_probes.nvml import NoNvml
@@ -287,7 +287,7 @@ NICS = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(NICS, max_size=12, unique_by=lambda n: n.name))
 def test_rails_are_usable_equal_ports_and_every_other_port_says_why(nics: list[Nic]) -> None:
     chosen = rails.choose(nics)
@@ -301,3 +301,107 @@ def test_rails_are_usable_equal_ports_and_every_other_port_says_why(nics: list[N
     usable = [n for n in nics if n.why_not is None and n.up is not False]
     assert bool(taken) == bool(usable)
     assert rails.choose(tuple(replace(n, rail=False, why_not=None) if n.rail else n for n in chosen)) == chosen
+
+
+def dark(t: Tree, buses: tuple[str, ...], **more: str) -> None:
+    for at, bus in enumerate(buses):
+        t.verbs(f"mlx5_{at}", card(t, bus), state="1: DOWN", phys="3: Disabled", rate="10 Gb/sec (4X SDR)", **more)  # type: ignore[arg-type]
+
+
+def gpus(count: int) -> list[Gpu]:
+    return [Gpu(index=at, name="x") for at in range(count)]
+
+
+def chosen(root: Path, gpus: int) -> list[str]:
+    return [n.name for n in rails.choose(fabric.read(Host(root), (), vm=False), gpus) if n.rail]
+
+
+def test_fast_ports_that_are_all_down_are_the_rails_and_not_the_slow_one_that_is_up(tmp_path: Path) -> None:
+    t = Tree(tmp_path)
+    dark(t, ("10", "20", "30", "40"))
+    t.net("eno1", card(t, "60", driver="i40e", kind=ETHERNET_CARD), speed=10000)
+    t.verbs("mlx5_9", card(t, "70"), model="MT4125", rate="100 Gb/sec (4X EDR)", layer="Ethernet")
+    assert chosen(tmp_path, 8) == ["mlx5_0", "mlx5_1", "mlx5_2", "mlx5_3"]
+    found = fabric.read(Host(tmp_path), (), vm=False)
+    assert rails.fabric_of(rails.choose(found, 8), gpus(8)) == Fabric(kind="infiniband", rails=4)
+    assert rails.dark_notes(rails.choose(found, 8)) == ["all 4 rails are down: mlx5_0:1, mlx5_1:1, mlx5_2:1, mlx5_3:1"]
+
+
+def test_an_unplugged_card_of_a_workstation_is_no_set_of_rails(tmp_path: Path) -> None:
+    t = Tree(tmp_path)
+    for function in (0, 1):
+        at = t.pci(f"pci0000:10/0000:10:01.0/0000:11:00.{function}", 0, "mlx5_core", IB_CARD, MELLANOX, "0x1021")
+        t.verbs(f"mlx5_{function}", at, state="1: DOWN", phys="3: Disabled")
+    t.net("eno1", card(t, "60", driver="i40e", kind=ETHERNET_CARD), speed=10000)
+    assert chosen(tmp_path, 2) == ["eno1"]
+
+
+@pytest.mark.parametrize("vpd", [True, False])
+def test_functions_that_manage_nvswitches_are_known_by_their_vpd_or_by_their_pattern(tmp_path: Path, vpd: bool) -> None:
+    tree.hgx_b200(tmp_path, vpd=vpd)
+    found = {
+        n.name: n for n in fabric.read(Host(tmp_path), [Gpu(index=0, name="x", compute_capability=(10, 0))], vm=False)
+    }
+    assert [n for n, nic in found.items() if nic.manages_switches] == ["mlx5_2", "mlx5_3", "mlx5_4", "mlx5_5"]
+    assert ("taken for" in (found["mlx5_2"].why_not or "")) is not vpd
+
+
+def test_one_rail_that_lost_its_lanes_is_slow_and_no_management_function(tmp_path: Path) -> None:
+    t = tree.hgx_b200(tmp_path, vpd=True)
+    t.put("sys/class/infiniband/mlx5_6/ports/1/rate", "100 Gb/sec (1X NDR)")
+    found = {
+        n.name: n for n in fabric.read(Host(tmp_path), [Gpu(index=0, name="x", compute_capability=(10, 0))], vm=False)
+    }
+    assert found["mlx5_6"].manages_switches is None
+
+
+def test_hopper_has_no_management_functions_whatever_runs_slow(tmp_path: Path) -> None:
+    tree.hgx_b200(tmp_path)
+    found = fabric.read(Host(tmp_path), [Gpu(index=0, name="x", compute_capability=(9, 0))], vm=False)
+    assert not [n for n in found if n.manages_switches]
+
+
+def test_two_functions_of_one_port_carry_its_rate_once(tmp_path: Path) -> None:
+    """A card wired to both sockets: one chip, one port, two PCI functions."""
+    t = Tree(tmp_path)
+    for at, bus in enumerate(("10", "80")):
+        made = card(t, bus, at)
+        t.verbs(f"mlx5_{at}", made)
+        t.put(f"{made}/infiniband/mlx5_{at}/sys_image_guid", "9803:9b03:0000:0042")
+    nics = rails.choose(fabric.read(Host(tmp_path), (), vm=False), 2)
+    assert [n.twin for n in nics] == ["mlx5_0", "mlx5_0"]
+    assert rails.fabric_of(nics, gpus(2)) == Fabric(kind="infiniband", rails=2, bytes_per_s_per_gpu=25e9)
+
+
+@pytest.mark.parametrize("cabled", [(1,), (0, 1)])
+def test_a_spark_reaches_its_ports_through_lanes_for_one_of_them(tmp_path: Path, cabled: tuple[int, ...]) -> None:
+    tree.spark(tmp_path, cabled)
+    gb10 = [Gpu(index=0, name="NVIDIA GB10", compute_capability=(12, 1))]
+    nics = rails.choose(fabric.read(Host(tmp_path), gb10, vm=False), 1)
+    assert len([n for n in nics if n.rail]) == 2 * len(cabled)
+    assert rails.fabric_of(nics, gb10).bytes_per_s_per_gpu == 25e9
+
+
+def test_slingshot_is_seen_without_its_interfaces(tmp_path: Path) -> None:
+    """In a container with a network of its own the adapters stand under /sys/class/cxi alone."""
+    t = Tree(tmp_path)
+    at = t.pci("pci0000:00/0000:00:01.1/0000:01:00.0", 0, "cxi_ss1", ETHERNET_CARD, "0x17db", "0x0501")
+    t.put(f"{at}/cxi/cxi0/x", "")
+    t.link(f"{at}/cxi/cxi0/device", at)
+    t.link("sys/class/cxi/cxi0", f"{at}/cxi/cxi0")
+    t.put(f"{at}/port/speed", "BS_200G")
+    t.put(f"{at}/port/link", "up")
+    nic = ports(tmp_path)["cxi0"]
+    assert (nic.kind, nic.bytes_per_s, nic.up, nic.rail) == ("slingshot", 25e9, True, True)
+    t.net("hsn0", at, speed=200000)
+    assert [n for n, nic in ports(tmp_path).items() if nic.rail] == ["hsn0"], "the interface, when it is shown"
+
+
+def test_side_doors_are_never_rails(tmp_path: Path) -> None:
+    t = Tree(tmp_path)
+    for name in ("wlan0", "wlp3s0", "usb0", "enx001122334455", "tmfifo_net0", "tailscale0", "bmc0"):
+        t.net(name, card(t, f"{0x10 + len(name) * 4:02x}", driver="x", kind=ETHERNET_CARD), speed=100000)
+    wifi = card(t, "b0", driver="iwlwifi", kind="0x028000")
+    t.net("eth7", wifi, speed=100000)
+    t.put(f"{wifi}/net/eth7/phy80211/name", "phy0")
+    assert not [n for n, nic in ports(tmp_path).items() if nic.rail]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from parlaunch.machine import Cluster, Node
-from parlaunch_probes import Host, probe
+from parlaunch.doctor.preflight import examine
+from parlaunch.hardware.cluster import Cluster, Node
+from parlaunch_probes import Host, capture, probe
 from parlaunch_probes.nvml import LibraryNvml, NvmlReading
+from tests.conftest import HANGS_S
 from tests.fake_nvml import Fake, build
 
 
@@ -207,7 +210,7 @@ def test_a_probe_that_hangs_does_not_keep_the_process_from_exiting(fake_nvml: Fa
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=HANGS_S,
         check=True,
     )
     assert time.monotonic() - start < 30
@@ -284,7 +287,7 @@ def test_bindings_of_another_age_are_named_with_the_way_out(fake_nvml: Fake, not
         "import parlaunch_probes as p; c = p.probe()\n"
         "print(len(c.nodes[0].gpus), [n for n in c.notes if 'too old' in n])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS_S, check=True)
     assert (
         done.stdout
         == f"4 ['{tmp_path}/pynvml.py is too old to ask for the NVSwitch fabric: pip install -U nvidia-ml-py']\n"
@@ -295,3 +298,20 @@ def test_a_reading_survives_its_json(fake_nvml: Fake) -> None:
     fake_nvml.use("gb200_tray")
     reading = LibraryNvml().read(10.0)
     assert NvmlReading.from_json(reading.to_json()) == reading
+
+
+@pytest.mark.parametrize(("peers", "domains"), [(0, ()), (1, (tuple(range(8)),)), (None, (tuple(range(8)),))])
+def test_confidential_gpus_have_nvlink_only_in_a_mode_for_several(
+    tmp_path: Path, peers: int | None, domains: tuple[tuple[int, ...], ...]
+) -> None:
+    saved = json.loads((Path(__file__).parents[1] / "machines" / "nvml-dgx-h100" / "capture.json").read_text())
+    told = {"confidential": 1} | ({} if peers is None else {"confidential_peers": peers})
+    saved["nvml"]["system"]["answers"] |= told
+    (tmp_path / "capture.json").write_text(json.dumps(saved))
+    found = capture.read(tmp_path / "capture.json")
+    assert found.nodes[0].confidential is True
+    assert found.nvlink_domains == domains
+    assert any("without a mode for several GPUs" in n for n in found.notes) is (peers == 0)
+    said = next(f.saw for f in examine(found) if f.check == "gpu-shared")
+    assert ("GPUs reach each other over NVLink, and GPUDirect RDMA is closed" in said) is bool(domains)
+    assert ("peers and GPUDirect RDMA are closed" in said) is not bool(domains)

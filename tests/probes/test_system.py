@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from parlaunch.machine import UNLIMITED
+from parlaunch.hardware.cluster import UNLIMITED
 from parlaunch_probes import Host, system
-from parlaunch_probes.host import xid_of
+from parlaunch_probes.host import line_of, sxid_of, xid_of
 from parlaunch_probes.node import probe
 from parlaunch_probes.nvml import NoNvml
 from tests.fake_nvml import Fake
@@ -36,6 +36,17 @@ def test_grace_has_no_cpuinfo_to_speak_of_and_memory_only_nodes(tmp_path: Path) 
     assert (n.cpu_model, n.sockets, n.cores) == ("Arm Neoverse-V2 (NVIDIA Grace)", 2, 144)
     assert n.numa_nodes == 2
     assert n.imex_channels == 1
+
+
+def test_the_memory_of_gpus_that_are_numa_nodes_is_not_the_hosts(tmp_path: Path) -> None:
+    """Grace and POWER9: /proc/meminfo counts HBM too."""
+    t = Tree(tmp_path)
+    t.host(memory_gib=960)
+    for node in (0, 1):
+        t.put(f"sys/devices/system/node/node{node}/meminfo", f"Node {node} MemTotal:       {240 << 20} kB")
+    assert probe(Host(tmp_path), NoNvml(), environ={}).nodes[0].memory_bytes == 960 << 30, "no node without CPUs"
+    t.put("sys/devices/system/node/node2/cpulist", "")
+    assert probe(Host(tmp_path), NoNvml(), environ={}).nodes[0].memory_bytes == 480 << 30
 
 
 def test_limits_of_every_control_group_above_count(tmp_path: Path) -> None:
@@ -131,7 +142,14 @@ def test_a_name_that_leads_to_the_loopback(tmp_path: Path, hosts: str, want: boo
 def test_the_shared_memory_of_a_docker_container(tmp_path: Path) -> None:
     t = Tree(tmp_path)
     t.put("proc/mounts", "overlay / overlay rw 0 0\nshm /dev/shm tmpfs rw,nosuid,nodev,noexec,relatime,size=65536k 0 0")
-    assert system.shared_memory(Host(tmp_path)) == 64 << 20
+    assert system.shared_memory(Host(tmp_path)) == (64 << 20, None)
+
+
+def test_the_shared_memory_of_this_machine_says_what_is_left() -> None:
+    size, left = system.shared_memory(Host("/"))
+    assert size is not None
+    assert left is not None
+    assert 0 <= left <= size
 
 
 def test_gpus_of_the_kernel_module_when_nvml_is_silent(tmp_path: Path) -> None:
@@ -197,17 +215,32 @@ def test_an_empty_root_is_a_machine_about_which_nothing_is_known(tmp_path: Path)
 
 
 def test_xids_are_read_from_the_kernel_log_and_nothing_else_is() -> None:
-    line = "4,2211,3600000000,-;NVRM: Xid (PCI:0000:1B:00): 79, pid=4711, name=python, GPU has fallen off the bus.\n DEVICE=x"
-    assert xid_of(line, 3700.4) == [79, "0000:1b:00", 100]
-    assert xid_of(line.replace("1B:00", "1B:00.0"), 3500.0) == [79, "0000:1b:00.0", 0]
-    for other in (
-        "",
-        "4,2211,3600000000,-;NVRM: loading",
-        "junk;NVRM: Xid (PCI:0000:1B:00): 79",
-        "6,1,x,-;NVRM: Xid (PCI:0:1): 79",
-    ):
-        assert xid_of(other, 1.0) is None
+    text = "NVRM: Xid (PCI:0000:1B:00): 79, pid=4711, name=python, GPU has fallen off the bus.\n DEVICE=x"
+    line = f"4,2211,3600000000,-;{text}"
+    assert line_of(line, 3700.4) == (text, 100)
+    assert line_of(line, 3500.0) == (text, 0)
+    assert xid_of(text, 100) == [79, "0000:1b:00", 100]
+    assert xid_of(text.replace("1B:00", "1B:00.0"), 0) == [79, "0000:1b:00.0", 0]
+    assert sxid_of(text, 0) is None
+    assert xid_of("NVRM: loading", 0) is None
+    for other in ("", "junk;NVRM: Xid (PCI:0000:1B:00): 79", "6,1,x,-;NVRM: Xid (PCI:0:1): 79"):
+        assert line_of(other, 1.0) is None
     assert Host().xids() is None or all(len(x) == 3 for x in Host().xids() or ())
+
+
+def test_sxids_are_read_with_their_weight_and_without_the_raw_data_that_follows() -> None:
+    head = "nvidia-nvswitch3: SXid (PCI:0000:C1:00.0): "
+    said = [
+        "28006, Non-fatal, Link 46 MC TS crumbstore MCTO (First)",
+        "28006, Severity 0 Engine instance 46 Sub-engine instance 00",
+        "28006, Data {0x00140004, 0x00100000}",
+        "20034, Fatal, Link 30 LTSSM Fault Up",
+    ]
+    assert [x for text in said if (x := sxid_of(head + text, 5))] == [
+        [28006, "0000:c1:00.0", 5, False, "Link 46 MC TS crumbstore MCTO (First)"],
+        [20034, "0000:c1:00.0", 5, True, "Link 30 LTSSM Fault Up"],
+    ]
+    assert xid_of(head + said[3], 5) is None
 
 
 def test_the_files_of_this_machine_may_be_mounted_elsewhere(

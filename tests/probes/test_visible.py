@@ -117,7 +117,7 @@ def test_ordinals_of_mixed_models_are_exact_only_in_bus_order() -> None:
     assert resolve(None, mixed).exact
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.one_of(

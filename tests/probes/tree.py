@@ -10,7 +10,7 @@ from pathlib import Path
 
 BDF = re.compile(r"^[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")
 BRIDGE, GPU, ETHERNET_CARD, IB_CARD, NVSWITCH = "0x060400", "0x030200", "0x020000", "0x020700", "0x068000"
-NVIDIA, MELLANOX, AMAZON, INTEL = "0x10de", "0x15b3", "0x1d0f", "0x8086"
+NVIDIA, MELLANOX, AMAZON, INTEL, CRAY = "0x10de", "0x15b3", "0x1d0f", "0x8086", "0x17db"
 
 
 class Tree:
@@ -357,6 +357,266 @@ def h100_vm(root: Path) -> Tree:
     eno = t.pci("pci0000:00/0000:00:03.0", -1, "virtio-pci", ETHERNET_CARD)
     t.put(f"{eno}/virtio1/x", "")
     t.net("eno1", f"{eno}/virtio1", speed=-1)
+    return t
+
+
+def cloud(root: Path, vendor: str, product: str, driver: str) -> tuple[Tree, list[tuple[int, str, int]]]:
+    """A virtual machine with eight GPUs, and for each (NUMA node, the switch port beside it, a bus number there)."""
+    t = Tree(root)
+    t.host("vm-0", guest=True)
+    t.put("sys/class/dmi/id/sys_vendor", vendor)
+    t.put("sys/class/dmi/id/product_name", product)
+    t.driver(driver)
+    beside = []
+    for at, bus in enumerate(H100_BUSES):
+        number = int(bus, 16)
+        base = f"pci0000:{number - 9:02x}/0000:{number - 9:02x}:00.0/0000:{number - 8:02x}:00.0"
+        t.gpu(f"{base}/0000:{number - 7:02x}:05.0/0000:{bus}:00.0", at // 4)
+        beside.append((at // 4, f"{base}/0000:{number - 7:02x}:00.0", number - 6))
+    return t, beside
+
+
+def azure(root: Path) -> Tree:
+    """Virtual functions of InfiniBand ports, each with IP over it, and a RoCE function for the accelerated network."""
+    t, beside = cloud(root, "Microsoft Corporation", "Virtual Machine", "550.90.07")
+    for at, (numa, _, _) in enumerate(beside):
+        chain = f"pci0{at + 0x101:03x}:00/0{at + 0x101:03x}:00:00.0"  # a PCI domain of its own for each
+        card = t.pci(chain, numa, "mlx5_core", IB_CARD, MELLANOX, "0x101e")
+        t.verbs(f"mlx5_ib{at}", card, model="MT4126", netdev=f"ib{at}")
+        t.net(f"ib{at}", card, kind=32, speed=400000)
+    card = t.pci("pci9999:00/9999:00:02.0", 0, "mlx5_core", ETHERNET_CARD, MELLANOX, "0x101a")
+    t.verbs("mlx5_an0", card, layer="Ethernet", model="MT4121", rate="100 Gb/sec (4X EDR)", netdev="enP39321s1")
+    t.net("eth0", speed=100000)
+    return t
+
+
+def aws_p6(root: Path) -> Tree:
+    """One EFA device of the third generation for each GPU, and the host's interface."""
+    t, beside = cloud(root, "Amazon EC2", "p6-b200.48xlarge", "570.124.06")
+    for numa, chain, bus in beside:
+        card = t.pci(f"{chain}/0000:{bus:02x}:00.0", numa, "efa", ETHERNET_CARD, AMAZON, "0xefa3")
+        t.verbs(f"rdmap{bus}s0", card, layer="Unspecified", model="", board="")
+    t.net("ens5", t.pci("pci0000:00/0000:00:05.0", 0, "ena", ETHERNET_CARD, AMAZON, "0xec20"), speed=-1)
+    return t
+
+
+def two_ports_each(root: Path) -> Tree:
+    """Two RoCE ports of 200 Gb/s beside each GPU, each with a virtual function for a pod, and one port for the host; bare metal."""
+    t = Tree(root)
+    t.host("oci-0")
+    t.driver("550.90.07")
+    for at, bus in enumerate(H100_BUSES):
+        numa, number = at // 4, int(bus, 16)
+        base = f"pci0000:{number - 3:02x}/0000:{number - 3:02x}:01.0/0000:{number - 2:02x}:00.0"
+        t.gpu(f"{base}/0000:{number - 1:02x}:00.0/0000:{bus}:00.0", numa)
+        below, rate = f"{base}/0000:{number - 1:02x}:01.0/0000:{number + 1:02x}", "200 Gb/sec (4X HDR)"
+        for port in (0, 1):
+            n = 2 * at + port
+            card = t.pci(f"{below}:00.{port}", numa, "mlx5_core", ETHERNET_CARD, MELLANOX, "0x1021")
+            t.verbs(f"mlx5_{n}", card, layer="Ethernet", netdev=f"rdma{n}", rate=rate)
+            guest = t.pci(f"{below}:0{port}.2", numa, "mlx5_core", ETHERNET_CARD, MELLANOX, "0x101e")
+            t.link(f"{guest}/physfn", card)
+            t.verbs(f"mlx5_{40 + n}", guest, layer="Ethernet", model="MT4126", rate=rate, netdev=f"rdma{n}v0")
+    card = t.pci("pci0000:00/0000:00:1c.0/0000:0a:00.0", 0, "mlx5_core", ETHERNET_CARD, MELLANOX, "0x101d")
+    t.verbs("mlx5_30", card, layer="Ethernet", netdev="eth0", model="MT4125", rate="100 Gb/sec (4X EDR)")
+    return t
+
+
+def hgx_b200(
+    root: Path,
+    *,
+    rails: int = 8,
+    up: bool = True,
+    model: str = "MT4129",
+    rate: str = "400 Gb/sec (4X NDR)",
+    vpd: bool = False,
+) -> Tree:
+    """Eight GPUs with an InfiniBand port each, and the four ConnectX-7 functions through which the NVSwitches are managed,
+    one lane each. `vpd`: as root reads it, with the card's vital product data."""
+    t = Tree(root)
+    t.host("hgx-b200", cpu="Intel(R) Xeon(R) Platinum 8570")
+    t.driver("570.124.06" if model == "MT4129" else "580.95.05")
+    ids = {"MT4129": "0x1021", "MT4131": "0x1023"}
+    for at, bus in enumerate(H100_BUSES):
+        number = int(bus, 16)
+        base = f"pci0000:{number - 3:02x}/0000:{number - 3:02x}:01.0/0000:{number - 2:02x}:00.0"
+        t.gpu(f"{base}/0000:{number - 1:02x}:00.0/0000:{bus}:00.0", at // 4, "0x2901")
+        if at < rails:
+            chain = f"{base}/0000:{number - 1:02x}:01.0/0000:{number + 1:02x}:00.0"
+            card = t.pci(chain, at // 4, "mlx5_core", IB_CARD, MELLANOX, ids[model])
+            state, phys = ("4: ACTIVE", "5: LinkUp") if up else ("1: DOWN", "3: Disabled")
+            name = f"mlx5_{at if at < 2 else at + 4}"
+            t.verbs(name, card, model=model, rate=rate if up else "10 Gb/sec (4X SDR)", state=state, phys=phys)
+            t.put(f"{card}/infiniband/mlx5_{at if at < 2 else at + 4}/sys_image_guid", f"9803:9b03:0000:00{bus}")
+    for function in range(4):
+        card = t.pci(f"pci0000:70/0000:70:01.0/0000:71:00.{function}", 0, "mlx5_core", IB_CARD, MELLANOX, "0x1021")
+        t.verbs(f"mlx5_{2 + function}", card, rate="100 Gb/sec (1X NDR)", board="MT_0000001232")
+        t.put(f"{card}/infiniband/mlx5_{2 + function}/sys_image_guid", "9803:9b03:0000:0071")
+        if vpd:
+            t.put(f"{card}/vpd", b"\x82\x0a\x00ConnectX-7\x90\x0d\x00V2\x0aSMDL=SW_MNG\x78")
+    eno = t.pci("pci0000:00/0000:00:1c.0/0000:0a:00.0", 0, "i40e", ETHERNET_CARD)
+    t.net("eno1", eno, speed=10000)
+    return t
+
+
+def slingshot(root: Path) -> Tree:
+    """Four GPUs, four Slingshot adapters of 200 Gb/s, one beside each, and the 1 Gb/s interface of the node's management."""
+    t = Tree(root)
+    t.host("nid001", cpu="AMD EPYC 7763 64-Core Processor", sockets=1, cores=64, memory_gib=256)
+    t.driver("550.54.15", open_modules=False)
+    for at, (root_bus, gpu, port) in enumerate(
+        (("00", "01", "03"), ("40", "41", "42"), ("80", "81", "82"), ("c0", "c1", "c2"))
+    ):
+        t.gpu(f"pci0000:{root_bus}/0000:{root_bus}:03.1/0000:{gpu}:00.0", 0, "0x20b0")
+        chain = f"pci0000:{root_bus}/0000:{root_bus}:01.1/0000:{port}:00.0"
+        card = t.pci(chain, 0, "cxi_ss1", ETHERNET_CARD, CRAY, "0x0501")
+        t.net(f"hsn{at}", card, speed=200000)
+    nmn = t.pci("pci0000:c0/0000:c0:05.1/0000:c3:00.0", 0, "igb", ETHERNET_CARD)
+    t.net("nmn0", nmn, speed=1000)
+    return t
+
+
+def one_roce(root: Path) -> Tree:
+    """Eight B200 without rails of their own: one 400 Gb/s RoCE port, and the functions that manage the NVSwitches."""
+    t = hgx_b200(root, rails=0)
+    card = t.pci("pci0000:e0/0000:e0:01.0/0000:e1:00.0", 1, "mlx5_core", ETHERNET_CARD, MELLANOX, "0x1021")
+    t.verbs("mlx5_20", card, layer="Ethernet", netdev="ens9f0np0")
+    return t
+
+
+def custom_a100(root: Path) -> Tree:
+    """Four GPUs of a custom product, a 100 Gb/s InfiniBand port (two lanes) under each one's root port."""
+    t = Tree(root)
+    t.host("lrdn0001", cpu="Intel(R) Xeon(R) Platinum 8358", sockets=1, cores=32, memory_gib=512)
+    t.driver("550.54.15", open_modules=False)
+    for at, (root_bus, gpu) in enumerate((("00", "01"), ("40", "41"), ("80", "81"), ("c0", "c1"))):
+        t.gpu(f"pci0000:{root_bus}/0000:{root_bus}:01.0/0000:{gpu}:00.0", 0, "0x20b3")
+        chain = f"pci0000:{root_bus}/0000:{root_bus}:02.0/0000:{int(root_bus, 16) + 2:02x}:00.0"
+        card = t.pci(chain, 0, "mlx5_core", IB_CARD, MELLANOX, "0x101b")
+        t.verbs(f"mlx5_{at}", card, model="MT4123", rate="100 Gb/sec (2X HDR)")
+    return t
+
+
+def thor(root: Path) -> Tree:
+    """A board of its own: CPU and GPU on one chip, a USB network card, Wi-Fi, and a 1 Gb/s port."""
+    t = Tree(root)
+    t.host("thor", cpu="Cortex-A78AE", sockets=1, cores=14, memory_gib=122)
+    t.put("proc/modules", "nvgpu 3000000 1 - Live 0x0")
+    eth = t.pci("pci0000:01/0000:01:00.0", 0, "r8168", ETHERNET_CARD, "0x10ec")
+    t.net("enP1p1s0", eth, speed=1000)
+    wifi = t.pci("pci0001:01/0001:01:00.0", 0, "rtw89", "0x028000", "0x10ec")
+    t.net("wlP1p1s0", wifi, speed=None)
+    t.put(f"{wifi}/net/wlP1p1s0/wireless/status", "0x0")
+    t.net("usb0", state="down", speed=None)
+    return t
+
+
+def google(root: Path, *, rdma: bool) -> Tree:
+    """A virtual machine of Google's: two host interfaces, and for the GPUs RoCE functions named after them (a3-ultragpu)
+    or plain gVNICs (a3-highgpu, GPUDirect-TCPX)."""
+    t = Tree(root)
+    t.host("a3-0", cpu="INTEL(R) XEON(R) PLATINUM 8481C", cores=52, guest=True)
+    t.put("sys/class/dmi/id/sys_vendor", "Google")
+    t.put("sys/class/dmi/id/product_name", "Google Compute Engine")
+    t.driver("550.90.07")
+    for at, bus in enumerate(H100_BUSES):
+        number = int(bus, 16)
+        base = f"pci0000:{number - 9:02x}/0000:{number - 9:02x}:00.0/0000:{number - 8:02x}:00.0"
+        t.gpu(f"{base}/0000:{number - 7:02x}:05.0/0000:{bus}:00.0", at // 4)
+        chain = f"{base}/0000:{number - 7:02x}:00.0/0000:{number - 6:02x}:00.0"
+        if rdma:
+            card = t.pci(chain, at // 4, "mlx5_core", ETHERNET_CARD, MELLANOX, "0x101e")
+            t.verbs(f"mlx5_{at}", card, layer="Ethernet", netdev=f"gpu{at}rdma0", model="MT4126")
+        elif at % 2 == 0:
+            t.net(f"eth{1 + at // 2}", t.pci(chain, at // 4, "gvnic", ETHERNET_CARD, "0x1ae0", "0x0042"), speed=200000)
+    host = t.pci("pci0000:00/0000:00:0c.0", 0, "gvnic", ETHERNET_CARD, "0x1ae0", "0x0042")
+    t.net("eth0", host, speed=200000)
+    t.put(
+        "proc/net/route",
+        "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\neth0\t00000000\t0100000A\t0003\t0\t0\t100\t00000000\t0\t0\t0",
+    )
+    return t
+
+
+def wsl2(root: Path) -> Tree:
+    """Linux on Windows: no PCI device of the GPUs, one virtual interface."""
+    t = Tree(root)
+    t.host(
+        "DESKTOP-1", cpu="AMD Ryzen Threadripper PRO 5975WX 32-Cores", sockets=1, cores=32, memory_gib=64, guest=True
+    )
+    t.put("proc/sys/kernel/osrelease", "5.15.167.4-microsoft-standard-WSL2")
+    t.put("proc/modules", "")
+    t.put("dev/dxg", "")
+    t.net("eth0", state="up", speed=10000)
+    t.put(
+        "proc/net/route",
+        "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\neth0\t00000000\t0100000A\t0003\t0\t0\t100\t00000000\t0\t0\t0",
+    )
+    return t
+
+
+def omnipath(root: Path) -> Tree:
+    """Four PCIe cards, and one Omni-Path adapter, which calls its link layer InfiniBand."""
+    t = a100_pairs(root)
+    card = t.pci("pci0000:a0/0000:a0:01.0/0000:a1:00.0", 1, "hfi1", "0x020800", INTEL, "0x24f0")
+    t.verbs("hfi1_0", card, model="", board="Omni-Path", rate="100 Gb/sec (4X EDR)")
+    for function in (0, 1):
+        t.put(f"sys/class/infiniband/mlx5_{function}/ports/1/state", "1: DOWN")
+    return t
+
+
+def guest(root: Path) -> Tree:
+    """A KVM guest whose GPUs are shares of a card."""
+    t = Tree(root)
+    t.host("guest-3", cpu="AMD EPYC 9354 32-Core Processor", sockets=1, cores=16, memory_gib=128, guest=True)
+    t.put("sys/class/dmi/id/sys_vendor", "QEMU")
+    t.driver("550.90.07")
+    for bus in ("3a", "3d", "a6", "a9"):
+        t.gpu(f"pci0000:00/0000:00:{bus[0]}2.0/0000:{bus}:00.0", -1, "0x26b9")
+    t.net("eth0", t.pci("pci0000:00/0000:00:03.0", -1, "virtio-pci", ETHERNET_CARD), speed=-1)
+    return t
+
+
+def spark(root: Path, cabled: tuple[int, ...] = (1,)) -> Tree:
+    """GB10: one ConnectX-7 wired to the CPU twice, so that each of its two ports is a function of both; one port cabled."""
+    t = Tree(root)
+    t.host("spark-01", cpu="Cortex-X925", sockets=1, cores=20, memory_gib=120)
+    t.driver("580.95.05")
+    t.gpu("pci000f:00/000f:00:00.0/000f:01:00.0", 0, "0x2e12", kind="0x030000")
+    for domain, name in (("0000", "p1s0"), ("0002", "P2p1s0")):
+        for function in (0, 1):
+            chain = f"pci{domain}:00/{domain}:00:00.0/{domain}:01:00.{function}"
+            card = t.pci(chain, 0, "mlx5_core", ETHERNET_CARD, MELLANOX, "0x1021")
+            state, phys, rate = (
+                ("4: ACTIVE", "5: LinkUp", "200 Gb/sec (4X HDR)")
+                if function in cabled
+                else ("1: DOWN", "3: Disabled", "40 Gb/sec (4X QDR)")
+            )
+            netdev = f"en{name}f{function}np{function}"
+            verbs = f"roce{name}f{function}"
+            t.verbs(verbs, card, layer="Ethernet", netdev=netdev, state=state, phys=phys, rate=rate)
+            t.put(f"{card}/infiniband/roce{name}f{function}/sys_image_guid", "4cbb:4703:0000:0001")
+    eth = t.pci("pci0007:00/0007:00:00.0/0007:01:00.0", 0, "r8127", ETHERNET_CARD, "0x10ec")
+    t.net("enP7s7", eth, speed=1000)
+    return t
+
+
+def eight_bonds(root: Path) -> Tree:
+    """Eight GPUs, each beside a bond of two RoCE ports, whose virtual functions are kept for guests."""
+    t = Tree(root)
+    t.host("h20-07", cpu="INTEL(R) XEON(R) PLATINUM 8575C", cores=48)
+    t.driver("550.144.03")
+    for at, bus in enumerate(H100_BUSES):
+        number = int(bus, 16)
+        base = f"pci0000:{number - 3:02x}/0000:{number - 3:02x}:01.0/0000:{number - 2:02x}:00.0"
+        t.gpu(f"{base}/0000:{number - 1:02x}:00.0/0000:{bus}:00.0", at // 4, "0x2329")
+        chain = f"{base}/0000:{number - 1:02x}:01.0/0000:{number + 1:02x}:00"
+        card = t.pci(f"{chain}.0", at // 4, "mlx5_core", ETHERNET_CARD, MELLANOX, "0x1021")
+        t.verbs(f"mlx5_bond_{at}", card, layer="Ethernet", netdev=f"bond{at}")
+        t.put(f"sys/class/net/bond{at}/bonding/mode", "802.3ad 4")
+        guest = t.pci(f"{chain}.2", at // 4, "mlx5_core", ETHERNET_CARD, MELLANOX, "0x101e")
+        t.link(f"{guest}/physfn", card)
+        t.verbs(f"mlx5_{at}", guest, layer="Ethernet", model="MT4126", board="", rate="400 Gb/sec (4X NDR)")
     return t
 
 

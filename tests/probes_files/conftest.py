@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from parlaunch.machine import Cluster
+from parlaunch.hardware.cluster import Cluster
 from parlaunch_probes.files import read_hardware
 
 Read = Callable[[str | bytes], Cluster]

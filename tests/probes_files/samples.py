@@ -217,3 +217,69 @@ def ibstat(ports: Sequence[tuple[str, str, str, str, int, str]]) -> str:
         f"\tPort 1:\n\t\tState: {state}\n\t\tPhysical state: {physical}\n\t\tRate: {rate}\n\t\tBase lid: 1\n\t\tLink layer: {layer}\n"
         for name, kind, state, physical, rate, layer in ports
     )
+
+
+# ------------------------------------------------------------------------------------------ other tools
+
+RDMA = """link mlx5_0/1 subnet_prefix fe80:0000:0000:0000 lid 13 sm_lid 1 lmc 0 state ACTIVE physical_state LINK_UP
+link mlx5_1/1 subnet_prefix fe80:0000:0000:0000 lid 14 sm_lid 1 lmc 0 state ACTIVE physical_state LINK_UP
+link mlx5_2/1 state DOWN physical_state DISABLED netdev ens3f1np1
+link rxe0/1 state ACTIVE physical_state LINK_UP netdev eth0
+"""
+LSTOPO = """Machine (2015GB total)
+  Package L#0
+    NUMANode L#0 (P#0 1007GB)
+    HostBridge
+      PCIBridge
+        PCI 01:00.0 (Ethernet)
+          Net "eno1"
+    HostBridge
+      PCIBridge
+        PCIBridge
+          PCI 18:00.0 (InfiniBand)
+            Net "ibp24s0"
+            OpenFabrics "mlx5_0"
+        PCIBridge
+          PCI 1b:00.0 (3D)
+            CoProc(CUDA) "cuda0"
+            GPU(NVML) "nvml0"
+  Package L#1
+    NUMANode L#1 (P#1 1008GB)
+    HostBridge
+      PCIBridge
+        PCIBridge
+          PCI 9b:00.0 (3D)
+            GPU(NVML) "nvml1"
+    HostBridge
+      PCI c3:00.0 (VGA)
+"""
+NODE = """NodeName={name} Arch=x86_64 CoresPerSocket=56
+   CPUAlloc=0 CPUEfctv=224 CPUTot=224 CPULoad=0.10
+   Gres={gres}
+   RealMemory=2063000 AllocMem=0 Sockets=2 Boards=1
+   State={state} ThreadsPerCore=2 TmpDisk=0
+"""
+GRAPH = """=== System : maxBw 48.0 totalBw 370.8 ===
+CPU/0-0 (1/2/-1)
++ SYS[16.0] - CPU/0-1
++ PCI[48.0] - PCI/0-1a000 (104c823200000000)
+              + PCI[48.0] - NIC/0-18000
+                            + NET[50.0] - NET/0-0 (0/d4f9fc0003ae6d94/1/50.000000)
+              + PCI[48.0] - GPU/0-1b000 (0)
+                            + NVL[{width}] - {far}
+CPU/0-1 (1/2/-1)
++ PCI[48.0] - GPU/0-9b000 (1)
+              + NVL[{width}] - {back}
+=========================================="""
+
+
+def nccl_log(host: str, graph: str = "", *more: str) -> str:
+    lines = [
+        "NET/IB : Using [0]mlx5_0:1/IB [1]mlx5_1:1/RoCE [RO]; OOB eth0:10.0.0.1<0>",
+        "ncclCommInitRank comm 0x55d9 rank 0 nranks 4 cudaDev 0 nvmlDev 0 busId 1b000 commId 0xd8 - Init START",
+        "ncclCommInitRank comm 0x55d9 rank 1 nranks 4 cudaDev 1 nvmlDev 1 busId 9b000 commId 0xd8 - Init START",
+        "comm 0x1 rank 0 nRanks 4 nNodes 2 localRanks 2 localRank 0 MNNVL 0",
+        *more,
+        *graph.splitlines(),
+    ]
+    return "\n".join(f"{host}:100:200 [0] NCCL INFO {line}" for line in lines)

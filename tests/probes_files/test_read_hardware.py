@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from parlaunch.errors import ParlaunchError, ProbeError, UsageError
-from parlaunch.machine import Cluster, cluster_from_json, cluster_to_json, domains_of
+from parlaunch.hardware.cluster import Cluster, cluster_from_json, cluster_to_json, domains_of
 from parlaunch_probes import capture
 from parlaunch_probes.files import read_hardware, replicate
 from tests.probes_files import samples
@@ -185,7 +185,7 @@ def mutated(content: bytes, seed: int) -> bytes:
 
 
 @given(kind=st.sampled_from(sorted(TEXTS)), seed=st.integers(0, 2**32))
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_file_is_a_machine_or_a_refusal_and_never_a_traceback(kind: str, seed: int, tmp_path: Path) -> None:
     path = tmp_path / "damaged"
     path.write_bytes(mutated(TEXTS[kind], seed))

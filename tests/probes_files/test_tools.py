@@ -290,3 +290,14 @@ def test_an_archive_of_something_else_is_refused(read: Read) -> None:
         tar.addfile(tarfile.TarInfo("readme"), io.BytesIO(b""))
     with pytest.raises(ProbeError, match="without a captured /sys"):
         read(out.getvalue())
+
+
+def test_a_gigabit_port_is_no_rail_beside_ports_whose_rate_no_list_tells(read: Read) -> None:
+    gpu = "0000:01:00.0 3D controller: NVIDIA Corporation GH100 [H100 SXM5 80GB] [10de:2330] (rev a1)\n"
+    slow = "0000:05:00.0 Ethernet controller: Intel Corporation I350 Gigabit Network Connection\n"
+    fast = "0000:03:00.0 Ethernet controller: Google, Inc. Compute Engine Virtual Ethernet [gVNIC]\n"
+    assert {n.pci: n.rail for n in read(gpu + fast + slow).nodes[0].nics} == {
+        "0000:03:00.0": True,
+        "0000:05:00.0": False,
+    }
+    assert [n.rail for n in read(gpu + slow).nodes[0].nics] == [True], "it is the only way out"

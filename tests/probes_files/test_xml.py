@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from parlaunch.machine import UNKNOWN
+from parlaunch.hardware.cluster import UNKNOWN
 from tests.probes_files.conftest import Read
 from tests.probes_files.samples import (
     hwloc,

@@ -18,12 +18,25 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import need
+from tests.conftest import HANGS_S, need
 from tests.fake_nvml import MACHINES, fake_nvml_library  # noqa: F401  (a fixture)
 
 SCRIPT = Path(__file__).parent.parent / "cluster" / "slurm_cluster.sh"
 RECIPE = "llama32_1b_pretrain_config"
+PATIENCE_S = HANGS_S
+"""What is not there after so long hangs: a bound for a machine with one busy core, and no statement on speed. Workers that
+nobody ends stay for twice as long."""
+
 NODES = ("gpu01", "gpu02", "gpu03", "gpu04")
+
+# A busy machine: a node that answers late is not down, a job that starts late is not lost, a save takes its time.
+PATIENT = (
+    "SlurmdTimeout=600",
+    "BatchStartTimeout=120",
+    "MessageTimeout=100",
+    "KillWait=60",
+    "TopologyPlugin=topology/tree",
+)
 
 # Every second node hangs below the same switch: the order of names is the wrong one.
 TOPOLOGY = """\
@@ -43,7 +56,6 @@ mkdir -p "$3/machines/$1" "$3/machine" && mount --bind "$3/machines/$1" "$3/mach
 class Done:
     code: int
     text: str  # stdout and stderr of all nodes
-    seconds: float
     place: Path
 
     @property
@@ -74,7 +86,7 @@ class Cluster:
                 number += 1
                 if number > count:
                     continue
-            lines.append(line.replace("uuid=GPU-1a", f"uuid=GPU-{node[-2:]}"))
+            lines.append(re.sub("uuid=GPU-..", f"uuid=GPU-{node[-2:]}", line))
         (self.folder / "machines" / node / "gpu.txt").write_text("\n".join([*lines, extra]) + "\n")
 
     def heal(self) -> None:
@@ -101,25 +113,24 @@ class Cluster:
     def start(self, argv: list[str], **environ: str) -> subprocess.Popen[str]:
         started = subprocess.Popen(
             argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.place,
-            env={**self.environ, **environ}, stdin=subprocess.DEVNULL,
+            env={**self.environ, "SLURM_JOB_NAME": self.place.name, **environ}, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         self.running.append(started)
         return started
 
-    def finish(self, started: subprocess.Popen[str], *, within: float, since: float | None = None) -> Done:
-        """Wait for the end of a command; it is killed, and the test fails, when it takes longer."""
-        since = time.monotonic() if since is None else since
+    def finish(self, started: subprocess.Popen[str]) -> Done:
+        """Wait for the end of a command; it is killed, and the test fails, when it hangs."""
         try:
-            text, _ = started.communicate(timeout=within)
+            text, _ = started.communicate(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.call("scancel", "--user=root", "--signal=KILL")
-            text, _ = started.communicate(timeout=30)
-            pytest.fail(f"{shlex.join(started.args)} ran longer than {within} s:\n{text}")  # type: ignore[arg-type]
-        return Done(started.returncode, text, time.monotonic() - since, self.place)
+            text, _ = started.communicate(timeout=PATIENCE_S)
+            pytest.fail(f"{shlex.join(started.args)} ran longer than {PATIENCE_S} s:\n{text}")  # type: ignore[arg-type]
+        return Done(started.returncode, text, self.place)
 
-    def srun(self, *options: str, argv: list[str], within: float = 60, **environ: str) -> Done:
+    def srun(self, *options: str, argv: list[str], **environ: str) -> Done:
         """Run one task a node, as a user's own srun does, to the end."""
-        return self.finish(self.start(["srun", *options, *argv], **environ), within=within)
+        return self.finish(self.start(["srun", *options, *argv], **environ))
 
     def sbatch(self, *options: str, body: str, **environ: str) -> str:
         """Submit a batch script; its job id. Its output is `text(job)`."""
@@ -127,17 +138,17 @@ class Cluster:
         command = ["sbatch", "--parsable", "--open-mode=append", f"--output={self.place}/out.txt", *options, "job.sh"]
         return self.call(*command, **environ).strip()
 
-    def wait(self, job: str, *, within: float = 60) -> Done:
+    def wait(self, job: str) -> Done:
         """The end of a job: 0 or not, and its output."""
         began = time.monotonic()
         while (state := self.state(job)) in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"):
-            if time.monotonic() - began > within:
+            if time.monotonic() - began > PATIENCE_S:
                 self.call("scancel", "--signal=KILL", job)
-                pytest.fail(f"job {job} is {state} after {within} s:\n{self.text()}")
+                pytest.fail(f"job {job} is {state} after {PATIENCE_S} s:\n{self.text()}")
             time.sleep(0.2)
         code = re.search(r"ExitCode=(\d+):(\d+)", self.call("scontrol", "show", "job", job))
         assert code is not None
-        return Done(int(code[1]) or int(code[2]), self.text(), time.monotonic() - began, self.place)
+        return Done(int(code[1]) or int(code[2]), self.text(), self.place)
 
     def state(self, job: str) -> str:
         found = re.search(r"JobState=(\w+)", self.call("scontrol", "show", "job", job))
@@ -149,14 +160,14 @@ class Cluster:
 
     def call(self, *argv: str, **environ: str) -> str:
         done = subprocess.run(
-            argv, capture_output=True, text=True, cwd=self.place, env={**self.environ, **environ}, timeout=30
+            argv, capture_output=True, text=True, cwd=self.place, env={**self.environ, **environ}, timeout=PATIENCE_S
         )
         return done.stdout
 
     # --- processes
 
-    def processes(self, words: str = "", node: str = "") -> list[int]:
-        """Live processes of the newest job, with these words in the command line, on that node."""
+    def processes(self, words: str = "", node: str = "", *, without: str = "") -> list[int]:
+        """Live processes of the newest job, with and without these words in the command line, on that node."""
         found = []
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
@@ -168,15 +179,27 @@ class Cluster:
                 continue
             if f"{self.place}/" not in command or words not in command or "srun" in command.split(" ")[0]:
                 continue
+            if without and without in command:
+                continue
             if not node or f"SLURMD_NODENAME={node}".encode() in environ.split(b"\0"):
                 found.append(int(entry.name))
         return found
 
-    def until(self, ready: Any, *, within: float = 45) -> Any:
+    @property
+    def job(self) -> str:
+        """The id of the newest `start`ed job, once it runs. Jobs of earlier tests may still be on their way out."""
+        found: str = self.until(lambda: self.call("squeue", "-h", "-t", "R", "-n", self.place.name, "-o", "%i").strip())
+        return found
+
+    def go(self) -> None:
+        """Workers that wait (`WORKER=until`) end."""
+        (self.place / "go").touch()
+
+    def until(self, ready: Any) -> Any:
         """Wait until a callable says something true, and return that."""
-        end = time.monotonic() + within
+        end = time.monotonic() + PATIENCE_S
         while not (said := ready()):
-            assert time.monotonic() < end, f"nothing happened in {within} s: {self.text()}"
+            assert time.monotonic() < end, f"nothing happened in {PATIENCE_S} s: {self.text()}"
             time.sleep(0.1)
         return said
 
@@ -186,7 +209,7 @@ class Cluster:
 
     def nothing_left(self) -> None:
         """No process of the newest job is there any more, a moment after its end."""
-        self.until(lambda: not self.processes(), within=10)
+        self.until(lambda: not self.processes())
 
 
 @pytest.fixture(scope="session")
@@ -211,11 +234,12 @@ def started_cluster(tmp_path_factory: pytest.TempPathFactory, fake_nvml_library:
         f"{folder}/hook",
         "-T",
         f"{folder}/topology",
+        "-t",
+        "120",
+        *(word for setting in PATIENT for word in ("-x", setting)),
     ]
     try:
-        made = subprocess.run(
-            [*command, "-x", "TopologyPlugin=topology/tree"], capture_output=True, text=True, env=base, timeout=90
-        )
+        made = subprocess.run(command, capture_output=True, text=True, env=base, timeout=PATIENCE_S)
         if made.returncode:
             need(False, f"a cluster on this machine ({made.stderr.strip()[-400:]})")
         for name, value in re.findall(r"export (\w+)=(.*)", made.stdout):
@@ -224,7 +248,7 @@ def started_cluster(tmp_path_factory: pytest.TempPathFactory, fake_nvml_library:
         base |= {"OMP_NUM_THREADS": "1"}
         yield Cluster(folder / "c", base, fake_nvml_library, tmp_path_factory.mktemp("jobs"))
     finally:
-        subprocess.run([str(SCRIPT), "stop", "-w", f"{folder}/c"], capture_output=True, timeout=90)
+        subprocess.run([str(SCRIPT), "stop", "-w", f"{folder}/c"], capture_output=True, timeout=PATIENCE_S)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -241,6 +265,7 @@ def cluster(started_cluster: Cluster) -> Iterator[Cluster]:
         process.wait()
     started_cluster.running.clear()
     started_cluster.call("scancel", "--user=root", "--signal=KILL")
+    started_cluster.until(lambda: not started_cluster.call("squeue", "-h").strip())
 
 
 def lines_with(text: str, words: str) -> list[str]:

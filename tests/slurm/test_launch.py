@@ -21,7 +21,7 @@ def test_two_nodes_train_to_a_finite_loss(cluster: Cluster) -> None:
     from parlaunch_launch.become import installed
 
     need(installed("megatron.core"), "megatron-core")
-    done = cluster.srun(*TWO, argv=cluster.parlaunch("--explain", script=False), within=150)
+    done = cluster.srun(*TWO, argv=cluster.parlaunch("--explain", script=False))
     assert done.code == 0, done.text
     assert "here: a task of a Slurm step" in done.text
     assert "parlaunch: 2 of 2 nodes agreed on one plan" in done.text
@@ -34,7 +34,7 @@ def test_two_nodes_train_to_a_finite_loss(cluster: Cluster) -> None:
 
 def test_a_batch_script_needs_no_srun_and_hands_its_words_on_unchanged(cluster: Cluster) -> None:
     odd = ["a b", "c=d e", "it's", '"q"', "$HOME", "--x=1,2", ""]
-    own = cluster.parlaunch("model.note='two words'", "--srun-arg=--comment=hello there", "--", *odd)
+    own = cluster.parlaunch("logger.wandb_exp_name='two words'", "--srun-arg=--comment=hello there", "--", *odd)
     job = cluster.sbatch(*TWO, body=shlex.join(own))
     done = cluster.wait(job)
     assert done.code == 0, done.text
@@ -44,12 +44,12 @@ def test_a_batch_script_needs_no_srun_and_hands_its_words_on_unchanged(cluster: 
     assert len({w["host"] for w in done.workers}) == 2
     for worker in done.workers:
         assert worker["argv"][-len(odd) :] == odd
-        assert "model.note='two words'" in worker["argv"]
+        assert "logger.wandb_exp_name='two words'" in worker["argv"]
 
 
 def test_an_salloc_shell_needs_no_srun_either(cluster: Cluster) -> None:
     own = cluster.parlaunch()
-    done = cluster.finish(cluster.start(["salloc", *TWO, *own]), within=60)
+    done = cluster.finish(cluster.start(["salloc", *TWO, *own]))
     assert done.code == 0, done.text
     assert [w["rank"] for w in done.workers] == [0, 1]
 
@@ -58,12 +58,12 @@ def test_several_tasks_a_node_by_mistake_leave_the_launch_to_the_first(cluster: 
     done = cluster.srun("-N2", "--ntasks-per-node=3", argv=cluster.parlaunch())
     assert done.code == 0, done.text
     assert [w["rank"] for w in done.workers] == [0, 1]
-    assert len(lines_with(done.text, "leaves the launch to task 0")) == 4
+    assert len(lines_with(done.text, "2 tasks of each node leave the launch to its task 0")) == 1
 
 
 def test_four_nodes_stand_by_their_switches_and_uneven_gpus_are_named(cluster: Cluster) -> None:
     cluster.gpus("gpu04", count=1)
-    done = cluster.srun("-N4", "--ntasks-per-node=1", argv=cluster.parlaunch("--force", device="cuda"), within=90)
+    done = cluster.srun("-N4", "--ntasks-per-node=1", argv=cluster.parlaunch("--force", device="cuda"))
     assert done.code == 0, done.text
     assert "node ranks are ours: gpu01, gpu03, gpu02, gpu04" in done.text
     assert [w["host"] for w in done.workers] == ["gpu01", "gpu03", "gpu02", "gpu04"]
@@ -73,7 +73,7 @@ def test_four_nodes_stand_by_their_switches_and_uneven_gpus_are_named(cluster: C
 def test_the_exit_code_of_training_is_the_jobs(cluster: Cluster) -> None:
     own = cluster.parlaunch()
     done = cluster.wait(cluster.sbatch(*TWO, body=shlex.join(own), WORKER="fail"))
-    assert done.code != 0
+    assert done.code == 3, done.text
     assert "exitcode  : 3" in done.text, done.text
     cluster.nothing_left()
 
@@ -97,7 +97,6 @@ def test_two_nodes_with_other_recipes_stop_with_the_same_words(cluster: Cluster)
     done = cluster.srun(*TWO, argv=["bash", "-c", choose])
     assert done.code == 2, done.text
     said = lines_with(done.text, "the command lines differ")
-    assert len(said) == 2
-    assert len(set(said)) == 1
+    assert len(said) == 1
     assert "llama32_3b_pretrain_config" in said[0]
     assert done.workers == []

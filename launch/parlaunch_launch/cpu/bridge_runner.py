@@ -13,15 +13,17 @@ import argparse
 import builtins
 import functools
 import importlib.util
+import json
 import os
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from parlaunch.recipe import Recipe
-from parlaunch.tiny import shrink, tiny_overrides
+from parlaunch.errors import ParlaunchError
+from parlaunch.model.recipe import Recipe
+from parlaunch.model.tiny import shrink, tiny_overrides
 from parlaunch_launch.cpu import hub_cache
 from parlaunch_launch.cpu.missing import fill_in
 from parlaunch_launch.cpu.report import say, say_layout
@@ -78,8 +80,8 @@ def _lora_without_transformer_engine(torch: Any) -> None:
     builtins.__import__ = load_with_stand_in
 
 
-def cpu_config(config: Any) -> None:
-    """Switch off what only a GPU has, after the overrides: they carry sizes, not kernels."""
+def cpu_config(config: Any, said: Collection[str] = ()) -> None:
+    """Switch off what only a GPU has, after the overrides: they carry sizes, not kernels. `said` are their keys."""
     import torch
 
     from parlaunch_launch.cpu.stand_ins import cpu_layers
@@ -89,8 +91,11 @@ def cpu_config(config: Any) -> None:
     model.transformer_layer_spec = cpu_layers
     model.use_cpu_initialization = True
     model.apply_rope_fusion = model.masked_softmax_fusion = model.cross_entropy_loss_fusion = False
-    model.bias_activation_fusion = model.bias_dropout_fusion = False  # these would work, compiled
+    for fusion in ("bias_activation_fusion", "bias_dropout_fusion"):  # these work, compiled: where asked for
+        if f"model.{fusion}" not in said:
+            setattr(model, fusion, False)
     model.moe_token_dispatcher_type, model.cuda_graph_impl = "allgather", "none"
+    model.moe_shared_expert_overlap = False  # it hides under the all-to-all of GPUs
     model.moe_grouped_gemm = model.moe_permute_fusion = model.moe_router_fusion = False
     model.gradient_accumulation_fusion = False
     model.mtp_num_layers = None
@@ -112,7 +117,7 @@ def cpu_config(config: Any) -> None:
 
 def known_recipe(name: str) -> Recipe:
     """The catalog's recipe of that name."""
-    from parlaunch.catalog import recipe
+    from parlaunch.model.catalog import recipe
 
     return recipe(name)
 
@@ -136,15 +141,32 @@ def revisions(build: Any) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--recipe")
+    what.add_argument("--model-config", help="a Hugging Face config.json instead of a recipe")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args(argv)
     fill_in()
-    run_rank(lambda: train(args.recipe, args.overrides))
+    run_rank(
+        lambda: (
+            train_config(args.model_config, args.overrides) if args.model_config else train(args.recipe, args.overrides)
+        )
+    )
 
 
 def why_core(recipe: Recipe) -> str | None:
     """Why Bridge does not train the tiny version of this recipe on a CPU; None when it does."""
+    if reason := _no_tiny_version(recipe):
+        return reason
+    model = recipe.model_id or ""
+    explicit = model.startswith("explicit:")  # the recipe spells its model out and asks no hub
+    if not (explicit or hub_cache.family(model, recipe.architecture) or hub_cache.cached(model, os.environ)):
+        return f"the configuration of {model} is on the Hugging Face hub only, and not in the cache here"
+    return None
+
+
+def _no_tiny_version(recipe: Recipe) -> str | None:
+    """What of the model, or of how it is trained, has no tiny version that Bridge runs on a CPU; None when all has."""
     a = recipe.architecture
     if recipe.task != "pretrain":
         return "fine-tuning starts from a checkpoint and a data set of the real model"
@@ -154,10 +176,6 @@ def why_core(recipe: Recipe) -> str | None:
         return "state-space and linear-attention layers have CUDA kernels only"
     if a.sliding_window or a.window_size:
         return "layers with and without a window need Transformer Engine's attention"
-    model = recipe.model_id or ""
-    explicit = model.startswith("explicit:")  # the recipe spells its model out and asks no hub
-    if not (explicit or hub_cache.family(model, a) or hub_cache.cached(model, os.environ)):
-        return f"the configuration of {model} is on the Hugging Face hub only, and not in the cache here"
     return None
 
 
@@ -173,19 +191,38 @@ def train(name: str, overrides: Sequence[str]) -> None:
         return
     hub = offline_hub(recipe, os.environ)
     before_bridge()
-    from parlaunch_launch.bridge_runner import configured, find_recipe
+    from parlaunch_launch.bridge_recipes import find_recipe
 
     build = find_recipe(name)
     if hub is not None:
         config = hub_cache.hf_config(str(recipe.model_id), recipe.architecture)
         assert config is not None
         hub_cache.write(hub, str(recipe.model_id), config, revisions(build))
+    _pretrain(build(), recipe, overrides)
+
+
+def train_config(path: str, overrides: Sequence[str]) -> None:
+    """One rank: the model of a config.json, made tiny and fit for CPU, in a plain pretraining of Bridge's."""
+    from parlaunch.model.hf_config import recipe_from_hf
+
+    recipe = recipe_from_hf(json.loads(Path(path).read_text(encoding="utf-8")), path=path)
+    if reason := _no_tiny_version(recipe):
+        raise ParlaunchError(f"--device cpu: {reason}", hint="plan it for GPUs: --hardware dgx-h100:1")
+    before_bridge()
+    from parlaunch_launch.bridge_runner import from_config
+
+    _pretrain(from_config(path), recipe, overrides)
+
+
+def _pretrain(config: Any, recipe: Recipe, overrides: Sequence[str]) -> None:
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
+    from parlaunch_launch.bridge_runner import configured
+
     mine = tiny_overrides(shrink(recipe, int(os.environ.get("WORLD_SIZE", "1"))))  # never the real size on a CPU
-    config = configured(build(), [*mine, *overrides])
-    cpu_config(config)
+    config = configured(config, [*mine, *overrides])
+    cpu_config(config, {override.lstrip("+").partition("=")[0] for override in overrides})
     pretrain(config, forward_step)
 
 

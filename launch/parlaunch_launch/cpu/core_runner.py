@@ -19,9 +19,10 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
+from parlaunch_launch.cpu.checkpoint import Keeper
 from parlaunch_launch.cpu.missing import fill_in
-from parlaunch_launch.cpu.report import say, say_layout
-from parlaunch_launch.cpu.settings import read
+from parlaunch_launch.cpu.report import say, say_layout, say_switches
+from parlaunch_launch.cpu.settings import read, value_of
 from parlaunch_launch.rank import run_rank
 
 GROUPS = (
@@ -47,7 +48,7 @@ def settings(recipe_name: str, overrides: Sequence[str], world: int) -> tuple[di
     from megatron.core.optimizer import OptimizerConfig
     from megatron.core.transformer.transformer_config import MLATransformerConfig
 
-    from parlaunch.tiny import shrink, tiny_overrides
+    from parlaunch.model.tiny import shrink, tiny_overrides
 
     base, activation = _tiny(recipe_name, world)
     mine = tiny_overrides(shrink(base, world)) if base else ()
@@ -55,7 +56,14 @@ def settings(recipe_name: str, overrides: Sequence[str], world: int) -> tuple[di
         "model": {f.name for f in fields(MLATransformerConfig)} | set(PROVIDER),
         "optimizer": {f.name for f in fields(OptimizerConfig)},
         "ddp": {f.name for f in fields(DistributedDataParallelConfig)},
-        "train": {*TRAIN, "manual_gc", "manual_gc_interval", "manual_gc_eval", "exit_duration_in_mins"},
+        "train": {
+            *TRAIN,
+            "manual_gc",
+            "manual_gc_interval",
+            "manual_gc_eval",
+            "exit_duration_in_mins",
+            "exit_signal_handler",
+        },
         "scheduler": {*SCHEDULER, "start_weight_decay", "end_weight_decay"},
         "dataset": {*DATASET, "blend", "num_workers", "split"},
     }
@@ -69,13 +77,22 @@ def settings(recipe_name: str, overrides: Sequence[str], world: int) -> tuple[di
     }
     said = {name: {**defaults.get(name, {}), **values} for name, values in given.items()}
     said["model"].setdefault("activation_func", activation)
+    said["checkpoint"] = dict(_checkpoint(overrides))
     return said, [sentence for sentence in unused if sentence.split(".")[0] in theirs]
+
+
+def _checkpoint(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """What is read of Bridge's `checkpoint` section."""
+    for override in overrides:
+        key, _, text = override.lstrip("+").partition("=")
+        if key in ("checkpoint.save", "checkpoint.load", "checkpoint.save_interval"):
+            yield key.partition(".")[2], value_of(text)
 
 
 def _tiny(name: str, world: int) -> tuple[Any, str | None]:
     """The catalog's recipe and its activation; None where the name is not in the catalog and overrides say it all."""
-    from parlaunch.catalog import recipe
     from parlaunch.errors import UsageError
+    from parlaunch.model.catalog import recipe
 
     try:
         found = recipe(name)
@@ -106,7 +123,7 @@ def transformer_config(model: dict[str, Any], precision: str) -> Any:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     mla = {"rope_type": "rope", "apply_rope_fusion": False} if kind is MLATransformerConfig else {}
     values = {
-        "hidden_dropout": 0.0, "attention_dropout": 0.0,
+        "hidden_dropout": 0.0, "attention_dropout": 0.0, "bias_activation_fusion": False, "bias_dropout_fusion": False,
         "moe_token_dispatcher_type": "allgather",  # the all-to-all one takes its split sizes from CUDA tensors only
         **mla, **{k: v for k, v in values.items() if not (v is None and k in _NOT_NONE)},
         "activation_func": activation(values.get("activation_func"), bool(values.get("gated_linear_unit"))),
@@ -119,8 +136,7 @@ def transformer_config(model: dict[str, Any], precision: str) -> Any:
             # Interleaved stages as Bridge runs them: batched, the two-way traffic of PP=2 would be mixed up.
             "overlap_p2p_comm": interleaved, "batch_p2p_comm": not interleaved,
             "batch_p2p_sync": False,  # else torch.cuda.synchronize() after each send and receive
-            "gradient_accumulation_fusion": False, "bias_activation_fusion": False, "bias_dropout_fusion": False,
-            "masked_softmax_fusion": False, "apply_rope_fusion": False,  # CUDA kernels
+            "gradient_accumulation_fusion": False, "masked_softmax_fusion": False, "apply_rope_fusion": False,  # CUDA kernels
             "finalize_model_grads_func": finalize_model_grads,
         }
     )  # fmt: skip
@@ -258,6 +274,9 @@ def _prepare(said: dict[str, dict[str, Any]], seq_length: int) -> tuple[Any, lis
         **{"use_distributed_optimizer": True, "grad_reduce_in_fp32": bf16, **said["ddp"]}
     )
     model = [DistributedDataParallel(config, ddp, Float16Module(config, c) if bf16 else c) for c in chunks]
+    if ddp.overlap_grad_reduce:  # only the last micro batch's gradients travel
+        syncs = [chunk.no_sync for chunk in model]
+        config.no_sync_func = syncs if len(syncs) > 1 else syncs[0]
     values = {**said["optimizer"], "use_distributed_optimizer": ddp.use_distributed_optimizer}
     if bf16:
         values |= {"bf16": True, "params_dtype": torch.bfloat16}
@@ -279,7 +298,9 @@ def _loop(said: dict[str, dict[str, Any]]) -> None:
 
     plan = said["train"]
     seq_length = said["dataset"]["sequence_length"] or said["dataset"]["seq_length"]
-    _, model, optimizer, scheduler = _prepare(said, seq_length)
+    config, model, optimizer, scheduler = _prepare(said, seq_length)
+    say_switches(config, model, optimizer)
+    keeper = Keeper(said["checkpoint"], plan, model, optimizer, scheduler)
     replica = mpu.get_data_parallel_rank()
     if replica == 0 and mpu.get_context_parallel_rank() == 0:
         count = sum(p.numel() for chunk in model for p in chunk.parameters())
@@ -289,7 +310,11 @@ def _loop(said: dict[str, dict[str, Any]]) -> None:
     data = [batches(said["model"]["vocab_size"], seq_length, plan["micro_batch_size"], seed=replica) for _ in model]
     forward_backward = get_forward_backward_func()
     last = dist.get_rank() == dist.get_world_size() - 1
-    for iteration in range(1, plan["train_iters"] + 1):
+    done = keeper.begin()
+    for samples in data:  # those that were trained on already
+        for _ in range(done * microbatches.get_num_microbatches()):
+            next(samples)
+    for iteration in range(done + 1, plan["train_iters"] + 1):
         started = time.perf_counter()
         for chunk in model:
             chunk.zero_grad_buffer()
@@ -307,9 +332,7 @@ def _loop(said: dict[str, dict[str, Any]]) -> None:
         updated, grad_norm, _ = optimizer.step()
         scheduler.step(increment=1)
         loss = _mean_loss(results)
-        if loss is None:
-            continue
-        if last:
+        if last and loss is not None:
             say(
                 f" [{datetime.now():%Y-%m-%d %H:%M:%S}] iteration {iteration:8d}/{plan['train_iters']:8d} |"
                 f" consumed samples: {iteration * plan['global_batch_size']:12d} |"
@@ -319,8 +342,10 @@ def _loop(said: dict[str, dict[str, Any]]) -> None:
                 f" number of skipped iterations: {int(not updated):3d} |"
                 f" number of nan iterations: {int(not math.isfinite(loss)):3d} |"
             )
-        if not math.isfinite(loss):
+        if loss is not None and not math.isfinite(loss):
             raise SystemExit(f"loss is {loss} at iteration {iteration}")
+        if keeper.ends_after(iteration):
+            break
     if last:  # in the words of Megatron's report, for the whole process: ru_maxrss is KiB on Linux
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         say(

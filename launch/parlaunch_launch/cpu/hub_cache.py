@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-from parlaunch.architecture import Architecture
+from parlaunch.frozen import dataclass
+from parlaunch.model.architecture import Architecture
 
 NEWEST = "0" * 40
 """The commit that `refs/main` names where the recipe pins none."""
@@ -97,9 +98,24 @@ def hf_config(model_id: str, a: Architecture) -> dict[str, Any] | None:
 
 def cached(model_id: str, environ: Mapping[str, str]) -> bool:
     """Whether the user's own hub cache has this model's config.json."""
+    return config_of(model_id, environ) is not None
+
+
+def folder_of(environ: Mapping[str, str]) -> Path:
+    """The user's own hub cache."""
     home = environ.get("HF_HOME") or str(Path(environ.get("HOME", "/"), ".cache", "huggingface"))
-    hub = Path(environ.get("HF_HUB_CACHE") or Path(home, "hub"))
-    return any(_folder(hub, model_id).glob("snapshots/*/config.json"))
+    return Path(environ.get("HF_HUB_CACHE") or Path(home, "hub"))
+
+
+def config_of(model_id: str, environ: Mapping[str, str]) -> Path | None:
+    """The config.json of a model in the user's own cache: that of its main branch, else of any commit; None without one."""
+    folder = _folder(folder_of(environ), model_id)
+    try:
+        main = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    except OSError:
+        main = ""
+    found = sorted(folder.glob("snapshots/*/config.json"), key=lambda path: (path.parent.name != main, path))
+    return found[0] if found else None
 
 
 def write(hub: Path, model_id: str, config: Mapping[str, Any], revisions: Iterable[str] = ()) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 
 def say(line: str) -> None:
@@ -27,3 +29,23 @@ def say_layout() -> None:
             f"expert-tensor-parallel size: {mpu.get_expert_tensor_parallel_world_size()}, "
             f"expert-data-parallel size: {mpu.get_expert_data_parallel_world_size()}"
         )
+
+
+def say_switches(config: Any, model: Sequence[Any], optimizer: Any) -> None:
+    """On rank 0: the performance switches as the finished model, its data-parallel buffers and the optimizer have them."""
+    import torch.distributed as dist
+
+    if dist.get_rank() != 0:
+        return
+    ddp = model[0].ddp_config
+    groups = [group for chunk in model for group in (*chunk.bucket_groups, *chunk.expert_parallel_bucket_groups)]
+    there = {
+        **{
+            f"model.{name}": getattr(config, name)
+            for name in ("bias_activation_fusion", "bias_dropout_fusion", "overlap_p2p_comm", "recompute_granularity")
+        },
+        **{f"ddp.{name}": getattr(ddp, name) for name in ("overlap_grad_reduce", "overlap_param_gather")},
+        "optimizer.overlap_param_gather": optimizer.config.overlap_param_gather,
+        "buckets": sum(len(group.buckets) for group in groups),
+    }
+    say("running with: " + " ".join(f"{name}={value}" for name, value in there.items()))

@@ -10,7 +10,7 @@ from typing import Any
 from parlaunch.errors import UsageError
 
 LEFT_TO_BRIDGE = {
-    "checkpoint": "writes no checkpoint",
+    "checkpoint": "writes one file a rank where checkpoint.save names a folder",
     "comm_overlap": "has no CUDA streams to overlap on",
     "dist": "meets over gloo",
     "ft": "has no fault tolerance",

@@ -56,6 +56,11 @@ def train_on_cpu() -> None:
     CudaMeansCpu().__enter__()
     random.initialize_rng_tracker(inference_rng_tracker=True)  # the tracker that leaves CUDA generators alone
     random._get_cuda_rng_state = random._set_cuda_rng_state = lambda *_, **__: None  # saved for recomputation
+    without_transformer_engine()
+
+
+def without_transformer_engine() -> None:
+    """What Megatron asks of Transformer Engine by name, where it is missing: on a CPU, and on GPUs too."""
     if not isinstance(multi_latent_attention.TELinear, type):  # asked by isinstance, where it is None
         multi_latent_attention.TELinear = type("TransformerEngineIsAbsent", (), {})
     moe_utils.te_general_gemm = None  # Core 0.16 forgets to define it where Transformer Engine is missing

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from parlaunch.datasheet import Product
-from parlaunch.machine import Gpu, Nic
+from parlaunch.frozen import dataclass
+from parlaunch.hardware.cluster import Gpu, Nic
+from parlaunch.hardware.datasheet import Product
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,46 +7,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from parlaunch.datasheet import Product, nvml_name, preset, product
-from parlaunch.machine import UNKNOWN, Cluster, Fabric, Gpu, Nic, Node, domains_of
+from parlaunch.hardware.cluster import UNKNOWN, Cluster, Fabric, Gpu, Nic, Node, domains_of
+from parlaunch.hardware.datasheet import Product, name_of_pci, nvml_name, preset, product_of_pci
+from parlaunch.hardware.derived import sheet_of
+from parlaunch.hardware.ports import family_rate, no_way_out
 from parlaunch_probes import rails
+from parlaunch_probes.fabric import GB10, nvlink5
 from parlaunch_probes.files.boards import Board, assumed, by_shape
 from parlaunch_probes.files.facts import Facts, filled
+from parlaunch_probes.files.lost import numbered
 
+MANAGEMENT = 1e9 / 8  # bytes/s of the ports that servers are managed by
 MOST_LINKS = 18  # of one GPU up to Blackwell, where the product is not known
-# What a port of the family can do, for choosing among ports whose rate the file does not say. NVIDIA's data sheets.
-FAMILIES: Sequence[tuple[str, float]] = (
-    (r"ConnectX-9|MT4133", 1600e9 / 8),
-    (r"ConnectX-8|MT4131", 800e9 / 8),
-    (r"ConnectX-7|MT2910|MT4129", 400e9 / 8),
-    (r"BlueField-3|MT41692|MT43244", 200e9 / 8),
-    (r"ConnectX-6 Dx|MT2892|MT4125|BlueField-2", 100e9 / 8),
-    (r"ConnectX-6 Lx|MT2894|MT4127", 25e9 / 8),
-    (r"ConnectX-6|MT28908|MT4123|MT4124", 200e9 / 8),
-    (r"ConnectX-5|MT28800|MT27800|MT4119|MT4121", 100e9 / 8),
-    (r"ConnectX-4 Lx|MT27710", 25e9 / 8),
-    (r"ConnectX-4|MT27700", 100e9 / 8),
-)
 
 
 def node_of(facts: Facts) -> tuple[Node, Fabric, tuple[str, ...]]:
     """The node that the facts describe, what joins it to others, and what to know about both."""
     notes = list(facts.notes)
     gpus = _named(facts, notes)
-    sheet = product(gpus[0].name) if gpus else None
+    sheet = sheet_of(gpus[0]) if gpus else None
     board = _board(facts, gpus, sheet, notes)
     gpus = [_linked(g, board, facts) for g in gpus]
-    nics = _chosen(facts.nics)
+    nics = _chosen(facts.nics, gpus)
+    notes += rails.dark_notes(nics)
+    if not (gpus or facts.lost or facts.node.get("gpus_pci")):
+        notes.append("the GPUs are not in this file: add the output of `nvidia-smi -L` or `nvidia-smi -q` to it")
     if gpus and all(g.numa is None for g in gpus):
         notes.append("the NUMA nodes of the GPUs are not in this file")
-    if facts.attached is not None and facts.attached > len(gpus):
+    if facts.attached is not None and facts.attached > len(gpus) + len(facts.lost):
         notes.append(f"the driver counts {facts.attached} GPUs, this file shows {len(gpus)}: cut off, or GPUs missing")
-    given: dict[str, Any] = {"hostname": "node0"} | facts.node
-    if gpus and facts.attached is not None and facts.attached > len(gpus):
+    given: dict[str, Any] = {"hostname": "node0", "gpus_unusable": numbered(facts.lost, gpus)} | facts.node
+    if gpus and facts.attached is not None and facts.attached > len(gpus) + len(facts.lost):
         given.setdefault("gpus_pci", facts.attached)
     triplets = tuple((a, b, n) for (a, b), n in sorted((facts.links or {}).items()) if n)
     node = Node(**given, gpus=tuple(gpus), nics=nics, nvlinks=triplets, link_type=board.link_type)
-    fabric = _fabric(facts, nics, len(gpus), notes)
+    fabric = _fabric(facts, nics, gpus, notes)
     _mig(gpus, notes)
     return node, fabric, tuple(dict.fromkeys(notes))
 
@@ -59,6 +54,11 @@ def cluster_of(facts: Facts, source: str) -> Cluster:
 
 def _named(facts: Facts, notes: list[str]) -> list[Gpu]:
     gpus = sorted(facts.gpus, key=lambda g: g.index)
+    if facts.product is not None:
+        given = nvml_name(facts.product)
+        if gpus and any(g.name == UNKNOWN for g in gpus):
+            notes.append(f"the GPU is taken to be {given}, as --gpu says")
+            gpus = [replace(g, name=given) if g.name == UNKNOWN else g for g in gpus]
     if facts.preset is not None:
         known = preset(facts.preset).nodes[0].gpus
         name = known[0].name
@@ -69,11 +69,11 @@ def _named(facts: Facts, notes: list[str]) -> list[Gpu]:
         elif all(g.name == UNKNOWN for g in gpus):
             notes.append(f"the GPU model is not in this file: {name} as {facts.preset} has it")
             gpus = [replace(g, name=name) for g in gpus]
-    elif gpus and all(g.name == UNKNOWN for g in gpus):
+    elif gpus and all(g.name == UNKNOWN for g in gpus) and not any("with --gpu" in n for n in notes):
         notes.append("the GPU model is not in this file: add the output of `nvidia-smi -L` or `nvidia-smi -q` to it")
     whole = []
     for gpu in gpus:
-        sheet = product(gpu.name)
+        sheet = sheet_of(gpu)
         if sheet is not None and gpu.compute_capability is None:
             gpu = replace(gpu, compute_capability=sheet.compute_capability)
         whole.append(gpu)
@@ -140,7 +140,9 @@ def _seen(facts: Facts, gpus: list[Gpu], sheet: Product | None, notes: list[str]
     elif not complete:
         kind = "cube_mesh"
     elif _pairs_of_two(groups):
-        unnamed = sheet is None and highest >= MOST_LINKS and not any(g.numa_memory is not None for g in gpus)
+        # All links to one other GPU: two of a board with switches. Several such pairs are bridged (H200 NVL has 18 too).
+        alone_together = len(groups) == 1 and highest >= MOST_LINKS
+        unnamed = sheet is None and alone_together and not any(g.numa_memory is not None for g in gpus)
         kind = "nvswitch" if unnamed else "pairs"
     else:
         kind = "mesh"
@@ -187,22 +189,32 @@ def _linked(gpu: Gpu, board: Board, facts: Facts) -> Gpu:
     return replace(gpu, nvlink_domain=domain, nvlinks=nvlinks)
 
 
-def _chosen(nics: Sequence[Nic]) -> tuple[Nic, ...]:
+def _chosen(nics: Sequence[Nic], gpus: Sequence[Gpu]) -> tuple[Nic, ...]:
     """Rails chosen as on a live machine. Kinds and rates that the file does not say are filled in for the choice only."""
     if not nics:
         return ()
+    cards = {n.card for n in nics if n.virtual_function is False}
     tried = []
-    for nic in nics:
-        why = nic.why_not
+    unrated = any(n.kind == "ethernet" and (n.bytes_per_s or family_rate(n)) is None for n in nics)
+    if any(g.compute_capability == GB10 for g in gpus) and not any(n.twin for n in nics):
+        nics = rails.with_twins(
+            nics, [re.sub(r"^roce(P\d+)?p", "p", n.name) if n.name.startswith("roce") else None for n in nics]
+        )
+    for nic in rails.without_management(nics, nvlink5=nvlink5(gpus)):
+        why = nic.why_not or no_way_out(nic.netdev or nic.name)
+        if why is None and nic.kind == "ethernet" and re.match(r"ib[\dps]", nic.name):
+            why = "IP over InfiniBand: the port itself is used"
+        if why is None and nic.virtual_function and nic.card in cards:
+            why = f"a virtual function of the card {nic.card}, which is here itself"
         bonded = nic.bond or (nic.name if "bond" in nic.name else None)
-        if why is None and bonded is not None and nic.kind != "ethernet":
-            why = f"part of the bond {bonded}: a front-end or storage network"
         kind = "roce" if nic.kind == UNKNOWN else nic.kind
-        rate = nic.bytes_per_s or _family(nic)
+        rate = nic.bytes_per_s or family_rate(nic)
+        if why is None and kind == "ethernet" and rate is not None and rate <= MANAGEMENT and unrated:
+            why = "a port for management beside others of an unknown rate"
         tried.append(
             replace(nic, kind=kind, bytes_per_s=rate if nic.up is not False else None, why_not=why, bond=bonded)
         )
-    picked = rails.choose(tried)
+    picked = rails.choose(tried, len(gpus))
     return tuple(
         replace(after, kind=before.kind, bytes_per_s=before.bytes_per_s, why_not=_words(after, before))
         for before, after in zip(nics, picked, strict=True)
@@ -216,11 +228,7 @@ def _words(after: Nic, before: Nic) -> str | None:
     return why
 
 
-def _family(nic: Nic) -> float | None:
-    return next((rate for pattern, rate in FAMILIES if nic.model and re.search(pattern, nic.model)), None)
-
-
-def _fabric(facts: Facts, nics: tuple[Nic, ...], gpus: int, notes: list[str]) -> Fabric:
+def _fabric(facts: Facts, nics: tuple[Nic, ...], gpus: Sequence[Gpu], notes: list[str]) -> Fabric:
     if nics:
         if any(n.rail for n in nics):
             found = rails.fabric_of(nics, gpus)
@@ -261,13 +269,16 @@ def with_board(node: Node, notes: list[str]) -> Node:
         return node
     facts = Facts("", gpus=list(node.gpus), switched=True if node.nvswitches_pci else None)
     facts.node = {"cpu_model": node.cpu_model or "", "virtual": node.virtual}
-    sheet = product(node.gpus[0].name)
+    sheet = sheet_of(node.gpus[0])
     board = _board(facts, list(node.gpus), sheet, notes)
     return replace(node, gpus=tuple(_linked(g, board, facts) for g in node.gpus), link_type=board.link_type)
 
 
-def by_product(gpu: Gpu, sheet: Product | None) -> Gpu:
-    """The GPU under the name that NVML gives its product, where the file knew only the PCI device."""
-    if sheet is None:
-        return gpu
-    return filled(gpu, Gpu(index=gpu.index, name=nvml_name(sheet), compute_capability=sheet.compute_capability))
+def by_device(gpu: Gpu, device: str | None, sheet: Product | None = None) -> Gpu:
+    """The GPU under the name that the driver gives to this PCI device id, where the file knew only the device; `sheet` is its
+    product where the file told more."""
+    sheet = sheet or (product_of_pci(device) if device else None)
+    if sheet is not None:
+        return filled(gpu, Gpu(index=gpu.index, name=nvml_name(sheet), compute_capability=sheet.compute_capability))
+    name = name_of_pci(device) if device else None
+    return gpu if name is None else filled(gpu, Gpu(index=gpu.index, name=name))

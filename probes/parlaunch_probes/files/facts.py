@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-from parlaunch.machine import UNKNOWN, Gpu, Nic
+from parlaunch.hardware.cluster import UNKNOWN, Gpu, Nic
+from parlaunch.hardware.datasheet import Product
 
 Either = TypeVar("Either", Gpu, Nic)
 _EMPTY: tuple[Any, ...] = (None, (), UNKNOWN)
@@ -18,11 +19,13 @@ class Facts:
 
     what: str  # "nvidia-smi topo -m"
     gpus: list[Gpu] = field(default_factory=list)
+    lost: list[Gpu] = field(default_factory=list)  # named, and not to be used; each with its `error`
     nics: list[Nic] = field(default_factory=list)
     links: dict[tuple[int, int], int] | None = None  # NVLinks between two GPUs by index; {}: shown, and there are none
     switched: bool | None = None  # the links end in NVSwitches
     hidden: bool = False  # links are active and nothing says where they lead
     attached: int | None = None  # GPUs that the driver counted, where the file shows fewer
+    product: Product | None = None  # of the GPUs, as the user says where the file does not
     preset: str | None = None  # the machine is a known one, and the file says so
     node: dict[str, Any] = field(default_factory=dict)  # fields of Node
     acs: bool = False  # the ACS state of the bridges was shown
@@ -30,7 +33,7 @@ class Facts:
 
     @property
     def empty(self) -> bool:
-        return not (self.gpus or self.nics or self.node or self.preset or self.acs)
+        return not (self.gpus or self.lost or self.nics or self.node or self.preset or self.acs)
 
 
 def filled(known: Either, other: Either) -> Either:
@@ -51,6 +54,7 @@ def join(parts: Sequence[Facts]) -> Facts:
         if part.links is not None and whole.links is None and pairs is not None:
             whole.links = {_pair(pairs[a], pairs[b]): n for (a, b), n in part.links.items()}
         _nics(whole, part, pairs)
+        whole.lost += [g for g in part.lost if not any(_same_lost(g, known) for known in whole.lost)]
         whole.switched = part.switched if whole.switched is None else whole.switched
         whole.hidden = whole.hidden or part.hidden
         whole.attached = whole.attached or part.attached
@@ -59,6 +63,10 @@ def join(parts: Sequence[Facts]) -> Facts:
         whole.node = part.node | whole.node
         whole.notes += [n for n in part.notes if n not in whole.notes]
     return whole
+
+
+def _same_lost(a: Gpu, b: Gpu) -> bool:
+    return (a.pci is not None and a.pci == b.pci) or (None in (a.pci, b.pci) and a.index == b.index >= 0)
 
 
 def _pair(a: int, b: int) -> tuple[int, int]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from parlaunch.catalog import load
-from parlaunch.datasheet import preset_of, product, product_of_pci
-from parlaunch.machine import UNKNOWN, Gpu, Nic
+from parlaunch.data import load
+from parlaunch.frozen import dataclass
+from parlaunch.hardware.cluster import UNKNOWN, Gpu, Nic
+from parlaunch.hardware.datasheet import preset_of, product
 from parlaunch_probes import pci
 from parlaunch_probes.files.clean import whole
-from parlaunch_probes.files.conclude import by_product
+from parlaunch_probes.files.conclude import by_device
 from parlaunch_probes.files.facts import Facts
 from parlaunch_probes.text import pci_address
 
@@ -130,7 +131,7 @@ def _gpu(index: int, device: _Device) -> Gpu:
             serial=infos.get("NVIDIASerial") or gpu.serial,
             memory_bytes=kilobytes * 1024 if kilobytes else gpu.memory_bytes,
         )
-    return by_product(gpu, product_of_pci(device.device))
+    return by_device(gpu, device.device)
 
 
 def _nics(device: _Device, places: dict[int, tuple[pci.Place, int | None]]) -> list[Nic]:
@@ -169,12 +170,13 @@ def _nics(device: _Device, places: dict[int, tuple[pci.Place, int | None]]) -> l
                     card=device.bus[:-1] + "0",
                 )
             )
+    slingshot = device.vendor == "17db"
     if not verbs:
-        for name in netdevs:
+        for name in netdevs[:1] if slingshot else netdevs:
             why = "IP over InfiniBand: no verbs device in this file" if device.kind == "0207" else None
             out.append(
-                Nic(name=name, kind="ethernet", pci=device.bus, numa=device.numa, netdev=name, distances=ways, why_not=why,
-                    card=device.bus[:-1] + "0")
+                Nic(name=name, kind="slingshot" if slingshot else "ethernet", pci=device.bus, numa=device.numa, netdev=name,
+                    distances=ways, why_not=why, model=f"{device.vendor}:{device.device}" if slingshot else None, card=device.bus[:-1] + "0")
             )  # fmt: skip
     return out
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from parlaunch.datasheet import Product, product, product_of_pci
-from parlaunch.machine import UNKNOWN, Gpu, Nic
+from parlaunch.hardware.cluster import UNKNOWN, Gpu, Nic
+from parlaunch.hardware.datasheet import Product, product, product_of_pci
 from parlaunch_probes import pci
 from parlaunch_probes.files.clean import whole
-from parlaunch_probes.files.conclude import by_product
+from parlaunch_probes.files.conclude import by_device
 from parlaunch_probes.files.facts import Facts
 from parlaunch_probes.text import pci_address
 
@@ -80,7 +80,8 @@ def _facts(devices: list[_Device]) -> Facts:
     grace = any(s is not None and s.board in _GRACE for s in sheets)
     numas = [_numa(d, grace) for d in gpus]
     for index, (device, sheet) in enumerate(zip(gpus, sheets, strict=True)):
-        facts.gpus.append(by_product(Gpu(index=index, name=UNKNOWN, pci=device.bus, numa=numas[index]), sheet))
+        made = by_device(Gpu(index=index, name=UNKNOWN, pci=device.bus, numa=numas[index]), _number(device), sheet)
+        facts.gpus.append(replace(made, name=_listed(device)) if made.name == UNKNOWN else made)
     switches = [d for d in devices if d.kind == "Bridge" and _nvidia(d)]
     if switches:
         facts.switched = True
@@ -108,7 +109,8 @@ def _facts(devices: list[_Device]) -> Facts:
                 model=_model(device),
                 virtual_function="Virtual Function" in device.text,
                 distances=tuple(ways),
-                card=device.bus[:-1] + "0",
+                driver="gve" if "gVNIC" in device.text or (device.vendor, device.device) == ("1ae0", "0042") else None,
+                card=_card(device, devices),
             )
         )
     if grace and gpus and all(d.numa is None for d in gpus):
@@ -121,12 +123,26 @@ def _nvidia(device: _Device) -> bool:
 
 
 def _sheet(device: _Device) -> Product | None:
-    number = device.device or ((m := re.search(r"\bDevice ([0-9a-f]{4})\b", device.text)) and m[1])
+    number = _number(device)
     found = product_of_pci(number) if number else None
     if found is None:
         names = re.findall(r"\[([^\[\]]{2,60})\]", _IDS.sub("", device.text))
-        found = next((s for name in names if (s := product(name)) is not None), None)
+        # The PCI ID Repository adds the socket's number and the memory: "H100 SXM5 80GB".
+        bare = [re.sub(r"(?<=SXM)\d( \d{2,3}GB)?$", "", name) for name in names]
+        found = next((s for name in (*names, *bare) if (s := product(name)) is not None), None)
     return found
+
+
+def _listed(device: _Device) -> str:
+    """What the list calls a GPU that no table of ours has: "GeForce GTX 1080 Ti" of "GP102 [GeForce GTX 1080 Ti]"."""
+    names = re.findall(r"\[([^\[\]]{2,60})\]", _IDS.sub("", device.text))
+    return f"NVIDIA {names[-1].split(' / ')[0]}" if names else UNKNOWN
+
+
+def _number(device: _Device) -> str | None:
+    """The device id, which old lists of names print in place of a name."""
+    match = re.search(r"\bDevice ([0-9a-f]{4})\b", device.text)
+    return device.device or (match[1] if match else None)
 
 
 def _numa(device: _Device, grace: bool) -> int | None:
@@ -138,18 +154,34 @@ def _numa(device: _Device, grace: bool) -> int | None:
 def _kind(device: _Device) -> str | None:
     """What a port is; None for devices that are none."""
     mellanox = device.vendor == "15b3" if device.vendor else "Mellanox" in device.text
+    if re.search(r"Omni-Path|HFI Silicon", device.text):
+        return "omnipath"
     if device.kind == "Infiniband controller":
         return "infiniband"
-    if device.kind not in ("Ethernet controller", "Network controller"):
+    if device.kind not in ("Ethernet controller", "Network controller", "Fabric controller"):
+        return None
+    if "Wireless" in device.text or "Wi-Fi" in device.text:
         return None
     if "Elastic Fabric Adapter" in device.text or (device.vendor == "1d0f" and (device.device or "").startswith("efa")):
         return "efa"
+    if re.search(r"Cassini|Slingshot|^Cray Inc\b", device.text) or device.vendor == "17db":
+        return "slingshot"
     if mellanox or re.search(r"BCM57[45]\d\d|BCM576\d\d|E810|E830", device.text):
         return "roce" if mellanox or "BCM576" in device.text else "ethernet"
     return "ethernet"
 
 
+def _card(device: _Device, devices: list[_Device]) -> str:
+    """The card by its function 0. Virtual functions stand on the bus of the card that has them."""
+    own = next(
+        (d.bus for d in devices if "Virtual Function" not in d.text and d.bus[:-5] == device.bus[:-5]), device.bus
+    )
+    return (own if "Virtual Function" in device.text else device.bus)[:-1] + "0"
+
+
 def _model(device: _Device) -> str:
+    if device.vendor == "1d0f":
+        return f"{device.vendor}:{device.device}"  # the generations of EFA share their words
     text = _IDS.sub("", re.sub(r"\(rev \w+\)", "", device.text)).strip()
     return text.removeprefix("Mellanox Technologies").strip() or device.text
 

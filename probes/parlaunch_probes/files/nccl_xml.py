@@ -10,12 +10,12 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from parlaunch.catalog import load
-from parlaunch.datasheet import preset, preset_of, product, product_of_pci
-from parlaunch.machine import UNKNOWN, Gpu, Nic
+from parlaunch.data import load
+from parlaunch.hardware.cluster import UNKNOWN, Gpu, Nic
+from parlaunch.hardware.datasheet import preset, preset_of, product
 from parlaunch_probes import pci
 from parlaunch_probes.files.clean import whole
-from parlaunch_probes.files.conclude import by_product
+from parlaunch_probes.files.conclude import by_device
 from parlaunch_probes.files.facts import Facts
 from parlaunch_probes.files.topo_m import kind_of
 from parlaunch_probes.text import pci_address
@@ -38,16 +38,32 @@ class _Found:
 
 
 def find(root: Element, text: str) -> Facts | None:
-    """The machine of a topology; None when the root is another format's."""
+    """The machine of a topology, the first one's where it shows several; None when the root is another format's."""
     if root.tag != "system" or root.find("cpu") is None:
         return None
+    cpus = root.findall("cpu")
+    return _host([c for c in cpus if c.get("host_hash") == cpus[0].get("host_hash")], text)
+
+
+def hosts(root: Element, text: str) -> list[Facts]:
+    """The machines of a dump that NCCL wrote for several (NVLink between nodes); nothing for any other root."""
+    if root.tag != "system":
+        return []
+    groups: dict[str | None, list[Element]] = defaultdict(list)
+    for cpu in root.findall("cpu"):
+        groups[cpu.get("host_hash")].append(cpu)
+    if len(groups) < 2:
+        return []
+    found = [_host(cpus, text) for cpus in groups.values()]
+    for facts in found:  # NCCL draws several hosts together only where one NVLink domain joins them
+        facts.gpus = [replace(g, fabric_id=("NCCL topology", 0)) for g in facts.gpus]
+    return found
+
+
+def _host(cpus: list[Element], text: str) -> Facts:
     found = _Found()
-    hosts = [h for h in root.findall("cpu")]
-    first = hosts[0].get("host_hash")
-    for cpu in hosts:
-        if cpu.get("host_hash") == first:  # a dump of several nodes (MNNVL): the first one's
-            numa = whole(cpu.get("numaid"))
-            _walk(cpu, numa, (), found, 0)
+    for cpu in cpus:
+        _walk(cpu, whole(cpu.get("numaid")), (), found, 0)
     facts = Facts(WHAT)
     facts.preset = _named(text)
     _classify(found, facts)
@@ -65,11 +81,14 @@ def find(root: Element, text: str) -> Facts | None:
         if facts.preset is not None:
             facts.notes.append(f"the PCI addresses are those of {facts.preset} and its sister sizes")
     for bus_, numa, chain, element in found.nics:
-        facts.nics += _nics(bus_, numa, chain, element, places, facts)
+        # A port without a PCI address (a socket) is listed under every CPU.
+        names = {(n.name, n.port, n.pci) for n in facts.nics}
+        made = _nics(bus_, numa, chain, element, places, facts)
+        facts.nics += [n for n in made if (n.name, n.port, n.pci) not in names]
     if found.switches:
         facts.switched = True
         facts.node.setdefault("nvswitches_pci", len(found.switches))
-    _cpu(hosts[0], facts)
+    _cpu(cpus[0], facts)
     return facts
 
 
@@ -190,54 +209,70 @@ def _gpu(index: int, bus: str, numa: int | None, element: Element) -> Gpu:
         pcie_width=width or None,
     )
     vendor, device = element.get("vendor"), element.get("device")
-    return by_product(gpu, product_of_pci(device) if device and vendor in (None, "0x10de") else None)
+    return by_device(gpu, device if vendor in (None, "0x10de") else None)
+
+
+@dataclass(slots=True)
+class _Ends:
+    """Where the NVLinks of a file lead, in links; GPUs by their index."""
+
+    number: dict[str | None, int]  # of the GPU at a PCI address
+    links: dict[tuple[int, int], int] = field(default_factory=dict)
+    totals: dict[int, int] = field(default_factory=dict)
+    itself: dict[int, int] = field(default_factory=dict)  # links that lead to the GPU they start from
+    switches: set[str] = field(default_factory=set)
+    switched: bool = False
+    unnamed: bool = False  # a switch whose address is hidden
+    foreign: bool = False  # a GPU that the file does not hold
+
+    def add(self, bus: str, link: Element) -> None:
+        mine, count = self.number[bus], whole(link.get("count")) or 1
+        kind, target = (link.get("tclass") or "").lower(), pci_address(link.get("target") or "")
+        self.totals[mine] = self.totals.get(mine, 0) + count
+        if target == bus:
+            self.itself[mine] = count
+        elif target in self.number:
+            key = (min(mine, self.number[target]), max(mine, self.number[target]))
+            self.links[key] = max(self.links.get(key, 0), count)
+        elif kind.startswith("0x0680"):
+            self.switched = True
+            self.unnamed = self.unnamed or target is None
+            self.switches |= {target} if target is not None else set()
+        elif kind.startswith(("0x0302", "0x0300")):
+            self.foreign = True
 
 
 def _links(found: _Found, facts: Facts) -> None:
     elements = {g[0]: g[3].find("gpu") for g in found.gpus}
     if not any(e is not None for e in elements.values()):
         return
-    number = {g.pci: g.index for g in facts.gpus}
-    links: dict[tuple[int, int], int] = {}
-    totals: dict[int, int] = {}
-    itself: dict[int, int] = {}
-    hidden = False
-    ends: set[str] = set()
+    ends = _Ends({g.pci: g.index for g in facts.gpus})
     for bus, inner in elements.items():
-        mine = number[bus]
         for link in inner.findall("nvlink") if inner is not None else ():
-            count = whole(link.get("count")) or 1
-            raw, kind = link.get("target") or "", (link.get("tclass") or "").lower()
-            target = pci_address(raw)
-            totals[mine] = totals.get(mine, 0) + count
-            if target == bus:
-                itself[mine] = count
-            elif target in number:
-                key = (min(mine, number[target]), max(mine, number[target]))
-                links[key] = max(links.get(key, 0), count)
-            elif kind.startswith("0x0680"):
-                facts.switched = True
-                hidden = hidden or target is None
-                ends |= {target} if target is not None else set()
-            elif kind.startswith("0x0302") or kind.startswith("0x0300"):
-                facts.hidden = True
-    if ends:
-        facts.node["nvswitches_pci"] = len(ends)
-    if itself:
-        _own_ends(itself, links, facts)
-    if hidden:
+            ends.add(bus, link)
+    facts.switched, facts.hidden = facts.switched or ends.switched, facts.hidden or ends.foreign
+    if ends.switches:
+        facts.node["nvswitches_pci"] = len(ends.switches)
+    if ends.itself:
+        _own_ends(ends.itself, ends.links, facts)
+    if ends.unnamed and not _blackwell(facts):
         facts.notes.append(
             "the NVLinks' far ends are hidden: NVSwitches that a hypervisor keeps from this machine; where the PCIe paths "
             "look flat too, give NCCL the vendor's file (NCCL_TOPO_FILE)"
         )
     if all(g.numa is None for g in facts.gpus) and facts.gpus:
         facts.notes.append("numaid is -1: PCIe locality is hidden; the vendor's NCCL_TOPO_FILE would tell")
-    if totals:
-        facts.gpus = [replace(g, nvlinks=totals.get(g.index, 0)) for g in facts.gpus]
+    if ends.totals:
+        facts.gpus = [replace(g, nvlinks=ends.totals.get(g.index, 0)) for g in facts.gpus]
     # A dump has every device's ids. Without them the file was written by hand, and silence on NVLink means nothing.
     dump = any(g[3].get("device") for g in found.gpus)
-    if not facts.switched and (links or dump):
-        facts.links = links
+    if not facts.switched and (ends.links or dump):
+        facts.links = ends.links
+
+
+def _blackwell(facts: Facts) -> bool:
+    """NVLink 5 switches show no address to anyone: nothing is hidden there."""
+    return any(g.compute_capability is not None and g.compute_capability[0] >= 10 for g in facts.gpus)
 
 
 def _own_ends(itself: dict[int, int], links: dict[tuple[int, int], int], facts: Facts) -> None:

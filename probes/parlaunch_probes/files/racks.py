@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from parlaunch.machine import UNKNOWN, Cluster, Fabric, Gpu, Nic, Node, domains_of
+from parlaunch.hardware.cluster import UNKNOWN, Cluster, Fabric, Gpu, Nic, Node, domains_of
 
 TRAY = 4  # GPUs of a compute tray of every NVLink rack: NVIDIA's GB200, GB300 and Vera Rubin NVL72
 _IMEX_NODE = re.compile(r"^Node #(\d{1,4})\s+[-*]*\s*-?\s*(\S+)\s+-\s+(\w+)(?:\s+-\s+Version:\s*(\S+))?")

@@ -6,16 +6,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from parlaunch.datasheet import product_of_pci
-from parlaunch.machine import UNKNOWN, Gpu
+from parlaunch.hardware.cluster import UNKNOWN, Gpu
+from parlaunch.hardware.derived import sheet_of
+from parlaunch_probes.files import lost
 from parlaunch_probes.files.clean import decimal, mebibytes, whole
-from parlaunch_probes.files.conclude import by_product
+from parlaunch_probes.files.conclude import by_device
 from parlaunch_probes.files.facts import Facts
 from parlaunch_probes.text import pci_address
 
 WHAT = "nvidia-smi -q"
 _GPU = re.compile(r"^GPU ([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7])\s*$")
-_LOST = re.compile(r"Unable to determine the device handle for (?:GPU|gpu)\s*\d*:?\s*([0-9A-Fa-f:.]+):?\s*(.*)")
 _NONE = (
     "",
     "N/A",
@@ -23,10 +23,15 @@ _NONE = (
     "None",
     "Unknown Error",
     "[Unknown Error]",
+    "[GPU is lost]",
     "GPU is lost",
+    "GPU requires reset",
+    "[GPU requires reset]",
     "Not Found",
     "Requested functionality has been deprecated",
 )
+# What the architecture tells where the product is not known; Ampere and Blackwell are two generations each.
+_ARCHITECTURES = {"Volta": (7, 0), "Turing": (7, 5), "Ada Lovelace": (8, 9), "Hopper": (9, 0)}
 Paths = Mapping[str, str]
 STATES = {
     "Completed": "completed",
@@ -41,7 +46,6 @@ def find(text: str) -> Facts | None:
     """Every GPU block in the text; None without one."""
     head: dict[str, str] = {}
     blocks: list[tuple[str, dict[str, str]]] = []
-    lost: list[tuple[str, str]] = []
     stack: list[tuple[int, str]] = []
     again = False
     for line in text.split("\n"):
@@ -51,9 +55,6 @@ def find(text: str) -> Facts | None:
                 break  # the same listing once more, or another node's
             blocks.append((match[1], {}))
             stack = []
-            continue
-        if match := _LOST.search(line):
-            lost.append((match[1].rstrip(":."), match[2].strip()))
             continue
         bare = line.expandtabs(4)
         content = bare.strip()
@@ -73,17 +74,30 @@ def find(text: str) -> Facts | None:
         return None
     facts = Facts(WHAT)
     facts.attached = whole(head.get("Attached GPUs"))
-    facts.node = {
-        k: v for k, v in (("driver", head.get("Driver Version")), ("cuda", head.get("CUDA Version"))) if known(v)
-    }
-    facts.gpus = [gpu_of(i, bus, fields) for i, (bus, fields) in enumerate(blocks)]
+    # From the 610 series on the heads are called KMD and CUDA UMD.
+    versions = (
+        ("driver", head.get("Driver Version") or head.get("KMD Version")),
+        ("cuda", head.get("CUDA Version") or head.get("CUDA UMD Version")),
+    )
+    facts.node = {k: v for k, v in versions if known(v)}
+    take(facts, blocks)
     virtual = {f.get("GPU Virtualization Mode/Virtualization Mode") for _, f in blocks}
     conclude(facts, virtual, [f.get("Platform Info/Peer Type") for _, f in blocks])
     if again:
         facts.notes.append("the GPUs repeat in this file: only the first listing was read")
-    for address, why in lost:
-        facts.notes.append(f"GPU {address} cannot be used: {why or 'no device handle'}")
     return facts
+
+
+def take(facts: Facts, blocks: Sequence[tuple[str, Paths]]) -> None:
+    """GPUs of the blocks, those that give no values any more apart."""
+    for i, (bus, fields) in enumerate(blocks):
+        asked = (fields.get(key) for key in ("Product Name", "GPU UUID", "FB Memory Usage/Total", "Performance State"))
+        if (why := lost.reason(asked)) is not None:
+            facts.lost.append(lost.lost(i, pci_address(bus), why, known(fields.get("Product Name")) or UNKNOWN))
+        else:
+            facts.gpus.append(gpu_of(i, bus, fields))
+    if any((mebibytes(f.get("Conf Compute Protected Memory Usage/Total")) or 0) > 0 for _, f in blocks):
+        facts.node["confidential"] = True
 
 
 def _section(into: dict[str, str], path: str, key: str) -> str:
@@ -123,12 +137,14 @@ def gpu_of(index: int, bus: str, fields: Paths) -> Gpu:
     limits = (
         get("GPU Power Readings/Current Power Limit", "Power Readings/Power Limit", "GPU Power Readings/Power Limit"),
     )
+    named = Gpu(index=index, name=get("Product Name") or UNKNOWN)
     gpu = Gpu(
         index=index,
-        name=get("Product Name") or UNKNOWN,
+        name=named.name,
         uuid=get("GPU UUID"),
         pci=pci_address(bus),
         memory_bytes=mebibytes(get("FB Memory Usage/Total")),
+        compute_capability=_ARCHITECTURES.get(get("Product Architecture") or "") if sheet_of(named) is None else None,
         memory_used_bytes=mebibytes(get("FB Memory Usage/Used")),
         memory_reserved_bytes=mebibytes(get("FB Memory Usage/Reserved")),
         minor=whole(get("Minor Number")),
@@ -162,7 +178,7 @@ def gpu_of(index: int, bus: str, fields: Paths) -> Gpu:
         vbios=get("VBIOS Version"),
     )
     device = re.fullmatch(r"0x([0-9A-Fa-f]{4})10DE", fields.get("PCI/Device Id", ""))
-    return by_product(gpu, product_of_pci(device[1])) if device and gpu.name == UNKNOWN else gpu
+    return by_device(gpu, device[1]) if device and gpu.name == UNKNOWN else gpu
 
 
 def _slices(fields: Paths) -> tuple[tuple[str, str, int | None], ...]:
@@ -189,7 +205,7 @@ def conclude(facts: Facts, virtual: set[str | None], peers: Sequence[str | None]
         facts.node["virtual"] = "pass-through"
     elif "VGPU" in virtual:
         facts.node["virtual"] = "vgpu"
-        facts.notes.append("these are vGPUs: NVLink and peer access may be missing")
+        facts.gpus = [replace(g, vgpu=True) for g in facts.gpus]
     if any(p == "Switch Connected" for p in peers):
         facts.switched = True
     minors = [g.minor for g in facts.gpus if g.minor is not None]
@@ -197,4 +213,3 @@ def conclude(facts: Facts, virtual: set[str | None], peers: Sequence[str | None]
         gap = sorted(set(range(min(max(minors), 255) + 1)) - set(minors))
         if gap and len(gap) <= 64:
             facts.notes.append(f"device minors {gap} are not here: the host has more GPUs than this view, or lost some")
-    facts.gpus = [replace(g, index=i) for i, g in enumerate(facts.gpus)]

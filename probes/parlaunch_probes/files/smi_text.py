@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 
-from parlaunch.datasheet import nvml_name, product, product_names
-from parlaunch.machine import UNKNOWN, Gpu
+from parlaunch.hardware.cluster import UNKNOWN, Gpu
+from parlaunch.hardware.datasheet import nvml_name, product, products_like
+from parlaunch_probes.files import lost
 from parlaunch_probes.files.clean import mebibytes
 from parlaunch_probes.files.facts import Facts
 from parlaunch_probes.text import pci_address
 
-_LISTED = re.compile(r"^\s{0,4}GPU (\d{1,3}): (.{2,80}?) \(UUID: (GPU-[0-9a-fA-F-]{8,40})\)")
+# Jetson's UUIDs have no "GPU-" in front, and two blanks before them.
+_LISTED = re.compile(r"^\s{0,4}GPU (\d{1,3}): (.{2,80}?)\s+\(UUID: ((?:GPU-)?[0-9a-fA-F-]{8,40})\)")
+_NO_UUID = re.compile(
+    r"^\s{0,4}GPU (\d{1,3}): (.{0,80}?)\s*\(UUID: \[?(Unknown Error|GPU is lost|GPU requires reset|ERR!)\]?\)"
+)
 # As PyTorch's collect_env and its kin write it: "GPU 0: NVIDIA L40S", "GPU 0,1,2,3: NVIDIA L40S".
 _NAMED = re.compile(r"^\s{0,4}GPU (\d{1,3}(?:,\d{1,3}){0,31}): ((?:NVIDIA|Tesla|Quadro|GeForce) [\w .()/-]{1,60}?)\s*$")
 _DRIVER = re.compile(r"^\s*(?:Nvidia driver version|CUDA Driver Version)\s*:\s*([\d.]{3,20})", re.MULTILINE)
@@ -22,35 +28,61 @@ _ROW = re.compile(
     r"^\|\s+(\d{1,3})\s+(\S.*?)\s+(?:On|Off|N/A)?\s*\|\s+([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7])\s"
 )
 _MEMORY = re.compile(r"\|\s+\d{1,7}MiB\s*/\s*(\d{1,7}MiB)\s*\|")
-_VERSIONS = re.compile(r"(?:NVIDIA-SMI \S+ +)?Driver Version: ([\d.]{3,20})(?: +CUDA Version: ([\d.]{3,10}))?")
+# From the 610 series on the heads are called KMD and CUDA UMD.
+_VERSIONS = re.compile(
+    r"(?:NVIDIA-SMI \S+ +)?(?:Driver|KMD) Version: ([\d.]{3,20})(?: +CUDA (?:UMD )?Version: ([\d.]{3,10}))?"
+)
+_MIG_ROW = re.compile(
+    r"^\|\s+(\d{1,3})\s+(\d{1,3})\s+(\d{1,3})\s+\d{1,3}\s+\|\s+\d{1,7}MiB\s*/\s*(\d{1,7})MiB\s*\|\s*(\d{1,4})?"
+)
+_LAST_CELL = re.compile(r"\|\s*(Enabled|Disabled)\*?\s*\|\s*$")
+
+
+class _List:
+    """What was read so far, line by line: GPUs, and of the one at hand its slices and links, by index."""
+
+    def __init__(self) -> None:
+        self.gpus: dict[int, Gpu] = {}
+        self.dead: dict[int, Gpu] = {}
+        self.slices: dict[int, list[tuple[str, str, int | None]]] = {}
+        self.links: dict[int, dict[int, bool]] = {}
+        self._current: int | None = None
+
+    def read(self, line: str) -> None:
+        if match := _LISTED.match(line):
+            self._current = int(match[1])
+            self.gpus.setdefault(self._current, Gpu(index=self._current, name=match[2], uuid=match[3]))
+        elif match := _NO_UUID.match(line):
+            index, why = int(match[1]), lost.reason([match[3]]) or match[3]
+            self.dead[index] = lost.lost(index, None, why, match[2] or UNKNOWN)
+        elif match := _NAMED.match(line):
+            for number in match[1].split(","):
+                self.gpus.setdefault(int(number), Gpu(index=int(number), name=match[2]))
+        elif self._current is not None:
+            self._below(self._current, line)
+
+    def _below(self, current: int, line: str) -> None:
+        """A line under the one that names a GPU."""
+        if match := _SLICE.match(line):
+            self.slices.setdefault(current, []).append((match[2], f"MIG {match[1]}", None))
+        elif match := _LINK.match(line):
+            self.links.setdefault(current, {})[int(match[1])] = match[3] is None
+        elif _DOWN.search(line):
+            self.links.setdefault(current, {})
 
 
 def find_list(text: str) -> Facts | None:
     """`nvidia-smi -L`, and `nvidia-smi nvlink -s`, which repeats its lines with the links below."""
-    gpus: dict[int, Gpu] = {}
-    slices: dict[int, list[tuple[str, str, int | None]]] = {}
-    links: dict[int, dict[int, bool]] = {}
-    current: int | None = None
+    listed = _List()
     for line in text.split("\n"):
-        if match := _LISTED.match(line):
-            current = int(match[1])
-            gpus.setdefault(current, Gpu(index=current, name=match[2], uuid=match[3]))
-        elif match := _NAMED.match(line):
-            for number in match[1].split(","):
-                gpus.setdefault(int(number), Gpu(index=int(number), name=match[2]))
-        elif current is not None and (match := _SLICE.match(line)):
-            slices.setdefault(current, []).append((match[2], f"MIG {match[1]}", None))
-        elif current is not None and (match := _LINK.match(line)):
-            links.setdefault(current, {})[int(match[1])] = match[3] is None
-        elif current is not None and _DOWN.search(line):
-            links.setdefault(current, {})
-    if not gpus:
+        listed.read(line)
+    if not listed.gpus and not listed.dead:
         return None
-    facts = Facts("nvidia-smi nvlink -s" if links else "nvidia-smi -L")
+    links, slices = listed.links, listed.slices
+    facts = Facts("nvidia-smi nvlink -s" if links else "nvidia-smi -L", lost=list(listed.dead.values()))
     if (driver := _DRIVER.search(text)) is not None:
         facts.node["driver"] = driver[1]
-    for index in sorted(gpus):
-        gpu = gpus[index]
+    for index, gpu in sorted(listed.gpus.items()):
         if links:
             gpu = _with_links(gpu, links.get(index), facts)
         if index in slices:
@@ -83,21 +115,33 @@ def find_table(text: str) -> Facts | None:
     """The table of plain `nvidia-smi`. Names that the table cuts ("RTX 6000 Ada Gene...") are completed when one product fits."""
     facts = Facts("nvidia-smi")
     lines = text.split("\n")
+    slices: dict[int, list[tuple[str, str, int | None]]] = {}
     for at, line in enumerate(lines):
-        match = _ROW.match(line) if len(line) < 300 else None
-        if match is None or any(g.index == int(match[1]) for g in facts.gpus):
+        if len(line) > 300:
             continue
-        memory = next((m[1] for below in lines[at : at + 3] if (m := _MEMORY.search(below))), None)
-        facts.gpus.append(
-            Gpu(
-                index=int(match[1]),
-                name=_whole_name(match[2]),
-                pci=pci_address(match[3]),
-                memory_bytes=mebibytes(_spaced(memory)),
-            )
-        )
-    if not facts.gpus:
+        if match := _MIG_ROW.match(line):
+            name = f"{match[5]} SMs" if match[5] else "a slice"
+            slices.setdefault(int(match[1]), []).append((f"gi {match[2]} ci {match[3]}", name, int(match[4]) * 2**20))
+        match = _ROW.match(line)
+        if match is None or any(g.index == int(match[1]) for g in (*facts.gpus, *facts.lost)):
+            continue
+        block = list(itertools.takewhile(lambda row: not row.startswith("+"), lines[at : at + 4]))
+        index, address = int(match[1]), pci_address(match[3])
+        # A fan or a power meter that fails says ERR! too; a GPU without a name or a memory is gone.
+        cells = [cell.strip() for row in block[1:2] for cell in row.split("|")[2:3]]
+        gone = match[2].startswith("ERR!") or any(cell.startswith("ERR!") for cell in cells)
+        if (why := lost.reason(["ERR!" if gone else None, *block])) is not None:
+            facts.lost.append(lost.lost(index, address, why))
+            continue
+        memory = mebibytes(_spaced(next((m[1] for row in block if (m := _MEMORY.search(row))), None)))
+        mig = next((m[1] == "Enabled" for row in block if (m := _LAST_CELL.search(row))), None)
+        name = _whole_name(match[2], memory, facts)
+        facts.gpus.append(Gpu(index=index, name=name, pci=address, memory_bytes=memory, mig=mig))
+    if not facts.gpus and not facts.lost:
         return None
+    facts.gpus = [
+        replace(g, mig=True, mig_devices=tuple(slices[g.index])) if g.index in slices else g for g in facts.gpus
+    ]
     if versions := _VERSIONS.search(text):
         facts.node = {k: v for k, v in (("driver", versions[1]), ("cuda", versions[2])) if v}
     return facts
@@ -107,14 +151,23 @@ def _spaced(memory: str | None) -> str | None:
     return None if memory is None else memory.replace("MiB", " MiB")
 
 
-def _whole_name(name: str) -> str:
+def _whole_name(name: str, memory: int | None, facts: Facts) -> str:
+    """A name that the table cut ("NVIDIA A100-SXM..."): the one product that begins so and has this memory. Of several
+    the user must say which."""
     name = re.sub(r"\s+(On|Off)$", "", name.strip())
-    if not name.endswith("..."):
+    if not name.endswith(".."):
         return name
-    start = name.removesuffix("...").rstrip()
-    full = {nvml_name(s) for p in product_names() if (s := product(p)) is not None}
-    fits = sorted(n for n in full if n.startswith(start))
-    return fits[0] if len(fits) == 1 else UNKNOWN
+    start = name.rstrip(". ")
+    # Drivers have called products NVIDIA, Tesla and Quadro: the words are no part of the comparison.
+    known = products_like(start)
+    fits = [s for s in known if memory is None or abs(s.memory_bytes / memory - 1) < 0.06] or known
+    names = sorted({nvml_name(s) for s in fits})
+    if len(names) > 1:
+        note = f"the name {name!r} is cut, and may be {', '.join(names)}: say which with --gpu"
+        facts.notes += [note] if note not in facts.notes else []
+    if not names:
+        return start  # no product of ours: its generation may still be told
+    return names[0] if len(names) == 1 else UNKNOWN
 
 
 _COLUMNS = {
@@ -140,7 +193,10 @@ def find_csv(text: str) -> Facts | None:
             columns = names
         elif columns and len(cells) == len(columns):
             row = {_COLUMNS[name]: cell for name, cell in zip(columns, cells, strict=True) if name in _COLUMNS}
-            gpu = _of_row(len(facts.gpus), row)
+            gpu = _of_row(len(facts.gpus) + len(facts.lost), row)
+            if (why := lost.reason(row.values())) is not None:
+                facts.lost.append(replace(gpu, name=UNKNOWN, uuid=None, memory_bytes=None, error=why))
+                continue
             if any(g.index == gpu.index for g in facts.gpus):
                 break  # another node's list
             facts.gpus.append(gpu)
@@ -148,7 +204,7 @@ def find_csv(text: str) -> Facts | None:
                 facts.node["driver"] = row["driver"]
         elif columns:
             break
-    return facts if facts.gpus else None
+    return facts if facts.gpus or facts.lost else None
 
 
 def _of_row(at: int, row: dict[str, str]) -> Gpu:

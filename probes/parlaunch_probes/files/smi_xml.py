@@ -28,6 +28,7 @@ _PATHS = {
     "mig_mode/current_mig": "MIG Mode/Current",
     "ecc_mode/current_ecc": "ECC Mode/Current",
     "fb_memory_usage/total": "FB Memory Usage/Total",
+    "cc_protected_memory_usage/total": "Conf Compute Protected Memory Usage/Total",
     "fb_memory_usage/used": "FB Memory Usage/Used",
     "fb_memory_usage/reserved": "FB Memory Usage/Reserved",
     "gpu_virtualization_mode/virtualization_mode": "GPU Virtualization Mode/Virtualization Mode",
@@ -69,10 +70,14 @@ def find(root: Element) -> Facts | None:
         return None
     facts = Facts(WHAT)
     facts.attached = whole(root.findtext("attached_gpus"))
-    head = (("driver", root.findtext("driver_version")), ("cuda", root.findtext("cuda_version")))
+    head = (
+        ("driver", root.findtext("driver_version") or root.findtext("kmd_version")),
+        ("cuda", root.findtext("cuda_version") or root.findtext("cuda_umd_version")),
+    )
     facts.node = {k: v.strip() for k, v in head if v and smi_q.known(v)}
     virtual: set[str | None] = set()
     peers: list[str | None] = []
+    blocks: list[tuple[str, dict[str, str]]] = []
     for index, element in enumerate(root.findall("gpu")):
         fields = {_PATHS[path]: value for path, value in _paths(element) if path in _PATHS}
         for n, slice_ in enumerate(element.findall("mig_devices/mig_device")):
@@ -85,10 +90,11 @@ def find(root: Element) -> Facts | None:
         virtual.add(fields.get("GPU Virtualization Mode/Virtualization Mode"))
         peers.append(fields.get("Platform Info/Peer Type"))
         bus = element.get("id") or element.findtext("pci/pci_bus_id") or ""
-        facts.gpus.append(smi_q.gpu_of(index, bus.strip(), fields))
+        blocks.append((bus.strip(), fields))
         if not fields:
             facts.notes.append(f"GPU {bus or index} has no data in this file")
-    if not facts.gpus:
+    smi_q.take(facts, blocks)
+    if not facts.gpus and not facts.lost:
         return None
     smi_q.conclude(facts, virtual, peers)
     return facts

@@ -10,15 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from parlaunch.datasheet import product
 from parlaunch.errors import ProbeError
-from parlaunch.machine import Cluster, domains_of
+from parlaunch.hardware.cluster import Cluster, domains_of
+from parlaunch.hardware.datasheet import product
 from parlaunch_probes.files.conclude import with_board
 from parlaunch_probes.host import LIMIT, Host
 from parlaunch_probes.node import probe
 from parlaunch_probes.nvml import NoNvml
 
-WHAT = "a captured /sys tree"
 MOST = 512 << 20  # bytes of one unpacked archive
 MEMBERS = 1_000_000
 _HERE = ("sys/class", "sys/bus", "sys/devices", "proc/driver/nvidia", "proc/cpuinfo")
@@ -115,23 +114,9 @@ def read_folder(path: Path) -> Cluster:
 def read_archive(content: bytes, given: Path) -> Cluster | None:
     """The machine in a tar; None when the bytes are no tar, or hold no /sys. Raises `ProbeError` for a damaged one."""
     nodes: dict[str, bytes | str | None] = {}
-    total = 0
     damage = None
     try:
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:*") as archive:
-            for count, member in enumerate(archive):
-                path = posixpath.normpath(member.name).lstrip("/")
-                if path in (".", "") or path.startswith(".."):
-                    continue
-                if member.issym():
-                    nodes[path] = member.linkname
-                elif member.isdir():
-                    nodes.setdefault(path, None)
-                elif member.isfile() and (file := archive.extractfile(member)) is not None:
-                    nodes[path] = file.read(LIMIT)
-                    total += len(nodes[path] or b"")
-                if total > MOST or count > MEMBERS:
-                    raise ProbeError(f"{given} unpacks to more than {MOST >> 20} MiB: not a capture of /sys")
+        _unpack(content, given, nodes)
     except (tarfile.TarError, EOFError, OSError, ValueError, IndexError) as error:
         damage = str(error) or type(error).__name__
     except Exception as error:  # zlib.error and lzma.LZMAError have no common parent; damaged headers raise others
@@ -140,15 +125,8 @@ def read_archive(content: bytes, given: Path) -> Cluster | None:
             raise
     if not nodes:
         return None
-    tops = {""} | {"/".join(p.split("/")[:1]) for p in nodes}
-    top = next(
-        (
-            t
-            for t in sorted(tops)
-            if any(posixpath.join(t, here) in nodes or _holds(nodes, posixpath.join(t, here)) for here in _HERE)
-        ),
-        None,
-    )
+    tops = sorted({""} | {"/".join(p.split("/")[:1]) for p in nodes})
+    top = next((t for t in tops if any(_holds(nodes, posixpath.join(t, here)) for here in _HERE)), None)
     if top is None:
         raise ProbeError(
             f"{given} is an archive without a captured /sys",
@@ -164,8 +142,28 @@ def read_archive(content: bytes, given: Path) -> Cluster | None:
     return cluster
 
 
-def _holds(nodes: Mapping[str, Any], folder: str) -> bool:
-    return any(p.startswith(folder + "/") for p in nodes)
+def _unpack(content: bytes, given: Path, nodes: dict[str, bytes | str | None]) -> None:
+    """Fill `nodes` with a tar's files (bytes), links (their targets) and folders (None), as far as it can be read."""
+    total = 0
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:*") as archive:
+        for count, member in enumerate(archive):
+            path = posixpath.normpath(member.name).lstrip("/")
+            if path in (".", "") or path.startswith(".."):
+                continue
+            if member.issym():
+                nodes[path] = member.linkname
+            elif member.isdir():
+                nodes.setdefault(path, None)
+            elif member.isfile() and (file := archive.extractfile(member)) is not None:
+                nodes[path] = file.read(LIMIT)
+                total += len(nodes[path] or b"")
+            if total > MOST or count > MEMBERS:
+                raise ProbeError(f"{given} unpacks to more than {MOST >> 20} MiB: not a capture of /sys")
+
+
+def _holds(nodes: Mapping[str, Any], path: str) -> bool:
+    """Whether a file or folder stands there, or something below it."""
+    return path in nodes or any(p.startswith(path + "/") for p in nodes)
 
 
 def _cluster(host: Host, name: str) -> Cluster:

@@ -6,9 +6,10 @@ Rows are read cell by cell, not by columns: pastes lose tabs ("PXBNODE") and ter
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from parlaunch.machine import UNKNOWN, Gpu, Nic
+from parlaunch.frozen import dataclass
+from parlaunch.hardware.cluster import UNKNOWN, Gpu, Nic
 from parlaunch_probes.files.clean import commands
 from parlaunch_probes.files.facts import Facts
 from parlaunch_probes.text import cpu_list
@@ -20,6 +21,12 @@ _CELL = re.compile(
     r"[ \t]*(NV\d{1,2}|NODE|SYS|SOC|PHB|PXB|PIX|PSB|N/A|X)(?=[ \t]|$|NV\d|NODE|SYS|SOC|PHB|PXB|PIX|PSB|X)"
 )
 _AFFINITY = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
+# Beginnings of names that drivers and rdma-core give to devices, and what they tell of the fabric.
+_KINDS = (
+    ("rdmap", "efa"), ("efa", "efa"), ("bnxt_re", "roce"), ("irdma", "roce"), ("roce", "roce"), ("erdma", "roce"),
+    ("ionic", "roce"), ("mana", "roce"), ("ibp", "infiniband"), ("ibs", "infiniband"), ("qib", "infiniband"),
+    ("hfi1", "omnipath"), ("opap", "omnipath"), ("cxi", "slingshot"), ("hsn", "slingshot"),
+)  # fmt: skip
 _LEGEND = re.compile(r"^\s*(NIC\d{1,3})\s*[:=]\s*([\w.:-]{1,60})\s*$")
 
 
@@ -250,9 +257,5 @@ def _grace_pairs(gpus: list[Gpu], facts: Facts) -> list[Gpu]:
 
 def kind_of(name: str) -> str:
     """What a verbs device's name tells of its fabric."""
-    for start, kind in (("rdmap", "efa"), ("efa", "efa"), ("bnxt_re", "roce"), ("irdma", "roce"), ("rocep", "roce")):
-        if name.startswith(start):
-            return kind
-    if name.startswith(("ibp", "hfi1", "qib", "opa")):
-        return "infiniband"
-    return "roce" if "bond" in name else UNKNOWN
+    low = name.lower()  # rdma-core writes the PCI domain as P: roceP2p1s0f0, ibP18p3s0
+    return next((kind for start, kind in _KINDS if low.startswith(start)), "roce" if "bond" in low else UNKNOWN)

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Slurm's HealthCheckProgram: drains an idle node that is sick, and returns it when it is well. In slurm.conf:
+#   HealthCheckProgram=/etc/slurm/slurm_health.sh
+#   HealthCheckInterval=600
+#   HealthCheckNodeState=IDLE
+# Slurm ignores its exit code: the script drains by itself. It touches only nodes that it drained.
+set -u
+PARLAUNCH=${PARLAUNCH:-/opt/parlaunch/bin/parlaunch}
+NODE=${SLURMD_NODENAME:-$(hostname -s)}
+# For no job: what would break a job of one node is a FAIL, and so is a node none of whose rails works.
+said=$(timeout 50 "$PARLAUNCH" doctor 2>&1)
+code=$?
+reason=$(scontrol show node "$NODE" | sed -n 's/^ *Reason=//p')
+case $code in
+  1)
+    [ -n "$reason" ] || scontrol update NodeName="$NODE" State=DRAIN Reason="parlaunch: $(printf '%s\n' "$said" | grep -m 1 '^FAIL' | cut -c 7-120)"
+    ;;
+  0)
+    case $reason in parlaunch:*) scontrol update NodeName="$NODE" State=RESUME ;; esac
+    ;;
+esac
+exit 0

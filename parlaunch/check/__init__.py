@@ -1,0 +1,1 @@
+"""Predicted beside measured: tables of runs, calibration, the verdict on first iterations."""

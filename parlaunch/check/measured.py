@@ -1,0 +1,469 @@
+"""Rows of published or own runs as planner values: recipe, layout, machine, and what was measured.
+
+A row is a mapping as `parlaunch validate` reads it: `recipe` (a name of the catalog, which fills in what the row leaves out),
+`model_id` (a Hugging Face name) or `arch` (Megatron's names, or the short ones layers, hidden, heads, kv_heads, ffn, gated_mlp,
+vocab), `hardware` (a preset), `gpus`, sizes, features (overlaps, adapters, …), and measured quantities.
+Fields may be missing; what is filled in is said in `notes`, and a row that cannot be read raises `UsageError`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from math import inf
+from typing import Any
+
+from parlaunch.data import load
+from parlaunch.errors import UsageError
+from parlaunch.estimate.frameworks import named
+from parlaunch.estimate.memory import estimate_memory, rank_zero_memory, with_loss_of
+from parlaunch.estimate.timing import estimate_time
+from parlaunch.estimate.values import Estimate, Memory
+from parlaunch.frozen import dataclass
+from parlaunch.hardware.datasheet import preset
+from parlaunch.hardware.installed import numbers
+from parlaunch.hardware.rates import Rates, measured_of, named_in, rates_from_json, rates_of
+from parlaunch.model.architecture import Architecture, architecture_from_json
+from parlaunch.model.catalog import architecture, catalog_row
+from parlaunch.model.layout import (
+    FULL_RECOMPUTE,
+    NO_RECOMPUTE,
+    SELECTIVE_RECOMPUTE,
+    Layout,
+    Recompute,
+    layout_from_json,
+    recompute_from_json,
+)
+from parlaunch.model.parameters import split_layers
+from parlaunch.model.recipe import PRECISIONS, TASKS, Recipe, features_from_json
+from parlaunch.planning.plan import recipe_from_json
+
+SHORT_NAMES = {
+    "layers": "num_layers", "hidden": "hidden_size", "heads": "num_attention_heads", "kv_heads": "num_query_groups",
+    "ffn": "ffn_hidden_size", "gated_mlp": "gated_linear_unit", "vocab": "vocab_size",
+}  # fmt: skip
+
+GPU_TYPES = {
+    "A100-80GB-SXM": "dgx-a100-80g", "A100-40GB-SXM": "dgx-a100-40g", "H100-80GB-SXM": "dgx-h100", "V100-32GB-SXM": "dgx1-v100",
+}  # fmt: skip
+"""`gpu_type` of a row without `hardware`: the usual machine around that GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A machine that published runs come from, where it differs from the preset that their tables name."""
+
+    mark: str  # in the row's source
+    fabric_bytes_per_s_per_gpu: float
+    why: str
+    framework: str | None = None  # a closer name than the table's
+
+
+SITES = (
+    Site("vTrain", 12.5e9, "vTrain's nodes of eight A100 have four 200 Gb/s ports (MICRO 2024)"),
+    Site(
+        "bigscience",
+        6.25e9,
+        "Jean Zay's nodes of eight A100 have four 100 Gb/s Omni-Path ports (BLOOM, arXiv:2211.05100), and the runs had "
+        "CUDA_LAUNCH_BLOCKING=1, without which they hung (tr11-176B-ml/chronicles-prequel.md)",
+        framework="Megatron-DeepSpeed (blocking launches)",
+    ),
+    Site("InternEvo", 6.25e9, "50 GB/s a node of eight A100, as its table says"),
+)
+
+
+MLPERF_LORA = {
+    "adapter_rank": 16, "adapter_targets": ["linear_qkv", "linear_proj"], "adapter_dropout": True,
+    "fp8_attention": True, "fp8_param_gather": True, "transpose_cache": False,
+}  # fmt: skip
+"""What the benchmark `llama2_70b_lora` of MLPerf Training fixes (rank 16 on attention, dropout 0.1), and what every submission
+with NeMo has: attention in FP8, frozen weights in FP8 alone, transposed when needed."""
+
+
+def site_of(row: Mapping[str, Any]) -> Site | None:
+    """The machine that a row's source ran on, where we know better than the table."""
+    return next((site for site in SITES if site.mark in str(row.get("source") or "")), None)
+
+
+TIMES = ("iteration_time_s", "tokens_per_s_per_gpu", "model_tflops_per_gpu", "tflops_per_gpu")
+"""Measured quantities that say how long an iteration takes, the most direct first."""
+
+MEASURED = (*TIMES, "peak_memory_gb", "peak_mem")
+"""Quantities that are compared, under the names that rows give them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One row, understood."""
+
+    id: str
+    recipe: Recipe
+    layout: Layout
+    rates: Rates
+    source: str  # group of tables it comes from: the framework's name without its version
+    machine: str
+    group: str | None  # rows of one group differ in layout only: same model and shape, machine, batch and release
+    measured: Mapping[str, float]
+    oom: bool
+    memory_kind: str  # allocated | reserved | nvidia-smi
+    memory_unit: int  # bytes
+    memory_rank: str  # whose memory it is: fullest | first (rank 0) | pipeline (the fullest stage of rank 0's pipeline)
+    hardware_flops: bool  # TFLOP/s count the recomputed forward pass
+    notes: tuple[str, ...]
+    scored: bool = True  # its batch, length and GPUs are its own; else it is shown, and counts nowhere
+
+    @property
+    def recomputed(self) -> float:
+        """What `tflops_per_gpu` counts over model FLOPs: a fully recomputed run does the forward pass twice."""
+        return 4 / 3 if self.hardware_flops else 1.0
+
+
+def speeds(run: Run, estimate: Estimate) -> dict[str, float]:
+    """What is predicted of each of `TIMES`."""
+    tflops = estimate.model_tflops_per_gpu
+    values = (estimate.iteration_time_s, estimate.tokens_per_s_per_gpu, tflops, tflops * run.recomputed)
+    return dict(zip(TIMES, values, strict=True))
+
+
+def measured_seconds(run: Run, estimate: Estimate) -> float | None:
+    """Measured seconds of one iteration, from the most direct quantity that the row has; None when it has none.
+
+    Rates say how much faster or slower the run was than `estimate`, which knows its tokens and FLOPs.
+    """
+    for name, predicted in speeds(run, estimate).items():
+        if measured := run.measured.get(name):
+            return measured if name == "iteration_time_s" else estimate.iteration_time_s * predicted / measured
+    return None
+
+
+def run_of(row: Mapping[str, Any], machines: Machines) -> Run:
+    """Read one row. Raises `UsageError` with the reason when it cannot be."""
+    notes: list[str] = []
+    try:
+        run = _planned(row, machines) if "planned" in row else _run(_with_recipe(row), machines, notes)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UsageError(f"row {row.get('id', '?')}: a field is missing or wrong: {error}") from error
+    for name, value in run.measured.items():
+        if not 0 <= value < inf:  # a 0 is how some tables say that it was not measured
+            raise UsageError(f"row {run.id}: {name} is {value}", hint="give what was measured, or leave it out")
+    return run
+
+
+def _with_recipe(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with what the recipe that it names says in place of what it leaves out."""
+    if not row.get("recipe"):
+        return row
+    found = catalog_row(str(row["recipe"]))
+    said: dict[str, Any] = {
+        k: found[k] for k in ("model", "model_id", "task", "precision", "seq", "gbs", "gpus")
+    } | found["layout"]
+    return said | {k: v for k, v in row.items() if v is not None}
+
+
+INVENTED = "the row does not say"
+"""Ends the notes of what had to be made up."""
+
+
+def _planned(row: Mapping[str, Any], machines: Machines) -> Run:
+    """A row of the history (`parlaunch.check.remembered`): recipe, layout and rates are those of its plan, to the last field."""
+    planned, name = row["planned"], str(row.get("id"))
+    recipe, layout = recipe_from_json(planned["recipe"]), layout_from_json(planned["layout"])
+    rates = rates_from_json(planned["rates"], where=f"row {name}")
+    if machines.file is not None:
+        values = measured_of(machines.file, rates.product.name)
+        rates = replace(rates, measured=values, measured_in=named_in(machines.file) if values else None)
+    kind, unit = _memory_kind(row)
+    run = Run(
+        id=name, recipe=recipe, layout=layout, rates=rates, source=str(row.get("source") or "history"),
+        machine=str(row.get("hardware") or row.get("gpu") or "?"), group=None,
+        measured={k: float(row[k]) for k in MEASURED if row.get(k) is not None}, oom=row.get("status") == "oom",
+        memory_kind=kind, memory_unit=unit, memory_rank=_memory_rank(row), hardware_flops=False, notes=(),
+    )  # fmt: skip
+    # By hand or by another release: what cannot be predicted is said of the row, and costs no other.
+    hash((recipe, layout, rates))
+    sizes = (layout.world, layout.dp, layout.tp, layout.pp, layout.cp, layout.ep, layout.etp)
+    if min(*sizes, layout.micro_batch_size, layout.global_batch_size) < 1:
+        raise ValueError(f"{layout} is no layout")
+    if not isinstance(recipe.name, str):
+        raise TypeError(f"the name of its recipe is {recipe.name}")
+    if not (0 < estimate_time(recipe, layout, rates).iteration_time_s < inf and memory_of(run).peak >= 0):
+        raise ValueError("its plan takes no time, or no memory")
+    return run
+
+
+def _run(row: Mapping[str, Any], machines: Machines, notes: list[str]) -> Run:
+    framework = str(row.get("framework") or "")
+    rates = machines.of(row, notes)
+    tp, pp, cp = (_number(row, name) or 1 for name in ("tp", "pp", "cp"))
+    gpus, mbs, gbs, seq = _amounts(row, tp * pp * cp, pp, notes)
+    dp = max(1, gpus // (tp * pp * cp))
+    vp = _number(row, "vp")
+    architecture_of = _architecture(row)
+    chunks = row.get("layers_per_chunk")
+    stages = pp * (vp or 1)
+    if not chunks and len(architecture_of.layers()) % stages:
+        # It ran, so it said how; Megatron's flags for embedding and loss, or a layout by hand. Ours is as even as can be.
+        chunks = [len(kinds) for kinds in split_layers(architecture_of, pp, vp if vp and vp > 1 else None)]
+    recompute = _recompute(row.get("recompute"))
+    nearest = _nearest(row)
+    features = _features(row, framework, recompute, notes)
+    if nearest and not features.get("cross_entropy"):
+        features["cross_entropy"] = (nearest.get("features") or {}).get("cross_entropy")
+    if (
+        (known := named(framework)) is not None
+        and known.keeping == "megatron-lm"
+        and rates.product.arch not in ("volta", "ampere")
+    ):
+        # Megatron-LM of Hopper's years has Megatron-Core and fused attention inside.
+        features |= {"framework": "Megatron-Core", "sequence_parallel": True}
+    layout = Layout(
+        world=gpus, tp=tp, pp=pp, vp=vp if vp and vp > 1 else None, cp=cp, ep=_number(row, "ep") or 1,
+        etp=_number(row, "etp") or 1, micro_batch_size=mbs, global_batch_size=gbs, recompute=recompute,
+        fsdp=bool(features.get("fsdp")), cp_comm_type=row.get("cp_comm_type"),
+        layers_per_chunk=tuple(chunks) if chunks else None,
+    )  # fmt: skip
+    if gpus % (tp * pp * cp):
+        raise UsageError(f"{gpus} GPUs do not divide by tp·pp·cp = {tp * pp * cp}")
+    if gbs % (mbs * dp):
+        notes.append(f"global batch {gbs} is no multiple of {mbs}·{dp}: rounded down")
+    # "bf16 + fp32 grad accumulation"
+    precision, _, extra = str(row.get("precision") or "bf16").partition(" ")
+    if "fp32 grad" in extra:
+        features["grad_reduce_fp32"] = True
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {precision!r} is unknown", hint="one of " + ", ".join(PRECISIONS))
+    task = str(row.get("task") or "pretrain").split("_")[0]
+    task = "peft" if task == "lora" else task
+    if task not in TASKS:
+        raise UsageError(f"task {task!r} is unknown", hint="one of " + ", ".join(TASKS))
+    recipe = Recipe(
+        name=str(row.get("model") or row.get("model_id") or row["id"]), source="catalog", task=task,
+        model=str(nearest["model"] if nearest else row.get("model") or ""), model_id=row.get("model_id"), architecture=architecture_of,
+        seq_length=seq, global_batch_size=gbs, precision=precision,
+        features=features_from_json(features), benchmark=_benchmark(framework),
+    )  # fmt: skip
+    if engine := re.search(r"\bTE (\d+(?:\.\d+)+)", f"{row.get('software') or ''} {row.get('notes') or ''}"):
+        recipe = with_loss_of(recipe, numbers(engine[1]))
+    kind, unit = _memory_kind(row)
+    text = str(row.get("tflops_kind") or "")
+    return Run(
+        id=str(row.get("id")), recipe=recipe, layout=layout, rates=rates,
+        source=_source(framework, row), machine=str(row.get("hardware") or row.get("gpu_type") or "?"),
+        group=_group(row, framework, gbs), measured={k: float(row[k]) for k in MEASURED if row.get(k) is not None},
+        oom=row.get("status") == "oom", memory_kind=kind, memory_unit=unit, memory_rank=_memory_rank(row),
+        hardware_flops=recompute.granularity == "full" and not text.startswith("model"), notes=tuple(notes),
+        scored=not any(note.endswith(INVENTED) for note in notes),
+    )  # fmt: skip
+
+
+def _nearest(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The catalog's recipe that the row names; else the one for its model and task that shares most of what the row says."""
+    recipes = load("recipes.json")["recipes"]
+    if named := next((r for r in recipes if r["name"] == row.get("recipe")), None):
+        return dict(named)
+    task, features = str(row.get("task") or "pretrain"), row.get("features") or {}
+    families = {r["model"] for r in recipes if r.get("model_id") and r["model_id"] == row.get("model_id")} | {
+        row.get("model")
+    }
+    known = [r for r in recipes if r["model"] in families and r["task"] == task]
+    gpu = str(row.get("hardware") or "").removeprefix("dgx-").removesuffix("-nvl72")
+
+    def shared(r: Mapping[str, Any]) -> int:
+        same = (r["hardware"] == gpu, r["precision"] == row.get("precision"), r["gpus"] == row.get("gpus"))
+        graph = (r.get("features") or {}).get("cuda_graph") == features.get("cuda_graph")
+        return sum((*same, graph, r["seq"] == row.get("seq")))
+
+    return max(known, key=shared, default=None)
+
+
+def _amounts(row: Mapping[str, Any], replica: int, pp: int, notes: list[str]) -> tuple[int, int, int, int]:
+    """GPUs, micro batch, global batch and sequence length; what the row leaves out is made up, and noted."""
+    gpus, mbs, gbs = (_number(row, name) for name in ("gpus", "mbs", "gbs"))
+    seq = _number(row, "seq") or _number(row, "seq_length")
+    if gpus is None:
+        gpus = replica * (_number(row, "dp") or 1)
+        notes.append(f"{gpus} GPUs: {INVENTED}")
+    if mbs is None:
+        mbs = 1
+        notes.append(f"micro batch 1: {INVENTED}")
+    if gbs is None:
+        gbs = mbs * max(1, gpus // replica) * 2 * pp
+        notes.append(f"global batch {gbs}: {INVENTED}")
+    if seq is None:
+        seq = 4096
+        notes.append(f"{seq} tokens: {INVENTED}")
+    return gpus, mbs, gbs, seq
+
+
+def _number(row: Mapping[str, Any], name: str) -> int | None:
+    value = row.get(name)
+    return None if value is None else int(value)
+
+
+def _sizes(arch: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row says of its model's shape, under Megatron's names."""
+    return {SHORT_NAMES.get(k, k): v for k, v in arch.items() if v is not None and k != "type"}
+
+
+def _architecture(row: Mapping[str, Any]) -> Architecture:
+    if arch := row.get("arch"):
+        given = _sizes(arch)
+        missing = [name for name in ("num_layers", "hidden_size", "num_attention_heads") if not given.get(name)]
+        if missing:
+            raise UsageError("the row's architecture lacks " + ", ".join(missing))
+        return _inline(tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in given.items())))
+    if row.get("model_id"):
+        return architecture(str(row["model_id"]))
+    raise UsageError("the row has neither model_id nor arch", hint="give a Hugging Face name or the sizes")
+
+
+@lru_cache(maxsize=512)
+def _inline(given: tuple[tuple[str, Any], ...]) -> Architecture:
+    # A published table of a dense GPT without a vocabulary means GPT-2's, as Megatron-LM pads it.
+    return architecture_from_json({"vocab_size": 51200, "normalization": "LayerNorm"} | dict(given))
+
+
+def _recompute(given: Any) -> Recompute:
+    if isinstance(given, str):
+        if given.startswith("full"):
+            return FULL_RECOMPUTE
+        if given.startswith("selective"):
+            return SELECTIVE_RECOMPUTE
+        return NO_RECOMPUTE
+    return recompute_from_json(given)
+
+
+def _features(row: Mapping[str, Any], framework: str, recompute: Recompute, notes: list[str]) -> dict[str, Any]:
+    features = dict(row.get("features") or {})
+    if row.get("features") is None and _benchmark(framework):
+        features = _benchmark_features(row)
+        if (_number(row, "pp") or 1) > 1 and (_number(row, "vp") or 1) == 1 and features.pop("ep_overlap", None):
+            # The overlap needs an interleaved pipeline, and Bridge switches graphs of whole iterations on together with it.
+            features.pop("paged_stash", None)
+            features["cuda_graph"] = ["transformer_engine", ["attn", "moe_router", "moe_preprocess"]]
+        if features:
+            notes.append("features of the catalog's benchmark recipe: the row has none")
+    _unreleased(features, framework, notes)
+    if row.get("task") == "peft" and framework.startswith("NeMo (MLPerf"):
+        features = MLPERF_LORA | {k: v for k, v in features.items() if v is not None}
+    if row.get("recipe") and (known := _nearest(row)):
+        features = dict(known.get("features") or {}) | features
+    sharding = str(row.get("sharding") or "")
+    if sharding == "none" or sharding.startswith("ddp"):
+        features["no_distributed_optimizer"] = True
+    if "tp-comm-overlap" in sharding:
+        features["tp_overlap"] = True
+    if framework == "Megatron-LM" and recompute.granularity != "selective" and "sequence_parallel" not in features:
+        # Korthikanti et al. compare with the code as it was before: all-reduces, no sequence parallelism.
+        features["sequence_parallel"] = False
+    site = site_of(row)
+    return features | {"framework": (site.framework if site and site.framework else framework) or None}
+
+
+def _benchmark(framework: str) -> bool:
+    """Whether a row is of NVIDIA's own tables of benchmarks, which write the release in small letters."""
+    return framework.startswith("megatron-bridge")
+
+
+STASHED = (26, 6)
+"""The release of Megatron Bridge whose benchmarks first captured whole iterations of experts (a paged stash holds activations
+of unknown size); tables of older ones name today's recipe."""
+
+
+def _unreleased(features: dict[str, Any], framework: str, notes: list[str]) -> None:
+    """Take out of a row's features what its release did not have yet."""
+    if not framework.startswith("megatron-bridge "):
+        return
+    release = tuple(int(part) for part in framework.split(" ")[1].split(".")[:2])
+    if features.get("paged_stash") and release < STASHED:
+        del features["paged_stash"]
+        features["cuda_graph"] = ["transformer_engine", ["attn", "moe_router", "moe_preprocess"]]
+        notes.append("graphs of router and preprocessing: its release had none of whole iterations with experts")
+
+
+def _benchmark_features(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Features of the benchmark recipe for the same model, GPU, precision and task; of the same count where there is one."""
+    gpu = str(row.get("hardware") or "").removeprefix("dgx-").removesuffix("-nvl72")
+    found = [
+        r
+        for r in load("recipes.json")["recipes"]
+        if r["kind"] == "benchmark"
+        and (r["model"], r["hardware"], r["precision"]) == (row.get("model"), gpu, row.get("precision"))
+        and r["task"] == str(row.get("task") or "pretrain")
+    ]
+    found.sort(key=lambda r: abs((r.get("gpus") or 0) - int(row.get("gpus") or 0)))
+    return dict(found[0].get("features") or {}) if found else {}
+
+
+class Machines:
+    """The machines that a table names, one `Rates` for each kind, count and fabric: estimates are cached by it.
+
+    `file` is a machine file that stands in for data sheets (`parlaunch.check.calibrate`).
+    """
+
+    def __init__(self, file: Mapping[str, Any] | None = None) -> None:
+        self.file = file
+        self._known: dict[tuple[str, int, float | None], Rates] = {}
+
+    def of(self, row: Mapping[str, Any], notes: list[str]) -> Rates:
+        """The machine of a row. Raises `UsageError` when it names none that is known."""
+        name = row.get("hardware") or GPU_TYPES.get(str(row.get("gpu_type")))
+        if not name:
+            raise UsageError("the row names no hardware", hint="give a preset, e.g. dgx-h100")
+        fabric = row.get("fabric_bytes_per_s_per_gpu")
+        nodes = max(1, -(-int(row.get("gpus") or 1) // preset(str(name)).gpus_per_node))
+        site = site_of(row)
+        if fabric is None and nodes > 1 and site is not None:
+            fabric = site.fabric_bytes_per_s_per_gpu
+            notes.append(site.why)
+        key = (str(name), nodes, None if fabric is None else float(fabric))
+        if key not in self._known:
+            rates = rates_of(preset(str(name), nodes), machine_file=self.file)
+            self._known[key] = rates if fabric is None else replace(rates, fabric_bytes_per_s=float(fabric))
+        return self._known[key]
+
+
+def _source(framework: str, row: Mapping[str, Any]) -> str:
+    name = framework.rsplit(" ", 1)[0] if framework[-1:].isdigit() else framework
+    # The same layout has become up to half as fast again since.
+    return (name or str(row.get("source") or "?").split(" ")[0]) + (
+        ", superseded" if row.get("current") is False else ""
+    )
+
+
+def _group(row: Mapping[str, Any], framework: str, gbs: int) -> str | None:
+    """Rows of one group differ in layout only: tables also group over releases, batches and shapes, which differ in more."""
+    name = row.get("group")
+    if name is None:
+        return None
+    # Tables call all candidates of one size the same, whatever their heads.
+    shape = sorted(_sizes(row.get("arch") or {}).items())
+    return "|".join((str(name), framework, str(gbs), *(f"{k}={v}" for k, v in shape)))
+
+
+def _memory_rank(row: Mapping[str, Any]) -> str:
+    text = f"{row.get('peak_memory_metric') or ''} {row.get('metric') or ''}".lower()
+    if "logger ranks" in text:  # Megatron Bridge's logs: the maximum over the pipeline of rank 0
+        return "pipeline"
+    return "first" if "rank 0" in text else "fullest"
+
+
+def memory_of(run: Run) -> Memory:
+    """The predicted memory of the GPU that was measured."""
+    if run.memory_rank == "fullest":
+        return estimate_memory(run.recipe, run.layout, run.rates, headroom=0.0)
+    return rank_zero_memory(
+        run.recipe, run.layout, run.rates, headroom=0.0, fullest_stage=run.memory_rank == "pipeline"
+    )
+
+
+def _memory_kind(row: Mapping[str, Any]) -> tuple[str, int]:
+    text = f"{row.get('peak_memory_metric') or ''} {row.get('metric') or ''}".lower()
+    kind = "nvidia-smi" if "nvidia-smi" in text else "reserved" if "reserved" in text else "allocated"
+    unit = str(row.get("unit") or "")
+    if unit.startswith("GiB"):
+        return kind, 2**30
+    # nvidia-smi prints MiB; who writes "GB" from it has divided by a thousand.
+    return kind, 1000 * 2**20 if kind == "nvidia-smi" else 10**9

@@ -1,0 +1,49 @@
+"""What runs were made with: a framework's name as tables of runs write it, and what follows from it.
+
+Planning always means Megatron Bridge as it is today. A new framework is a row here; what it does differently is in
+`SOFTWARE` (time), `KEEPING` (memory) and in the band.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+
+class Framework(NamedTuple):
+    """One generation of training software."""
+
+    start: str  # how its names begin, in lower case
+    software: str  # a key of `estimate.timing.software.SOFTWARE`
+    keeping: str  # a key of `estimate.states.KEEPING`
+    band: float | None  # ± share of the iteration time of two of three measured runs; None: as Megatron Bridge's
+
+
+BRIDGE = Framework("megatron-bridge", "megatron-bridge", "megatron", None)
+FRAMEWORKS = (
+    BRIDGE,
+    Framework("megatron-core", "megatron-core", "megatron-core", 0.09),
+    Framework("nemo (mlperf training v4", "megatron-bridge", "nemo-2025", None),
+    Framework("nemo (mlperf training v5.0", "megatron-bridge", "nemo-2025", None),
+    Framework("nemo", "megatron-bridge", "nemo", None),
+    Framework("megatron-lm (sc21)", "megatron-lm-2021", "megatron-lm", 0.05),
+    Framework("megatron-lm", "megatron-lm-2022", "megatron-lm", 0.05),
+    Framework("megatron-deepspeed (blocking", "megatron-lm-2021-blocking", "deepspeed", 0.16),
+    Framework("megatron-deepspeed", "megatron-lm-2021", "deepspeed", 0.095),
+    Framework("deepspeed", "megatron-bridge", "deepspeed", None),
+    Framework("gpt-neox", "megatron-lm-2021", "deepspeed", 0.22),
+    Framework("internevo", "internevo", "megatron", 0.20),
+)
+"""The first whose start fits. Bands: the 68th percentile of the residuals over the open rows (`docs/accuracy.md`)."""
+
+
+def named(framework: str | None) -> Framework | None:
+    """The framework that a name of a table means ("Megatron-LM (SC21)", "megatron-bridge 26.04"); None when it is in no row."""
+    name = (framework or "").lower()
+    return next((f for f in FRAMEWORKS if name.startswith(f.start)), None)
+
+
+@lru_cache(maxsize=64)
+def framework_of(framework: str | None) -> Framework:
+    """The framework that a name means; Megatron Bridge for None and unknown names."""
+    return named(framework) or BRIDGE

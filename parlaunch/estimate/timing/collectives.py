@@ -1,0 +1,144 @@
+"""How long a collective takes: alpha-beta terms by topology, after NCCL's own tuning model.
+
+A group of `size` ranks with a stride in Megatron's rank order has `inside` members in each NVLink domain. Inside, the
+links' bus bandwidth counts; across domains every member brings the NIC of its own rail, so a ring that passes through
+`inside` GPUs of a domain leaves it over as many NICs.
+"""
+
+from __future__ import annotations
+
+from parlaunch.estimate.timing.operators import Grid, collectives, measured_as
+from parlaunch.estimate.timing.silicon import silicon_of
+from parlaunch.frozen import dataclass
+from parlaunch.hardware.rates import GPU_DRIVEN, Rates
+
+# NCCL's latencies in seconds: base of a ring by protocol, and a hop over NVLink and over the network
+# (NCCL src/graph/tuning.cc, baseLat and hwLat). Efficiency: flags share the cache line with data.
+_PROTOCOLS = (
+    # base, NVLink hop, network hop, share of the bandwidth
+    (6.6e-6, 0.6e-6, 2.7e-6, 0.5),  # LL: half of each line is flags
+    (14.0e-6, 1.9e-6, 4.0e-6, 0.92),  # LL128: 120 of 128 bytes
+    (8.4e-6, 3.4e-6, 14.0e-6, 1.0),  # Simple
+)
+FABRIC_SHARE = {
+    "infiniband": 0.92,
+    "roce": 0.88,
+    "efa": 0.80,
+    "slingshot": 0.80,
+    "ethernet": 0.80,
+    "none": 0.80,
+}
+"""NCCL bus bandwidth over the wire rate, by kind of fabric (nccl-tests on rail-optimised clusters)."""
+
+A2A_SHARE = 0.80
+"""All-to-all over the ring's bus bandwidth inside an NVLink domain: many small messages, no pipelining."""
+
+A2A_FAR = {"efa": 0.36}
+"""The same between nodes, over what a ring reaches there (0.9 where it is not said): over EFA every peer is a flow of its own through
+libfabric. Settled on Kimi-K2 on 128 and 256 B300; Qwen3-30B-A3B on 64 H100 over EFA, left out, says 0.25."""
+
+_PASSES = {"all_gather": 1, "all_reduce": 2, "alltoall": 1}
+"""Times that a byte passes a rank's links (nccl-tests' bus bandwidth), by operation of the measured tables."""
+LEAST_MEASURED, MOST_MEASURED = 1 << 17, 8
+"""Bytes and ranks at the edges of those tables; anything smaller is all latency."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Ranks that communicate: how many, and how many of them share an NVLink domain."""
+
+    size: int
+    inside: int
+
+    @property
+    def crosses(self) -> bool:
+        return self.inside < self.size
+
+
+class Links:
+    """Collective times on one machine, in seconds. Bytes are those of the full (gathered, unreduced) tensor."""
+
+    def __init__(self, rates: Rates) -> None:
+        silicon = silicon_of(rates)
+        self.domain = max(1, rates.nvlink_domain)
+        self.node = max(1, rates.gpus_per_node)
+        measured = rates.measured
+        self.nvlink = measured.get("nvlink_bus_bytes_per_s", rates.nvlink_bytes_per_s * silicon.nvlink)
+        self._tables: dict[str, Grid] = {}
+        if self.domain == 1:
+            self.nvlink = rates.node_bytes_per_s * 0.6  # PCIe through the host bridge, both ways
+        elif name := measured_as(rates.product):
+            self._tables = {o: grid for o in _PASSES if (grid := collectives(name, o))}
+        share = FABRIC_SHARE.get(rates.fabric_kind, 0.8)
+        self.gpu_driven = rates.fabric_kind in GPU_DRIVEN
+        self._far = A2A_FAR.get(rates.fabric_kind, 0.9)
+        self.fabric = measured.get("fabric_bus_bytes_per_s", rates.fabric_bytes_per_s * share)
+        self.pcie = rates.node_bytes_per_s * 0.6
+        # Without NVLink a node's GPUs still reach each other, over PCIe.
+        self.reach = self.domain if self.domain > 1 else self.node
+        self._rate = rates.nvlink_bytes_per_s  # what the tables' shares are of
+        if self._tables and "nvlink_bus_bytes_per_s" in measured:
+            self._rate = self.nvlink / self._tables["all_gather"].at(1e12, MOST_MEASURED)
+
+    def group(self, size: int, stride: int) -> Group:
+        """`size` ranks, `stride` apart, in Megatron's rank order."""
+        if size * stride <= self.reach:
+            return Group(size, size)
+        return Group(size, max(1, min(size, self.reach // stride)))
+
+    def bandwidth(self, group: Group) -> float:
+        if not group.crosses:
+            return self.nvlink
+        return min(self.nvlink, group.inside * self.fabric)
+
+    def gather(self, moved: float, group: Group) -> float:
+        """All-gather or reduce-scatter of `moved` bytes in all."""
+        return self._collective("all_gather", moved, group)
+
+    def reduce(self, moved: float, group: Group) -> float:
+        """All-reduce: a reduce-scatter and an all-gather in one launch."""
+        return self._collective("all_reduce", moved, group)
+
+    def all_to_all(self, moved: float, group: Group) -> float:
+        """Every rank sends `moved` bytes, spread evenly over the group (its own share stays)."""
+        return self._collective("alltoall", moved, group)
+
+    def _collective(self, operation: str, moved: float, group: Group) -> float:
+        n = group.size
+        if n <= 1 or moved <= 0:
+            return 0.0
+        model = {"all_gather": self._gather, "all_reduce": self._reduce, "alltoall": self._all_to_all}[operation]
+        table = self._tables.get(operation)
+        if group.crosses or table is None:
+            return model(moved, group)
+        # Measured up to the GPUs of a node; a larger domain by what the model has it longer.
+        at = min(n, MOST_MEASURED)
+        bus = self._rate * table.at(max(moved, LEAST_MEASURED), at)
+        seconds = _PASSES[operation] * max(moved, LEAST_MEASURED) * (at - 1) / at / bus
+        return seconds if at == n else seconds * model(moved, group) / model(moved, Group(at, at))
+
+    def _gather(self, moved: float, group: Group) -> float:
+        n = group.size
+        wire = moved * (n - 1) / n / self.bandwidth(group)
+        across = (n - 1) // group.inside if group.crosses else 0
+        within = n - 1 - across
+        # Long rings over the network are replaced by trees and by NCCL's hierarchical algorithms: latency grows
+        # with the logarithm of the number of domains once that is shorter.
+        across = min(across, 4 * max(1, (n // group.inside).bit_length()))
+        within = min(within, 64)
+        return min(base + within * near + across * far + wire / share for base, near, far, share in _PROTOCOLS)
+
+    def _reduce(self, moved: float, group: Group) -> float:
+        return 2.0 * self._gather(moved, group) - _PROTOCOLS[0][0]
+
+    def _all_to_all(self, moved: float, group: Group) -> float:
+        n = group.size
+        near = moved * (group.inside - 1) / n / (self.nvlink * A2A_SHARE)
+        far = moved * (n - group.inside) / n / (self.fabric * self._far) if group.crosses else 0.0
+        return max(near, far) + 12e-6 + (10e-6 if group.crosses else 0.0)
+
+    def send(self, moved: float, *, near: bool) -> float:
+        """One message to a neighbour."""
+        if moved <= 0:
+            return 0.0
+        return moved / (self.nvlink if near else self.fabric) + (10e-6 if near else 18e-6)

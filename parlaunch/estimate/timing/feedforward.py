@@ -1,0 +1,204 @@
+"""Dense MLPs and mixtures of experts: router, dispatch, grouped products, shared expert."""
+
+from __future__ import annotations
+
+from math import comb, log, sqrt
+
+from parlaunch.estimate.timing.pieces import Cost, Pieces
+
+EP_OVERLAP = 0.93
+"""Share of the expert all-to-all that hides under another micro batch's compute."""
+EP_OVERLAP_EAGER = 0.54
+"""The same where the host issues what overlaps: two micro batches' kernels in turn, with waits in between."""
+UNDER = 0.38
+"""Share of the work on experts and their tokens that the issuing of what follows hides under: the host gets ahead only once."""
+EXPERT_KERNELS = 5.5
+"""Launches for one local expert, forward: its products and splitting; what quantises comes on top, once a product and expert
+(Transformer Engine's grouped linear layers quantise tensor by tensor, csrc/extensions/cast.cpp)."""
+EXPERT_BIAS = (28.0, 40.0)
+"""Bytes an element of the experts' output moves, forward and backward, where a bias stands behind it: weighed by the fp32 shares of
+the router, added, joined and converted expert by expert (Megatron-Core transformer/moe/experts.py, `_apply_bias`)."""
+UNEVEN, MOST_UNEVEN = 0.026, 0.40
+"""Growth of the fullest rank's load with the experts over those that a token uses, and where it ends: dropless runs over the same
+with forced balance took 1.045 times as long for Mixtral 8x22B (4), 1.245 and 1.15 for Qwen3-235B (16) at 16k and 64k tokens
+(Megatron MoE model zoo)."""
+MOE_KERNELS = 370
+"""Kernels of router, permutation, dispatch, combine and glue of one eager MoE layer, forward."""
+SYNC = 100e-6
+"""Seconds from the counts' arrival on the GPU to the first kernel that needed them: copy, wake-up, first launches."""
+MOE_GRAPHED = 0.25
+"""Share of an MoE layer's launches that CUDA graphs of router and preprocessing hold; what follows the token counts is eager."""
+
+DEEPEP_SMS, DEEPEP_SMS_FAR = 470e9, 310e9
+"""Bytes a second of tokens that a rank takes in over NVLink with DeepEP's 20 multiprocessors (Megatron Core's own number), from up to
+16 ranks and from more: less than the links of Blackwell allow. 16 bits, dispatch and combine, what 16, 24 and 32 of them took less
+what does not depend on their number, B200 and GB200 (DeepEP, docs/README_Hybrid-EP.md). HybridEP's copies fill the links there."""
+PROXY_S = 1.7e-3
+"""Seconds more of a trip where no GPU drives the adapter: a thread of the CPU posts the sends of DeepEP. From Kimi-K2 on 128 and 256
+B300 over EFA, two proxies: slower than alltoall at micro batch 1, faster at 4."""
+
+
+class FeedForward(Pieces):
+    """Time of a layer's MLP, with the norm in front and the residual behind."""
+
+    def _activation(self, elements: float) -> tuple[float, float]:
+        """Activation over the output of a first layer `elements` wide after gating; gated ones read two halves."""
+        gated = self.arch.gated_linear_unit
+        return (
+            self.k.stream(elements * (6.0 if gated else 4.0) * self.fused),
+            self.k.stream(elements * (10.0 if gated else 6.0) * self.fused),
+        )
+
+    def mlp(self) -> tuple[Cost, Cost]:
+        """A dense MLP: forward and backward."""
+        a, t = self.arch, self.tokens
+        width = max(1, a.ffn_hidden_size // self.s.tp)
+        f0, b0, n0 = self._linear(t, width * (2 if a.gated_linear_unit else 1), self.h, module="linear_fc1")
+        f1, b1, n1 = self._linear(t, self.h, width, module="linear_fc2")
+        act, norm = self._activation(t * width), self._norm()
+        compute = (f0 + f1 + act[0] + norm[0], b0 + b1 + act[1] + norm[1])
+        return self._pair(compute, self._tp_exposed(self.h), n0 + n1 + 5)
+
+    def moe(self) -> tuple[Cost, Cost, Cost, Cost]:
+        """Router, dispatch, grouped experts, combine, shared expert: forward, backward, activation, shared expert."""
+        a, s = self.arch, self.s
+        experts = a.num_moe_experts or 1
+        local = max(1, experts // s.ep)
+        topk = a.moe_router_topk
+        gated = 2 if a.gated_linear_unit else 1
+        width = max(1, (a.moe_ffn_hidden_size or a.ffn_hidden_size) // s.etp)
+        own = self.tokens / s.tp  # tokens this rank routes: sequence parallelism is compulsory with TP
+        inner = a.moe_latent_size or self.h
+        routed = own * topk * s.etp  # tokens that reach this rank's experts when the router is balanced
+        imbalance = 1.0 if self.o.features.force_balance else fullest(experts, topk, routed, s.ep)
+        each = routed * imbalance / local
+        f0, b0, n0 = self._linear(each, width * gated, inner, groups=local, module="linear_fc1")
+        f1, b1, n1 = self._linear(each, inner, width, groups=local, module="linear_fc2")
+        act = self._activation(routed * imbalance * width)
+        router = self.k.gemm(max(1, round(own)), experts, self.h, self.o.wide)
+        route = self.k.stream(own * (experts * 24.0 + self.h * 4.0), kernels=8)
+        dispatcher = self.o.features.dispatcher or "alltoall"
+        fused = dispatcher in ("deepep", "hybridep")
+        # Permutation by expert in front of and behind the experts: each copy is read and written.
+        passes = 1.0 if fused else 2.0
+        permute = self.k.stream(
+            passes * (own * (1 + topk) + routed * imbalance) * inner * 2.0,
+            kernels=2 if fused else 8,
+        )
+        latent = self._linear(own, inner, self.h) if a.moe_latent_size else (0.0, 0.0, 0)
+        latent_up = self._linear(own, self.h, inner) if a.moe_latent_size else (0.0, 0.0, 0)
+        norm = self._norm()
+        bias = self._expert_bias(routed * imbalance * inner, local)
+        shared_width = (a.moe_shared_expert_intermediate_size or 0) // s.tp
+        shared: tuple[float, float] = (0.0, 0.0)
+        shared_tp: tuple[float, float] = (0.0, 0.0)
+        shared_kernels = 0
+        if shared_width:
+            sf0, sb0, sn0 = self._linear(self.tokens, shared_width * gated, self.h, module="linear_fc1")
+            sf1, sb1, sn1 = self._linear(self.tokens, self.h, shared_width, module="linear_fc2")
+            sact = self._activation(self.tokens * shared_width)
+            shared = (sf0 + sf1 + sact[0], sb0 + sb1 + sact[1])
+            shared_tp = self._tp_exposed(self.h)
+            shared_kernels = sn0 + sn1 + 4
+        forward = (
+            f0 + f1 + act[0] + router + route + 2 * permute + latent[0] + latent_up[0] + norm[0] + shared[0] + bias[0]
+        )
+        backward = (
+            b0
+            + b1
+            + act[1]
+            + 2 * router
+            + route
+            + 2 * permute
+            + latent[1]
+            + latent_up[1]
+            + norm[1]
+            + shared[1]
+            + bias[1]
+        )
+        held = self._eager_share()
+        ep = 2.0 * self._dispatch(own, topk, inner, dispatcher)
+        if s.etp > 1:
+            gather = self.o.links.gather(2.0 * own * s.etp * topk * inner, self.etp_group)
+            ep += 2.0 * gather
+        ep *= imbalance  # the fullest rank also receives the most
+        if self.o.features.ep_overlap:
+            ep *= 1 - (EP_OVERLAP_EAGER if held else EP_OVERLAP)
+        # Grouped products are issued expert by expert, their operands quantised together.
+        eager = (n0 + n1 + MOE_KERNELS + (EXPERT_KERNELS + 2 * self.quantise_kernels) * local) * self.host
+        # Dropless routing: going forward, the host waits for the number of tokens of each expert before it can issue them. The
+        # queue has run dry by then; what no graph holds is issued while the GPU sends tokens and works on experts, and stands
+        # free as far as that is shorter. Going backward the numbers are known.
+        wait = held * SYNC + max(0.0, held * eager - UNDER * (f0 + f1 + act[0] + 2 * permute + ep)) if held else 0.0
+        host = eager + shared_kernels * self.host
+        return (
+            Cost(forward + wait, shared_tp[0], ep=ep, host=host),
+            Cost(backward, shared_tp[1], ep=ep, host=1.5 * host),
+            Cost(act[0], host=self.host),
+            Cost(shared[0], shared_tp[0], host=shared_kernels * self.host),
+        )
+
+    def _expert_bias(self, elements: float, local: int) -> tuple[float, float]:
+        """Adding the bias behind the experts, over `elements` of their output; one kernel where the experts are one operation."""
+        if not self.arch.add_bias_linear or self.o.features.paged_stash:
+            return 0.0, 0.0
+        forward, backward = (self.k.stream(each * elements, kernels=3 * local) for each in EXPERT_BIAS)
+        return forward, backward
+
+    def _eager_share(self) -> float:
+        """Share of an MoE layer's launches that no CUDA graph holds."""
+        graph, scope = self.o.features.cuda_graph, self.o.features.cuda_graph_scope
+        if graph is None:
+            return 1.0
+        if graph == "full_iteration":
+            return 0.0
+        return 1.0 - MOE_GRAPHED if not scope or {"moe_router", "moe_preprocess"} <= set(scope) else 1.0
+
+    def _dispatch(self, own: float, topk: int, width: int, dispatcher: str) -> float:
+        """One trip of the tokens to their experts (or back)."""
+        links, group = self.o.links, self.ep_group
+        n = group.size
+        if n == 1:
+            return 0.0
+        token = 2.0 * width
+        if dispatcher == "allgather":
+            return links.gather(own * n * token, group)
+        if dispatcher == "alltoall":
+            return links.all_to_all(own * topk * token, group)
+        # A token goes once to each rank that wants it, and once over the network to each domain that wants it.
+        ranks = n * (1.0 - (1.0 - 1.0 / n) ** topk)
+        moved = DEEPEP_SMS if group.inside <= 16 else DEEPEP_SMS_FAR
+        slowest = 1.0 / moved if dispatcher == "deepep" else 0.0
+        near = own * token * ranks * max((n - 1) / n / (links.nvlink * 0.85), slowest)
+        if not group.crosses:
+            return near + 15e-6
+        domains = n / group.inside
+        wanted = min(
+            domains * (1.0 - (1.0 - 1.0 / domains) ** topk),
+            group_limited(domains, self.arch.moe_router_num_groups or 1, self.arch.moe_router_group_topk or 0),
+        )
+        far = own * token * wanted * (domains - 1) / domains / (links.fabric * 0.97)
+        return max(near, far) + (40e-6 if links.gpu_driven else PROXY_S)
+
+
+def fullest(experts: int, topk: int, routed: float, ranks: int) -> float:
+    """Tokens of the fullest of `ranks` expert-parallel ranks over their mean, for a router that nothing forces to be even.
+
+    Popular experts: the smaller the share of all experts that a token may use, the further out on the tail of its scores they
+    are chosen and the more a common preference among tokens counts. Chance: the largest of several counts of `routed`."""
+    if ranks <= 1:
+        return 1.0
+    chance = sqrt(2.0 * log(ranks) / max(routed, 1.0))
+    return 1.0 + min(MOST_UNEVEN, UNEVEN * experts / topk) + chance
+
+
+def group_limited(domains: float, groups: int, chosen: int) -> float:
+    """Domains, on average, that hold one of the `chosen` groups of experts that a token may use, of `groups` laid evenly over
+    all `domains`: routers that are limited to groups send a token to fewer nodes (DeepSeek-V2, arXiv:2405.04434)."""
+    if not chosen or groups == 1:
+        return domains
+    if domains >= groups:
+        return domains * chosen / groups
+    # Several groups share a domain: it is missed when all chosen ones stand elsewhere.
+    elsewhere = groups - round(groups / domains)
+    return domains * (1.0 - comb(elsewhere, chosen) / comb(groups, chosen))

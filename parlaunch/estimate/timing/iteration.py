@@ -1,0 +1,349 @@
+"""Time of one training iteration: stages, pipeline, data parallelism, optimizer, host."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import log, pi, sqrt
+
+from parlaunch.estimate.timing.bands import error_band
+from parlaunch.estimate.timing.collectives import Links
+from parlaunch.estimate.timing.kernels import Kernels
+from parlaunch.estimate.timing.layers import Layers
+from parlaunch.estimate.timing.pieces import ZERO, Cost, Split, add, split_of
+from parlaunch.estimate.timing.schedule import pipeline_time
+from parlaunch.estimate.timing.software import software_of
+from parlaunch.estimate.values import Breakdown, Estimate
+from parlaunch.frozen import dataclass
+from parlaunch.hardware.rates import Rates
+from parlaunch.model.flops import model_flops_per_token
+from parlaunch.model.layout import Layout
+from parlaunch.model.matrices import adapter_size
+from parlaunch.model.parameters import split_layers, stage_weights
+from parlaunch.model.recipe import Recipe
+
+DP_SHARE_HIDDEN = 0.8
+"""Share of data-parallel traffic that hides where there is compute to hide it under: the last bucket never does."""
+DP_SLOWDOWN = 0.12
+"""Compute beside a collective loses SMs, memory and clock: share of the collective's time that shows up in it."""
+SPREAD = 0.0093
+"""Standard deviation over its mean of the time that GPUs of one product take for the same work: under the power limit no two
+clock alike (Sinha et al., "Not All GPUs Are Created Equal", SC22). All wait for the slowest once an iteration."""
+HOST_PER_CHUNK = 600e-6
+"""CPU seconds a micro batch and chunk beside issuing kernels: schedule bookkeeping, autograd, synchronisation."""
+OFFLOADED = 24.0
+"""Bytes of activations a token and hidden element that offloading a layer moves; `OFFLOADED_MODULE` for one module of it."""
+OFFLOADED_MODULE = 4.0
+CPU_ADAM, CPU_ADAM_GRACE = 15e9, 150e9
+"""Bytes a second of a rank at which Adam on the host goes through gradients, master weights and moments. Measured: 14.3 GB/s on a
+DGX H100 (three shares of Qwen3-30B-A3B's optimizer, skills of Megatron Bridge). A CPU that is built with its GPU has its memory for
+two of them; DeepSeek-V4-Flash on GB200 (docs/performance-summary.md) leaves no room for less."""
+HOST_BLEND = 5.0
+"""GPU and host run side by side, but neither is ever the only limit: the queue of issued kernels runs dry now and then.
+Their times add as a norm of this order (infinite: perfect overlap; 1: none)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """One pipeline stage, one micro batch: the sum over its chunks."""
+
+    forward: Cost
+    backward: Cost  # with recompute
+    seconds: float
+    host_exposed: float
+    forward_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What one pipeline stage holds: (number of the layer kind, layers of its chunk, how many)."""
+
+    layers: tuple[tuple[int, int, int], ...]
+    first: bool
+    last: bool
+
+
+class _Model:
+    """Everything about one recipe on one machine that layouts share."""
+
+    def __init__(self, recipe: Recipe, rates: Rates) -> None:
+        self.recipe, self.rates = recipe, rates
+        self.software = software_of(recipe.features.framework)
+        self.kernels, self.links = Kernels(rates), Links(rates)
+        self.layers = Layers(recipe, self.software, self.kernels, self.links)
+        self.mtp = tuple(self.layers.number[kind] for kind in recipe.architecture.mtp_layers())
+        self.graphed = _graphed(recipe)
+        f, arch = recipe.features, recipe.architecture
+        self.adapters = 0.0
+        if recipe.task == "peft":
+            self.adapters = float(sum(adapter_size(arch, k, f.adapter_rank, f.adapter_targets) for k in arch.layers()))
+        self.parts: dict[tuple[object, ...], tuple[_Parts, ...]] = {}
+        self.stages: dict[tuple[object, ...], tuple[_Stage, ...]] = {}
+        self.weights: dict[tuple[object, ...], tuple[float, float]] = {}
+
+    def stage_times(self, layout: Layout, split: Split) -> tuple[_Stage, ...]:
+        r = layout.recompute
+        key = (split, layout.pp, layout.vp, layout.layers_per_chunk, r.method, r.num_layers)
+        known = self.stages.get(key)
+        if known is None:
+            known = self.stages[key] = self._stages(layout, split)
+        return known
+
+    def _parts(self, layout: Layout) -> tuple[_Parts, ...]:
+        """What stands on each pipeline stage."""
+        key = (layout.pp, layout.vp, layout.layers_per_chunk)
+        known = self.parts.get(key)
+        if known is None:
+            chunks = split_layers(self.recipe.architecture, *key)
+            made = []
+            for stage in range(layout.pp):
+                counts: dict[tuple[int, int], int] = {}
+                for kinds in chunks[stage :: layout.pp]:
+                    for kind in kinds:
+                        at = (self.layers.number[kind], len(kinds))
+                        counts[at] = counts.get(at, 0) + 1
+                layers = tuple((kind, size, n) for (kind, size), n in counts.items())
+                made.append(_Parts(layers, first=stage == 0, last=stage == layout.pp - 1))
+            known = self.parts[key] = tuple(made)
+        return known
+
+    def _stages(self, layout: Layout, split: Split) -> tuple[_Stage, ...]:
+        done: dict[_Parts, _Stage] = {}
+        out = []
+        for parts in self._parts(layout):
+            if parts not in done:
+                done[parts] = self._stage(parts, layout, split)
+            out.append(done[parts])
+        return tuple(out)
+
+    def _stage(self, parts: _Parts, layout: Layout, split: Split) -> _Stage:
+        layers = self.layers.of(split)
+        block = layout.recompute.num_layers if layout.recompute.method == "block" else None
+        forward, backward = ZERO, ZERO
+        for kind, size, count in parts.layers:
+            time = layers[kind]
+            forward = add(forward, time.forward, count)
+            backward = add(backward, time.backward, count)
+            if time.recompute is not ZERO:
+                again = 1.0 if block is None else min(1.0, block / size)
+                backward = add(backward, time.recompute, count * again)
+        embedding, head = self.layers.ends(split)
+        if parts.first:
+            forward, backward = add(forward, embedding.forward), add(backward, embedding.backward)
+        if parts.last:
+            heads = 1 + (self.recipe.architecture.mtp_num_layers or 0)
+            forward, backward = add(forward, head.forward, heads), add(backward, head.backward, heads)
+            for kind in self.mtp:
+                time = layers[kind]
+                forward = add(forward, time.forward)
+                backward = add(add(backward, time.backward), time.recompute)
+        gpu = forward.gpu + backward.gpu
+        issue = 0.0
+        if self.graphed < 1.0:
+            issue = (1.0 - self.graphed) * (forward.host + backward.host)
+            issue += self.software.host * HOST_PER_CHUNK * (layout.vp or 1)
+        order = 1.0 if self.software.blocking else HOST_BLEND
+        both = (gpu**order + issue**order) ** (1.0 / order)
+        return _Stage(forward, backward, both, both - gpu, forward.gpu / gpu)
+
+    def parameters(self, layout: Layout) -> tuple[float, float]:
+        """Dense and routed parameters of the fullest stage, a rank."""
+        key = (
+            layout.tp,
+            layout.pp,
+            layout.vp,
+            layout.ep,
+            layout.etp,
+            layout.layers_per_chunk,
+        )
+        known = self.weights.get(key)
+        if known is None:
+            stages = stage_weights(self.recipe.architecture, layout)
+            fullest = max(stages, key=lambda s: s.total)
+            known = self.weights[key] = (float(fullest.dense), float(fullest.routed))
+        return known
+
+    def trained(self, layout: Layout) -> tuple[float, float]:
+        """Those of them that get gradients; of frozen ones, the adapters beside them."""
+        if not self.recipe.frozen:
+            return self.parameters(layout)
+        return self.adapters / (layout.pp * layout.tp), 0.0
+
+
+def _graphed(recipe: Recipe) -> float:
+    """Share of the launches that CUDA graphs take off the host."""
+    features = recipe.features
+    if features.cuda_graph is None:
+        return 0.0
+    if features.cuda_graph == "full_iteration":
+        return 1.0
+    scope = features.cuda_graph_scope
+    if not scope:
+        return 0.95
+    return min(0.95, 0.30 * len(scope)) if "attn" in scope else 0.15 * len(scope)
+
+
+@lru_cache(maxsize=16)
+def _model(recipe: Recipe, rates: Rates) -> _Model:
+    return _Model(recipe, rates)
+
+
+def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
+    """Predicted seconds of one iteration of a legal layout, apart by what they are spent on.
+
+    The breakdown follows the slowest pipeline stage and adds up to the iteration.
+    """
+    model = _model(recipe, rates)
+    links, software = model.links, model.software
+    split = split_of(layout)
+    stages = model.stage_times(layout, split)
+    m, pp, vp = max(1, layout.num_microbatches), layout.pp, layout.vp or 1
+    slow = max(stages, key=lambda s: s.seconds)
+
+    # Pipeline
+    send = 0.0
+    if pp > 1:
+        moved = 2.0 * split.mbs * (recipe.seq_length // layout.cp) * recipe.architecture.hidden_size
+        moved /= layout.tp  # each TP rank sends its slice
+        near = pp * (layout.world // pp) <= links.reach
+        send = links.send(moved, near=near)
+    ideal = m * slow.seconds
+    ahead, back = [s.forward_share * s.seconds for s in stages], [(1 - s.forward_share) * s.seconds for s in stages]
+    bubble = max(0.0, pipeline_time(ahead, back, vp=vp, microbatches=m) - ideal)
+    # Steady state: an interleaved pipeline sends while it computes, plain 1F1B waits for both directions.
+    hidden = 0.9 if software.p2p_overlap and vp > 1 else 0.3 if software.p2p_overlap else 0.0
+    p2p = 2.0 * send * (m * vp * (1.0 - hidden) + (pp - 1)) if pp > 1 else 0.0
+
+    data = _data_parallel(model, layout, slow, m)
+    optimizer = _optimizer(model, layout)
+    host = m * (slow.host_exposed + _offload(model, layout, slow)) + software.iteration_s
+    f, b = slow.forward, slow.backward
+    data += SPREAD * largest(layout.world) * m * (f.gpu + b.gpu)
+    parts = Breakdown(
+        compute_s=m * (f.compute + b.compute),
+        tp_s=m * (f.tp + b.tp),
+        cp_s=m * (f.cp + b.cp),
+        ep_s=m * (f.ep + b.ep),
+        pp_bubble_s=bubble,
+        pp_p2p_s=p2p,
+        dp_exposed_s=data,
+        optimizer_s=optimizer,
+        host_s=host,
+    )
+    total = parts.total
+    tokens = layout.global_batch_size * recipe.seq_length / layout.world
+    flops = model_flops_per_token(recipe.architecture, recipe.seq_length, layout.tp, peft=recipe.task == "peft")
+    per_gpu = tokens / total
+    return Estimate(
+        iteration_time_s=total,
+        error_band=error_band(recipe, layout, rates),
+        tokens_per_s_per_gpu=per_gpu,
+        model_tflops_per_gpu=per_gpu * flops / 1e12,
+        mfu=per_gpu * flops / rates.product.peak_flops(recipe.precision),
+        breakdown=parts,
+    )
+
+
+def micro_batch_time(recipe: Recipe, layout: Layout, rates: Rates) -> float:
+    """Seconds that one more micro batch takes on a single pipeline stage; of a stage that offloads, without the host's share
+    and the transfers."""
+    model, features = _model(recipe, rates), recipe.features
+    stage = model.stage_times(layout, split_of(layout))[0]
+    if features.cpu_offload_layers or features.offload_modules:
+        return stage.seconds - stage.host_exposed
+    sharded = layout.fsdp or features.fsdp
+    return stage.seconds + (_sharded(model, layout, stage, 1) if sharded else 0.0)
+
+
+def stage_times(recipe: Recipe, layout: Layout, rates: Rates) -> tuple[tuple[float, float], ...]:
+    """Seconds of (forward, backward) of one micro batch on each virtual stage, in order of execution: what
+    `schedule.timeline` plays. The chunks of one pipeline stage share its time evenly."""
+    stages, vp = _model(recipe, rates).stage_times(layout, split_of(layout)), layout.vp or 1
+    each = [(s.seconds * s.forward_share / vp, s.seconds * (1.0 - s.forward_share) / vp) for s in stages]
+    return tuple(each * vp)
+
+
+def largest(ranks: int) -> float:
+    """Standard deviations over the mean at which the largest of that many normally distributed times is expected."""
+    if ranks < 2:
+        return 0.0
+    root = sqrt(2.0 * log(ranks))
+    return max(0.56, root - (log(log(ranks)) + log(4.0 * pi)) / (2.0 * root) + 0.5772 / root)
+
+
+def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> float:
+    """Exposed seconds of gradient and weight traffic over data-parallel ranks."""
+    recipe, links, software = model.recipe, model.links, model.software
+    dense, routed = model.trained(layout)
+    features = recipe.features
+    replicas = layout.dp * layout.cp  # gradients are summed over context parallelism too
+    wide = links.group(replicas, layout.tp)
+    experts = links.group(max(1, layout.edp), layout.ep * layout.etp)
+    gradient = 4.0 if features.grad_reduce_fp32 else 2.0
+    weight = 1.0 if features.fp8_param_gather and recipe.precision.startswith("fp8") else 2.0
+    # Buckets: every one pays the latency once.
+    buckets = max(1.0, min(64.0, dense / 40e6))
+    if layout.fsdp or features.fsdp:
+        return _sharded(model, layout, stage, m)
+    if not features.distributed_optimizer or not software.distributed_optimizer:
+        traffic = links.reduce(gradient * dense, wide) + links.reduce(gradient * routed, experts)
+        return traffic
+    scatter = links.gather(gradient * dense, wide) + links.gather(gradient * routed, experts)
+    gather = links.gather(weight * dense, wide) + links.gather(weight * routed, experts)
+    if not software.dp_overlap:
+        return scatter + gather
+    small = buckets * 30e-6
+    f, b = stage.forward.gpu, stage.backward.gpu
+    # Gradients are complete only in the last micro batch's backward pass; weights are needed in the first forward.
+    # Other stages' fill and drain do not help the slowest stage.
+    exposed = max(scatter * (1 - DP_SHARE_HIDDEN), scatter - b) + max(gather * (1 - DP_SHARE_HIDDEN), gather - f)
+    return exposed + small + DP_SLOWDOWN * min(scatter + gather, f + b)
+
+
+def _offload(model: _Model, layout: Layout, stage: _Stage) -> float:
+    """Seconds that a micro batch loses to activations on their way to host memory and back: they travel under compute."""
+    recipe, features = model.recipe, model.recipe.features
+    if not features.cpu_offload_layers and not features.offload_modules:
+        return 0.0
+    arch = recipe.architecture
+    layers = max(1, len(arch.layers()) // layout.pp)
+    each = (
+        OFFLOADED * min(features.cpu_offload_layers, layers) + OFFLOADED_MODULE * len(features.offload_modules) * layers
+    )
+    tokens = layout.micro_batch_size * recipe.seq_length / (layout.cp * layout.tp)
+    link = model.rates.product.c2c_bytes_per_s or model.rates.node_bytes_per_s
+    one = each * tokens * arch.hidden_size / (link * 0.8)
+    f, b = stage.forward.gpu, stage.backward.gpu
+    return max(0.0, one - f) + max(0.0, one - b) + 2.0 * DP_SLOWDOWN * one
+
+
+def _sharded(model: _Model, layout: Layout, stage: _Stage, m: int) -> float:
+    """Fully sharded: weights are gathered for forward and backward of every micro batch, gradients scattered in each."""
+    links = model.links
+    dense, routed = model.parameters(layout)
+    group = links.group(layout.dp * layout.cp, layout.tp)
+    inner = links.group(max(1, layout.edp), layout.ep * layout.etp)
+    gather = links.gather(2.0 * dense, group) + links.gather(2.0 * routed, inner)
+    scatter = links.gather(2.0 * dense, group) + links.gather(2.0 * routed, inner)
+    f, b = stage.forward.gpu, stage.backward.gpu
+    exposed = max(0.08 * gather, gather - f) + max(0.08 * (gather + scatter), gather + scatter - b)
+    slowed = DP_SLOWDOWN * min(2 * gather + scatter, f + b)
+    return m * (exposed + slowed)
+
+
+def _optimizer(model: _Model, layout: Layout) -> float:
+    """Adam over this rank's shard: gradients, master weights and two moments read, three of them and weights written."""
+    features = model.recipe.features
+    shards = layout.dp * layout.cp
+    sharded = (features.distributed_optimizer and model.software.distributed_optimizer) or layout.fsdp
+    dense, routed = model.trained(layout)
+    mine = dense / (shards if sharded else 1) + routed / (max(1, layout.edp) if sharded else 1)
+    moments = 2.0 if features.moments in ("bfloat16", "float16") else 1.0 if "8" in features.moments else 4.0
+    moved = mine * (4.0 + 4.0 + 4.0 * moments + 2.0 + 4.0 + 4.0)  # with a pass for the gradient norm and clipping
+    local = model.kernels.stream(moved, kernels=40)
+    if features.optimizer_offload:
+        # Gradients go to the host and weights come back; Adam runs on the CPU at its own pace.
+        product = model.rates.product
+        link, adam = product.c2c_bytes_per_s or model.links.pcie, CPU_ADAM_GRACE if product.cpu else CPU_ADAM
+        away = mine * features.optimizer_offload
+        local = local * (1 - features.optimizer_offload) + away * 6.0 / link + away * 24.0 / adam
+    return local + 1e-3  # the norm's all-reduce, and the host's wait for it

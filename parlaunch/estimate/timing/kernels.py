@@ -1,0 +1,150 @@
+"""How long one kernel takes: matrix products by shape and format, fused and unfused attention, streaming kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from parlaunch.estimate.timing.operators import NEAREST, Grid, attention, measured_as, products, tail, waves
+from parlaunch.estimate.timing.silicon import Silicon, silicon_of
+from parlaunch.hardware.rates import Rates
+
+# Bytes of one operand element by GEMM format; products are written in 16 bits.
+OPERAND_BYTES = {
+    "bf16": 2.0,
+    "fp16": 2.0,
+    "fp32": 4.0,
+    "vector": 2.0,  # 16 bits that the tensor cores do not take
+    "fp8": 1.0,
+    "mx": 1.03,
+    "fp4": 0.56,
+}
+
+GROUPED_SHARE = 0.90
+"""Weight gradients of experts over one product of the same size: every expert's own sum in fp32. Forward and for the input, grouped
+products of many rows keep the pace of single ones (SimuMax's 108 on B200; the fused experts in the tables of H100, B200 and GB200)."""
+PADDING = 64
+"""Rows that a group of a grouped product adds on average: half a tile of 128, as counts of tokens end anywhere in one."""
+VECTOR_SHARE = 0.72
+"""Share of their peak that units other than tensor cores reach: whatever the shape, with operands that are read unaligned."""
+LARGE = 8192
+"""Rows, columns and depth of the product whose burst the power limit is held against."""
+_PEAKS = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "fp8": "fp8cs", "mx": "fp8mx", "fp4": "nvfp4"}
+_MEASURED = {"mx": "fp8", "fp8": "fp8", "fp4": "fp4"}
+"""Formats whose products have tables of their own; all others are as far from their peak as 16 bits are."""
+_HEAD_SIZES = (64, 128, 256, 512)
+
+
+class Kernels:
+    """Kernel times on one GPU, in seconds. Results are remembered: a search asks for few shapes, often."""
+
+    def __init__(self, rates: Rates) -> None:
+        self.silicon: Silicon = silicon_of(rates)
+        self.product = rates.product
+        self.hbm = rates.product.hbm_bytes_per_s * self.silicon.hbm
+        self._gemm: dict[tuple[int, int, int, str, int, bool, bool], float] = {}
+        self.rate = {f: rates.product.peak_flops(p) for f, p in _PEAKS.items()}
+        self.rate["vector"] = rates.product.flops.get("fp32", self.rate["bf16"] / 16)
+        self._stands_for = measured_as(rates.product) or NEAREST["ampere"]
+        self._tails = {f: tail(self._stands_for, self._measured(f)) for f in self.rate}
+        self._kept = {f: self._sustained(f, rates.measured) for f in self.rate}
+        self.scan_rate = self.silicon.scan * rates.product.sms * rates.product.boost_clock_hz
+        self.attention_peak = rates.product.peak_flops("bf16")
+
+    def reached(self, fmt: str) -> float:
+        """Share of the data sheet's peak that a large product of a format reaches in training: `gemm_bf16` and its like of a
+        machine file, where one was measured."""
+        return self._kept[fmt] * self._burst(fmt)
+
+    def _burst(self, fmt: str) -> float:
+        return self._share(fmt, LARGE, LARGE, LARGE)
+
+    def _share(self, fmt: str, m: int, n: int, k: int) -> float:
+        """What a product reaches of what the data sheet allows for its shape, as a burst."""
+        share, exponent = self._table(fmt).at(m, n, k), self._tails[fmt]
+        return share / waves(m, n, self.product.sms) ** exponent if exponent else share
+
+    def _sustained(self, fmt: str, measured: Mapping[str, float]) -> float:
+        burst, name = self._burst(fmt), f"gemm_{_MEASURED.get(fmt, 'bf16')}"
+        if name in measured:
+            return measured[name] / burst
+        return self.silicon.sustained(fmt, burst * self.rate[fmt], self.product.power_w)
+
+    def _table(self, fmt: str) -> Grid:
+        found = products(self._stands_for, self._measured(fmt))
+        assert found is not None
+        return found
+
+    def _measured(self, fmt: str) -> str:
+        """The format whose table stands for one."""
+        own = _MEASURED.get(fmt, "bf16")
+        return own if products(self._stands_for, own) else "bf16"
+
+    def gemm(
+        self,
+        m: int,
+        n: int,
+        k: int,
+        fmt: str,
+        *,
+        groups: int = 1,
+        accumulate: bool = False,
+        fused: bool = False,
+    ) -> float:
+        """`groups` products of [m, k] by [k, n]. `accumulate`: the product is added to fp32 memory. `fused`: one launch for all
+        groups, where else each has its own."""
+        key = (m, n, k, fmt, groups, accumulate, fused)
+        known = self._gemm.get(key)
+        if known is None:
+            known = self._gemm[key] = self._gemm_time(m, n, k, fmt, groups, accumulate, fused)
+        return known
+
+    def _gemm_time(self, m: int, n: int, k: int, fmt: str, groups: int, accumulate: bool, fused: bool) -> float:
+        if m <= 0 or n <= 0 or k <= 0:
+            return 0.0
+        s = self.silicon
+        # One launch works groups off side by side, as the tiles of one product with all their rows would be.
+        share = VECTOR_SHARE if fmt == "vector" else self._share(fmt, m * groups if fused else m, n, k)
+        share *= GROUPED_SHARE if groups > 1 and accumulate else 1.0
+        rows = m + PADDING if groups > 1 and not accumulate else m
+        moved = OPERAND_BYTES[fmt] * groups * (m * k + k * n) + groups * 2.0 * m * n
+        # The power limit lowers the clock of what the tensor cores do, not the memory's.
+        compute = 2.0 * groups * rows * n * k / (self.rate[fmt] * self._kept[fmt])
+        seconds = max(max(compute, moved / self.product.hbm_bytes_per_s) / share, s.kernel)
+        # A sum in fp32 is read and written beside the product, and only a part of it hides.
+        return seconds + (s.epilogue * 6.0 * groups * m * n / self.hbm if accumulate else 0.0)
+
+    def stream(self, moved: float, *, kernels: float = 1.0) -> float:
+        """Kernels that only read and write `moved` bytes."""
+        return moved / self.hbm + kernels * self.silicon.kernel
+
+    def attention(
+        self,
+        *,
+        flops: float,
+        sequence: int,
+        head_dim: int,
+        backward: bool,
+        heads: int,
+        value_dim: int | None = None,
+    ) -> float:
+        """Fused attention of `heads` heads in all sequences over `flops` (already halved when causal)."""
+        s = self.silicon
+        share = self._attention_share(sequence, heads, head_dim, value_dim or head_dim) * s.flash
+        if backward:
+            share *= s.flash_backward
+        return flops / (self.attention_peak * share) + s.kernel * (3.0 if backward else 1.0)
+
+    def _attention_share(self, sequence: int, heads: int, head_dim: int, value_dim: int) -> float:
+        """Share of the 16-bit peak of a forward pass, as it was measured; between head sizes in proportion."""
+        if head_dim != value_dim and (grid := attention(self._stands_for, "192,128")):
+            return grid.at(max(1, sequence), heads)
+        known = [(size, grid) for size in _HEAD_SIZES if (grid := attention(self._stands_for, str(size)))]
+        below = [found for found in known if found[0] <= head_dim] or known[:1]
+        above = [found for found in known if found[0] >= head_dim] or known[-1:]
+        (low, one), (high, other) = below[-1], above[0]
+        first = one.at(max(1, sequence), heads)
+        if low == high:
+            # Softmax and tile overheads are per score, products per score and head element.
+            return first * min(1.0, head_dim / low)
+        weight = (head_dim - low) / (high - low)
+        return first + weight * (other.at(max(1, sequence), heads) - first)

@@ -1,0 +1,148 @@
+"""Time of one layer for one micro batch on one rank, forward and backward, apart by what the time is spent on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from parlaunch.estimate.states import loss_of
+from parlaunch.estimate.timing.collectives import Links
+from parlaunch.estimate.timing.feedforward import FeedForward
+from parlaunch.estimate.timing.kernels import Kernels
+from parlaunch.estimate.timing.mixers import Mixers
+from parlaunch.estimate.timing.pieces import ZERO, Cost, Split, Workload, add
+from parlaunch.estimate.timing.software import Software
+from parlaunch.frozen import dataclass
+from parlaunch.model.architecture import LayerKind
+from parlaunch.model.parameters import padded_vocab
+from parlaunch.model.recipe import Recipe
+
+LOSS = {"te": (6.0, 4.0), "te_wide": (8.0, 14.0), "native": (22.0, 14.0), "unfused": (38.0, 14.0)}
+"""Bytes that the cross entropy moves for a logit, forward and backward. Transformer Engine's reads it twice and leaves the gradient
+in its place, which the gradient of the loss then scales (`pytorch/triton/cross_entropy.py`); as of 2.18 that is done in float32.
+Megatron Core's compiled one (`fusions/fused_cross_entropy.py`) writes the logits in float32, their exponentials and the softmax,
+one after the other; uncompiled (`tensor_parallel/cross_entropy.py`) every step reads and writes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTime:
+    forward: Cost
+    backward: Cost  # gradients of inputs and weights, without recompute
+    recompute: Cost  # forward work repeated in the backward pass
+
+
+class Layers(Workload):
+    """Layer times of one recipe on one machine, each computed once."""
+
+    def __init__(self, recipe: Recipe, software: Software, kernels: Kernels, links: Links) -> None:
+        super().__init__(recipe, software, kernels, links)
+        every = self.arch.layers() + self.arch.mtp_layers()
+        self.kinds = tuple(dict.fromkeys(every))  # what is hashed once here is a small number from now on
+        self.number = {kind: i for i, kind in enumerate(self.kinds)}
+        self._layers: dict[Split, tuple[LayerTime, ...]] = {}
+        self._wholes: dict[Split, tuple[_Part, ...]] = {}
+        self._ends: dict[Split, tuple[LayerTime, LayerTime]] = {}
+
+    def of(self, split: Split) -> tuple[LayerTime, ...]:
+        """A time for each of `kinds`."""
+        known = self._layers.get(split)
+        if known is None:
+            known = self._layers[split] = tuple(
+                LayerTime(
+                    whole.forward, whole.backward, whole.forward if split.full else _repeated(whole, split.modules)
+                )
+                for whole in self._whole(split.plain)
+            )
+        return known
+
+    def _whole(self, split: Split) -> tuple[_Part, ...]:
+        known = self._wholes.get(split)
+        if known is None:
+            builder = _Builder(self, split)
+            known = self._wholes[split] = tuple(builder.layer(kind) for kind in self.kinds)
+        return known
+
+    def ends(self, split: Split) -> tuple[LayerTime, LayerTime]:
+        """The embedding, and the final norm with output layer and loss."""
+        split = split.plain
+        known = self._ends.get(split)
+        if known is None:
+            builder = _Builder(self, split)
+            known = self._ends[split] = (builder.embedding(), builder.head())
+        return known
+
+
+class _Part(NamedTuple):
+    """A layer, or its mixer or MLP."""
+
+    forward: Cost
+    backward: Cost
+    again: Mapping[str, Cost] = MappingProxyType(
+        {}
+    )  # forward work of the modules that may be recomputed, by their names
+
+
+NOTHING = _Part(ZERO, ZERO)
+
+OF_MOE = ("moe_act", "shared_experts")
+"""Modules that are parts of another, `moe`."""
+
+
+def _repeated(part: _Part, modules: tuple[str, ...]) -> Cost:
+    """Forward work that is done once more where these modules are recomputed."""
+    total = ZERO
+    for module, cost in part.again.items():
+        if module in modules and not (module in OF_MOE and "moe" in modules):
+            total = add(total, cost)
+    return total
+
+
+class _Builder(Mixers, FeedForward):
+    """Adds up one layer for one split."""
+
+    def layer(self, kind: LayerKind) -> _Part:
+        """Mixer and MLP, as far as the layer has them."""
+        mixer, mlp = self._mixer(kind), self._mlp(kind)
+        forward, backward = add(mixer.forward, mlp.forward), add(mixer.backward, mlp.backward)
+        norm = Cost(self._norm()[0], host=2 * self.host)
+        return _Part(forward, backward, {**mixer.again, **mlp.again, "layernorm": norm})
+
+    def _mixer(self, kind: LayerKind) -> _Part:
+        if kind.mixer is None:
+            return NOTHING
+        if kind.mixer in ("mamba", "gated_delta_net"):
+            return _Part(*self.scan(kind))
+        f, b, core, up = self.attention(kind)
+        return _Part(f, b, {"core_attn": core, "mla_up_proj": up})
+
+    def _mlp(self, kind: LayerKind) -> _Part:
+        if kind.mlp is None:
+            return NOTHING
+        if kind.mlp == "dense":
+            f, b = self.mlp()
+            return _Part(f, b, {"mlp": f})
+        f, b, act, shared = self.moe()
+        return _Part(f, b, {"moe": f, "moe_act": act, "shared_experts": shared})
+
+    def embedding(self) -> LayerTime:
+        move = self.tokens * self.h
+        f = self.k.stream(move * 4.0, kernels=2)
+        b = self.k.stream(move * 8.0, kernels=3)
+        tp = self.o.links.gather(2.0 * move, self.tp_group)
+        return LayerTime(Cost(f, tp, host=4 * self.host), Cost(b, tp, host=6 * self.host), ZERO)
+
+    def head(self) -> LayerTime:
+        """Final norm, output layer over this rank's slice of the vocabulary, cross entropy."""
+        vocab = max(1, padded_vocab(self.arch, self.s.tp) // self.s.tp)
+        f, b, _ = self._linear(self.tokens, vocab, self.h, self.o.wide)
+        norm = self._norm()
+        older = self.software.logits_bytes
+        each = (older / 2.0, older / 2.0) if older else LOSS[loss_of(self.o.recipe)]
+        loss = [self.k.stream(self.tokens * vocab * moved, kernels=6) for moved in each]
+        tp = self._tp_exposed(self.h, self.o.wide)
+        return LayerTime(
+            Cost(f + norm[0] + loss[0], tp[0], host=20 * self.host),
+            Cost(b + norm[1] + loss[1], tp[1], host=24 * self.host),
+            ZERO,
+        )

@@ -1,0 +1,294 @@
+"""Layers that mix tokens: attention in its kinds, fused or not, context parallelism around it, and scans."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from parlaunch.estimate.timing.pieces import LOW, Cost, Pieces
+from parlaunch.model.architecture import LayerKind
+from parlaunch.model.flops import TEXT
+
+UNFUSED_SOFTMAX = 12
+"""Kernels of a softmax in plain PyTorch, with its conversions, mask and scale."""
+
+
+FP8_ATTENTION = 1.15
+"""Rate of attention in FP8 over 16 bits."""
+
+WINDOW_EDGE = 700
+"""Keys that a query of windowed attention costs beside those in its window, at the pace of long sequences: tiles that the window cuts,
+and what every tile of queries begins and ends with. Windows of 128 and 1024 keys in the tables that `operators` is made from: 330 to
+600 on Hopper, 600 to 900 on Blackwell, up to 1400 on Blackwell Ultra."""
+
+
+class _Inputs(NamedTuple):
+    """What stands before core attention, on one rank: the projections of queries, keys and values, with what prepares them."""
+
+    forward: float  # seconds
+    backward: float
+    up: float  # seconds forward of what recomputing `mla_up_proj` runs again
+    kernels: float  # forward
+    qk: int  # elements of a head of queries and keys
+    value: int
+    kv_elements: int  # elements of keys and values a token that context parallelism passes on
+
+
+class Mixers(Pieces):
+    """Time of a layer's mixer, with the norm in front and the residual behind."""
+
+    def attention(self, kind: LayerKind) -> tuple[Cost, Cost, Cost, Cost]:
+        """Forward, backward, and the forward work of core attention and of MLA's up-projections, for recompute."""
+        heads = max(1, kind.heads // self.s.tp)
+        if kind.mixer == "mla":
+            x = self._latent(heads)
+        elif kind.mixer == "csa":
+            x = self._compressed(kind, heads)
+        else:
+            x = self._grouped(kind, heads)
+        core = self._core(kind, heads, x.qk, x.value)
+        f3, b3, n3 = self._output(kind, heads * x.value)
+        forward, backward, kernels = x.forward, x.backward, x.kernels
+        if not self.software.fused_attention and self._softmax_refused(heads):
+            kernels += UNFUSED_SOFTMAX
+        if kind.mixer == "attention" and self.arch.kind == "diffusion":
+            text = self._to_the_text(kind, heads)
+            forward, backward = forward + text[0], backward + text[1]
+            kernels *= 1.6
+        norm = self._norm()
+        forward = forward + core[0] + f3 + norm[0]
+        backward = backward + core[1] + b3 + norm[1]
+        cp = self._context(x.kv_elements, heads * x.qk, core)
+        f, b = self._pair((forward, backward), self._tp_exposed(self.h), kernels + n3 + 8)
+        return (
+            f._replace(cp=cp[0]),
+            b._replace(cp=cp[1]),
+            Cost(core[0], cp=cp[0], host=2 * self.host),
+            Cost(x.up, host=6 * self.host),
+        )
+
+    def _grouped(self, kind: LayerKind, heads: int) -> _Inputs:
+        """Multi-head and grouped-query attention: one projection to queries, keys and values, and the rotation."""
+        a, t, dim = self.arch, self.tokens, kind.head_dim
+        groups = max(1, kind.groups // self.s.tp)
+        kv = 0 if kind.borrows_kv else 2 * groups
+        gate = heads if a.attention_output_gate and not a.head_wise_attn_gate else 0
+        f0, b0, n0 = self._linear(t, (heads + kv + gate) * dim, self.h, module="linear_qkv")
+        rotate = self.k.stream(
+            t * (heads + groups) * dim * 4.0 * (2.0 if a.qk_layernorm else 1.0) * self.fused, kernels=2
+        )
+        if a.position_embedding_type in ("none", "learned_absolute"):
+            rotate = 0.0
+        gating = self.k.stream(t * heads * dim * 6.0) if a.attention_output_gate else 0.0
+        return _Inputs(
+            forward=f0 + rotate + gating, backward=b0 + 1.3 * rotate + 1.6 * gating, up=0.0,
+            kernels=float(n0 + 6 + (4 if a.qk_layernorm else 0)), qk=dim, value=dim, kv_elements=2 * groups * dim,
+        )  # fmt: skip
+
+    def _to_the_text(self, kind: LayerKind, heads: int) -> tuple[float, float]:
+        """A video's attention to its text, forward and backward."""
+        text, dim = self.s.mbs * TEXT, kind.head_dim
+        f0, b0, _ = self._linear(self.tokens, heads * dim, self.h)
+        f1, b1, _ = self._linear(text, 2 * max(1, kind.groups // self.s.tp) * dim, self.h)
+        flops = 4.0 * self.tokens * TEXT * heads * dim
+        shape = {"sequence": TEXT, "head_dim": dim, "value_dim": dim, "heads": heads * self.s.mbs}
+        f2 = self.k.attention(flops=flops, **shape, backward=False)
+        b2 = self.k.attention(flops=2.5 * flops, **shape, backward=True)
+        f3, b3, _ = self._output(kind, heads * dim)
+        return f0 + f1 + f2 + f3, b0 + b1 + b2 + b3
+
+    def _latent(self, heads: int) -> _Inputs:
+        """MLA: down to low-rank queries and keys, still split over the sequence, and up to every head's."""
+        a, t = self.arch, self.tokens
+        rope, value, kv_rank = a.qk_pos_emb_head_dim or 0, a.v_head_dim or 128, a.kv_lora_rank or 512
+        qk = (a.qk_head_dim or 128) + rope
+        down, source = (
+            (kv_rank + rope, self.h) if not a.q_lora_rank else (a.q_lora_rank + kv_rank + rope, a.q_lora_rank)
+        )
+        f0, b0, n0 = self._linear(self.region, down, self.h)
+        f1, b1, n1 = self._linear(t, heads * qk, source)
+        f2, b2, n2 = self._linear(t, heads * ((a.qk_head_dim or 128) + value), kv_rank)
+        # Two norms over the compressed vectors, the rotation, and the copies that put the two parts together.
+        glue = self.k.stream(t * heads * (qk + value) * 8.0 * self.fused, kernels=6)
+        up = f1 + f2 + glue
+        # Sparse attention works on the compressed vectors.
+        sparse = a.experimental_attention_variant == "dsa"
+        return _Inputs(
+            forward=f0 + up, backward=b0 + (b1 + b2 + 1.3 * glue), up=up,
+            kernels=float(n0 + n1 + n2 + 8), qk=qk, value=value,
+            kv_elements=kv_rank + rope if sparse else heads * (qk + value),
+        )  # fmt: skip
+
+    def _compressed(self, kind: LayerKind, heads: int) -> _Inputs:
+        """DeepSeek-V4: one key that is its own value, low-rank queries, and beside the key compressed ones."""
+        a, t, dim = self.arch, self.tokens, kind.head_dim
+        rank = a.q_lora_rank or self.h
+        f0, b0, n0 = self._linear(self.region, rank + dim, self.h)
+        f1, b1, n1 = self._linear(t, heads * dim, rank)
+        if kind.compress:
+            # Keys and gates that are compressed; at a ratio of 4 twice as wide, and once more for the indexer.
+            wide = 2 * dim * (2 if kind.compress == 4 else 1)
+            index = (a.dsa_indexer_n_heads or 0) * (a.dsa_indexer_head_dim or 0)
+            if kind.compress == 4:
+                wide += 4 * (a.dsa_indexer_head_dim or 0)
+                f2, b2, n2 = self._linear(t, index, rank)
+                f1, b1, n1 = f1 + f2, b1 + b2, n1 + n2
+            f2, b2, n2 = self._linear(self.region, wide, self.h)
+            f1, b1, n1 = f1 + f2, b1 + b2, n1 + n2
+        glue = self.k.stream(t * heads * dim * 8.0 * self.fused, kernels=6)
+        up = f1 + glue
+        return _Inputs(
+            forward=f0 + up, backward=b0 + (b1 + 1.3 * glue), up=up,
+            kernels=float(n0 + n1 + 12), qk=dim, value=dim, kv_elements=2 * dim,
+        )  # fmt: skip
+
+    def _output(self, kind: LayerKind, width: int) -> tuple[float, float, int]:
+        """The projection of `width` elements of attention's output back to the model: seconds, and forward kernels."""
+        a, t, tp = self.arch, self.tokens, self.s.tp
+        if kind.mixer != "csa" or not (a.o_groups and a.o_lora_rank):
+            return self._linear(t, self.h, width, module="linear_proj")
+        # In two stages: every group of heads to its own rank, then all to the model.
+        f3, b3, n3 = self._linear(t, a.o_lora_rank, max(1, width * tp // a.o_groups), groups=max(1, a.o_groups // tp))
+        f4, b4, n4 = self._linear(t, self.h, max(1, a.o_groups * a.o_lora_rank // tp))
+        return f3 + f4, b3 + b4, n3 + n4
+
+    def _core(self, kind: LayerKind, heads: int, qk: int, value: int) -> tuple[float, float]:
+        """Core attention over this rank's share of the sequence, causal; what chooses its keys comes on top."""
+        if not self.software.fused_attention:
+            return self._unfused(heads, qk)
+        seq, rows = self.o.recipe.seq_length, self.s.mbs * self.seq
+        seen = self._seen(kind)
+        reach = 2 * seen
+        if kind.window is not None and kind.window < seq and kind.mixer != "csa":
+            seen, reach = min(seen + WINDOW_EDGE, seq / 2.0), seq
+        flops = 2.0 * rows * seen * heads * (qk + value)
+        # A rank of a ring attends to one block at a time; where heads are exchanged, to the whole with a part of the heads.
+        ring, beside = self._ring()
+        span, together = int(min(seq // ring, reach)), max(1, self.s.mbs * heads // beside)
+        attention = self.k.attention
+        f = attention(flops=flops, sequence=span, head_dim=qk, value_dim=value, heads=together, backward=False)
+        b = attention(flops=2.5 * flops, sequence=span, head_dim=qk, value_dim=value, heads=together, backward=True)
+        if self.o.features.fp8_attention and self.o.narrow in LOW:
+            f, b = f / FP8_ATTENTION, b / FP8_ATTENTION
+        choosing = self._choosing(kind)
+        return f + choosing, b + 2.0 * choosing
+
+    def _seen(self, kind: LayerKind) -> float:
+        """Keys that a query attends to: half of all on average under a causal mask; a diffusion transformer has none."""
+        a, seq = self.arch, self.o.recipe.seq_length
+        seen = float(seq) if a.kind == "diffusion" else seq / 2.0
+        if kind.window is not None and kind.window < seq:
+            seen = kind.window * (1 - kind.window / (2.0 * seq))
+        if kind.mixer == "csa" and kind.compress:
+            there = seq // (2 * kind.compress)
+            seen += min(a.dsa_indexer_topk or seq, there) if kind.compress < 64 else there
+        if kind.mixer == "mla" and a.experimental_attention_variant == "dsa" and a.dsa_indexer_topk:
+            seen = min(seen, float(a.dsa_indexer_topk))
+        return seen
+
+    def _choosing(self, kind: LayerKind) -> float:
+        """Seconds forward of the indexer that scores all keys for sparse attention; 0 in layers without one."""
+        a, rows = self.arch, self.s.mbs * self.seq
+        if not (kind.indexer or (kind.mixer == "csa" and kind.compress == 4)) or not a.dsa_indexer_n_heads:
+            return 0.0
+        n, d = a.dsa_indexer_n_heads, a.dsa_indexer_head_dim or 128
+        keys = self.o.recipe.seq_length / 2.0 / max(1, kind.compress)
+        products = 2.0 * rows * keys * n * d / (self.k.attention_peak * 0.3)
+        return products + self.k.stream(rows * keys * 8.0, kernels=4)
+
+    def _unfused(self, heads: int, dim: int) -> tuple[float, float]:
+        """Attention whose scores go through memory: batched products, scale-mask-softmax and dropout kernels.
+
+        Bytes a score: products write and read it in 16 bits, softmax and dropout read and write it, masks are a byte.
+        """
+        s, batch = self.o.recipe.seq_length, self.s.mbs * heads
+        scores = float(batch) * s * s
+        # Rows of operands that are no multiple of 16 bytes keep batched products off the tensor cores.
+        wide = self.o.wide if dim % 8 == 0 else "vector"
+        products = sum(self.k.gemm(s, n, k, wide, groups=batch, fused=True) for n, k in ((s, dim), (dim, s)))
+        forward = products + self.k.stream(scores * (4.0 + 5.0), kernels=2)
+        backward = 2.0 * products + self.k.stream(scores * (5.0 + 6.0), kernels=2)
+        copies = self.k.stream(self.tokens * heads * dim * 16.0, kernels=4)
+        # Where the fused kernel refuses, softmax runs in fp32 in five steps: convert, scale, mask, softmax, convert.
+        plain = self.k.stream(scores * 32.0, kernels=UNFUSED_SOFTMAX) if self._softmax_refused(heads) else 0.0
+        return forward + copies + plain, backward + copies + plain
+
+    def _softmax_refused(self, heads: int) -> bool:
+        return (self.s.mbs * heads) % self.software.softmax_batch != 0
+
+    def _ring(self) -> tuple[int, int]:
+        """Blocks of the sequence that pass round the context-parallel group, and ranks that exchange heads instead."""
+        cp, kind = self.s.cp, self.s.cp_comm_type or "p2p"
+        if kind == "all_gather":
+            return 1, 1
+        if not kind.startswith("a2a"):
+            return cp, 1
+        inner = cp if kind == "a2a" else min(cp, self.cp_group.inside)
+        return cp // inner, inner
+
+    def _context(self, kv_elements: int, q_width: int, core: tuple[float, float]) -> tuple[float, float]:
+        """Exposed context-parallel communication of keys and values (ring), or of heads (all-to-all)."""
+        cp = self.s.cp
+        if cp == 1:
+            return 0.0, 0.0
+        links, group = self.o.links, self.cp_group
+        kind = self.s.cp_comm_type or "p2p"
+        kv = 2.0 * self.tokens * kv_elements
+        exchange = 0.0
+        if kind.startswith("a2a"):
+            # Heads for sequence and back, inside the domain; what is left of the group passes keys and values round.
+            cp, beside = self._ring()
+            inner = group if kind == "a2a" else links.group(beside, self.s.tp)
+            heads = 2.0 * self.tokens * q_width
+            exchange = links.all_to_all(kv + heads, inner) + links.all_to_all(heads, inner)
+            if cp == 1:
+                return exchange, exchange
+        if kind == "all_gather":
+            one = links.gather(kv * cp, group)
+            return one, 2.0 * one
+        step = links.send(kv, near=not group.crosses)
+        # Each block's output joins the others in fp32, with its softmax sums; backward, gradients of keys and values do.
+        join = self.k.stream(self.tokens * q_width * 14.0, kernels=6)
+        # Each of cp-1 exchanges runs under the attention of the block at hand.
+        forward = (cp - 1) * max(0.15 * step, step - core[0] / cp)
+        backward = (cp - 1) * max(0.3 * step, 2.0 * step - core[1] / cp)
+        return exchange + forward + cp * join, exchange + backward + 1.5 * cp * join
+
+    def scan(self, kind: LayerKind) -> tuple[Cost, Cost]:
+        """Mamba-2 and gated delta net: projections, a short convolution, a chunked scan."""
+        a, t, tp = self.arch, self.tokens, self.s.tp
+        if kind.mixer == "mamba":
+            heads = max(1, (a.mamba_num_heads or 1) // tp)
+            dim, state = a.mamba_head_dim or 64, a.mamba_state_dim or 128
+            groups = max(1, (a.mamba_num_groups or 8) // tp)
+            inner, mixed = heads * dim, heads * dim + 2 * groups * state
+            f0, b0, n0 = self._linear(t, inner + mixed + heads, self.h)
+            chunk, passes = 256, 14.0
+        else:
+            heads = max(1, (a.linear_num_value_heads or 1) // tp)
+            dim, state = a.linear_value_head_dim or 128, a.linear_key_head_dim or 128
+            keys = max(1, (a.linear_num_key_heads or 1) // tp)
+            inner, mixed = heads * dim, heads * dim + 2 * keys * state
+            f0, b0, n0 = self._linear(t, inner + mixed + 2 * heads, self.h)
+            chunk, passes = 64, 18.0
+        # Inside a chunk as attention of `chunk` keys, between chunks as products with the state.
+        flops = 2.0 * t * heads * (chunk * (dim + state) / 2.0 + 2.0 * dim * state)
+        states = 8.0 * t / chunk * heads * dim * state  # fp32, written and read
+        # Small products and exponentials: such kernels go with the SMs' clock, not with the tensor cores' peak.
+        forward = max(
+            flops / self.k.scan_rate,
+            self.k.stream(t * mixed * passes + states, kernels=8),
+        )
+        backward = 2.5 * forward
+        f1, b1, n1 = self._linear(t, self.h, inner)
+        norm = self._norm()
+        gate = self.k.stream(t * inner * 8.0, kernels=1)
+        context = self._context(0, mixed, (0.0, 0.0)) if self.s.cp > 1 else (0.0, 0.0)
+        f, b = self._pair(
+            (
+                f0 + forward + f1 + gate + norm[0],
+                b0 + backward + b1 + 2 * gate + norm[1],
+            ),
+            self._tp_exposed(self.h),
+            n0 + n1 + 24,
+        )
+        return f._replace(cp=context[0]), b._replace(cp=context[1])

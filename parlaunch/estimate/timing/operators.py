@@ -1,0 +1,118 @@
+"""Measured operators of a GPU: the share of its data sheet that products, attention and collectives reach by shape.
+
+The tables are `data/operators.json`, made by `scripts/make/operators.py` from public measurements on silicon (named there and
+in NOTICE). A cell is a share of what the data sheet allows for that shape: between the points that were measured it changes
+slowly where times do not, so it is interpolated, in logarithms, and beyond the last point it stays. They are bursts on a cool
+GPU, back to back; what training keeps of them is said in `silicon`.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from functools import cache
+from math import ceil, exp, log
+from typing import Any
+
+from parlaunch.data import load
+from parlaunch.hardware.datasheet import Product
+
+STEP = 0.02
+"""A cell is a byte: minus the logarithm of the share, in these steps."""
+
+TILES = ((128, 256, 1.0), (256, 128, 1.0), (128, 128, 0.92), (64, 128, 0.75), (128, 64, 0.75), (64, 64, 0.55))
+"""(rows, columns, rate over that of the largest) of the tiles that libraries cut a product into."""
+
+NEAREST = {
+    "ampere": "A100 SXM 80GB", "ada": "L40S", "hopper": "H100 SXM", "blackwell": "B200", "rubin": "GB300",
+}  # fmt: skip
+"""The measured product whose shares a GPU of the same generation takes when it was not measured itself."""
+CONSUMER_BLACKWELL = "RTX PRO 6000 Blackwell Server"
+"""The same for compute capability 12, whose tensor cores are not those of B200."""
+
+
+class Grid:
+    """Shares on a grid of sizes, interpolated in the logarithms of sizes and share; outside, the edge's."""
+
+    __slots__ = ("_axes", "_cells", "_known", "_strides")
+
+    def __init__(self, axes: Sequence[Sequence[float]], cells: bytes) -> None:
+        self._axes = [[log(size) for size in axis] for axis in axes]
+        self._cells = cells
+        self._known: dict[tuple[float, ...], float] = {}  # a search asks for the same shapes again and again
+        self._strides = [1] * len(axes)
+        for i in range(len(axes) - 2, -1, -1):
+            self._strides[i] = self._strides[i + 1] * len(axes[i + 1])
+
+    def at(self, *sizes: float) -> float:
+        """The share at a point, one size for each axis."""
+        share = self._known.get(sizes)
+        if share is None:
+            share = self._known[sizes] = self._interpolated(sizes)
+        return share
+
+    def _interpolated(self, sizes: Sequence[float]) -> float:
+        corners: list[tuple[int, float]] = [(0, 1.0)]
+        for axis, stride, size in zip(self._axes, self._strides, sizes, strict=True):
+            x = log(size)
+            i = min(max(bisect_right(axis, x) - 1, 0), len(axis) - 2)
+            w = min(max((x - axis[i]) / (axis[i + 1] - axis[i]), 0.0), 1.0)
+            corners = [
+                (at + (i + up) * stride, part * weight)
+                for at, part in corners
+                for up, weight in ((0, 1.0 - w), (1, w))
+                if weight
+            ]
+        return exp(-STEP * sum(self._cells[at] * part for at, part in corners))
+
+
+def encode(shares: Sequence[float]) -> bytes:
+    """Shares as cells of a grid."""
+    return bytes(min(255, max(0, round(-log(share) / STEP))) for share in shares)
+
+
+def measured_as(product: Product) -> str | None:
+    """The measured product that stands for a GPU: itself, or the nearest of its generation; None where none is near."""
+    if product.name in load("operators.json")["shares"]:
+        return product.name
+    return CONSUMER_BLACKWELL if product.compute_capability[0] == 12 else NEAREST.get(product.arch)
+
+
+@cache
+def _grid(kind: str, name: str, form: str) -> Grid | None:
+    table: Mapping[str, Any] = load("operators.json")
+    cells = table["shares"].get(name, {}).get(kind, {}).get(form)
+    return None if cells is None else Grid(table["axes"][kind], b64decode(cells))
+
+
+@cache
+def waves(m: int, n: int, sms: int) -> float:
+    """Time of an [m, n] product's tiles over that of the same work spread evenly: SMs work off whole tiles, and the last round of
+    them is rarely full. Of several cuts the fastest, and never more than two: products of few tiles are cut along their depth as well."""
+    fewest = min(
+        ceil(ceil(m / rows) * ceil(n / columns) / sms) * rows * columns / rate for rows, columns, rate in TILES
+    )
+    return min(2.0, fewest * sms / (m * n))
+
+
+def tail(name: str, fmt: str) -> float:
+    """How much of `waves` a GPU's products of a format show, as an exponent: 0 where kernels stay on their SM and share the last
+    tiles, 1 where every tile is started anew. What the table of `products` has to be divided by."""
+    return float(load("operators.json")["tails"].get(name, {}).get(fmt, 0.0))
+
+
+def products(name: str, fmt: str) -> Grid | None:
+    """Matrix products by (rows, columns, depth): share of max(FLOPs over the peak, bytes over HBM bandwidth), but
+    for the `tail`."""
+    return _grid("gemm", name, fmt)
+
+
+def attention(name: str, form: str) -> Grid | None:
+    """Causal attention forward in 16 bits by (sequence, batch times heads): share of the peak. `form`: head size or sizes."""
+    return _grid("attention", name, form)
+
+
+def collectives(name: str, operation: str) -> Grid | None:
+    """NCCL inside a node by (bytes of the whole tensor, ranks): share of the links' rate that its bus bandwidth reaches."""
+    return _grid("nccl", name, operation)

@@ -1,0 +1,242 @@
+"""What layers are made of: a linear layer, TP's exposed communication, a norm with its residual, and how costs add up.
+
+What a layer costs has two sides: the GPU's kernels and exposed communication, and the CPU's time to issue the kernels. A
+stage takes the larger of the two.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from parlaunch.estimate.states import NEEDS_TRANSPOSE
+from parlaunch.estimate.timing.collectives import Links
+from parlaunch.estimate.timing.kernels import OPERAND_BYTES, Kernels
+from parlaunch.estimate.timing.software import Software
+from parlaunch.frozen import dataclass
+from parlaunch.model.layout import SELECTIVE_RECOMPUTE, Layout
+from parlaunch.model.precision import USER_BUFFERED
+from parlaunch.model.recipe import Recipe
+
+LOW = ("fp8", "mx", "fp4")
+
+
+class Cost(NamedTuple):
+    """Seconds of one direction of a layer, or of a part of it."""
+
+    compute: float = 0.0  # kernels
+    tp: float = 0.0  # exposed communication
+    cp: float = 0.0
+    ep: float = 0.0
+    host: float = 0.0  # CPU time to issue the kernels
+
+    @property
+    def gpu(self) -> float:
+        """All that the GPU is busy with."""
+        return self.compute + self.tp + self.cp + self.ep
+
+
+ZERO = Cost()
+
+TP_OVERLAP = 0.79
+"""Share of TP's collectives hidden by user-buffer overlap (chunks pipelined with the product; the first and last are not)."""
+
+
+def add(a: Cost, b: Cost, factor: float = 1.0) -> Cost:
+    """a + factor · b."""
+    return Cost(
+        a[0] + factor * b[0], a[1] + factor * b[1], a[2] + factor * b[2], a[3] + factor * b[3], a[4] + factor * b[4],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What of a layout a layer's time depends on."""
+
+    tp: int
+    cp: int
+    ep: int
+    etp: int
+    mbs: int
+    cp_comm_type: str | None
+    modules: tuple[str, ...]  # recomputed selectively
+    full: bool  # whole layers are recomputed
+
+    @property
+    def plain(self) -> Split:
+        """The same with nothing recomputed."""
+        if not self.modules and not self.full:
+            return self
+        return Split(self.tp, self.cp, self.ep, self.etp, self.mbs, self.cp_comm_type, (), full=False)
+
+
+def split_of(layout: Layout) -> Split:
+    """What of the layout a layer's time depends on."""
+    r = layout.recompute
+    return Split(
+        tp=layout.tp, cp=layout.cp, ep=layout.ep, etp=layout.etp, mbs=layout.micro_batch_size,
+        cp_comm_type=layout.cp_comm_type,
+        modules=(r.modules or SELECTIVE_RECOMPUTE.modules) if r.granularity == "selective" else (),
+        full=r.granularity == "full",
+    )  # fmt: skip
+
+
+class Workload:
+    """One recipe on one machine: what every layer of it has in common."""
+
+    def __init__(self, recipe: Recipe, software: Software, kernels: Kernels, links: Links) -> None:
+        self.recipe, self.arch, self.software = recipe, recipe.architecture, software
+        self.kernels, self.links, self.features = kernels, links, recipe.features
+        p = recipe.precision
+        self.wide = "fp16" if p == "fp16" else "fp32" if p == "fp32" else "bf16"
+        self.narrow = {"nvfp4": "fp4", "fp8mx": "mx"}.get(p, "fp8" if p.startswith("fp8") else self.wide)
+        if self.narrow in LOW and "fp8" not in kernels.product.flops:
+            self.narrow = self.wide
+        self.frozen = recipe.frozen
+        self.user_buffers = recipe.features.tp_overlap and p in USER_BUFFERED
+        targets = BENCHMARK_ADAPTED if recipe.benchmark else recipe.features.adapter_targets
+        self.adapted = targets if recipe.task == "peft" else ()
+
+
+BENCHMARK_ADAPTED = ("linear_qkv",)
+"""What Megatron Bridge's benchmark recipes adapt (`scripts/performance`, LoRA of Llama 3)."""
+
+# Bytes moved a quantised element: reading 16 bits, finding the largest value, writing both orientations.
+_QUANTISE = {"fp8cs": 6.0, "fp8ds": 4.0, "fp8sc": 6.0, "fp8mx": 6.0, "nvfp4": 14.0}
+_QUANTISE_ONE = {"fp8cs": 5.0, "fp8ds": 3.0, "fp8sc": 3.0, "fp8mx": 3.0, "nvfp4": 5.0}
+"""The same for one orientation: nothing is transposed, nor rotated for a weight gradient (Transformer Engine, `columnwise_usage`)."""
+_QUANTISE_KERNELS = {"fp8cs": 3, "fp8ds": 1, "fp8sc": 2, "fp8mx": 1, "nvfp4": 3}
+_ONE_SCALE = ("fp8cs", "fp8ds")
+"""Formats with one scale a tensor: one orientation does for a matrix unit that takes operands in either order."""
+
+
+def quantised_bytes(precision: str, gpu_arch: str, *, frozen: bool) -> float:
+    """Bytes moved for an element that is quantised. Frozen weights need no gradient, so what meets them has one product only."""
+    one = frozen or (precision in _ONE_SCALE and gpu_arch not in NEEDS_TRANSPOSE)
+    return (_QUANTISE_ONE if one else _QUANTISE).get(precision, 4.0)
+
+
+TRANSPOSED = 2.0
+"""Bytes an element of an FP8 weight that is transposed for the gradient of its input: read and written."""
+
+ACCUMULATED = {"fp16": 6.0, "bf16": 18.0, "fp32": 12.0}
+"""Bytes a weight gradient moves after its product where nothing fuses the two: autograd adds it to the sum in its own format;
+in bf16 the sum goes on to an fp32 buffer after every micro batch and is set to zero (DeepSpeed's `BF16_Optimizer`)."""
+
+
+ADAPTED_FORWARD, ADAPTED_BACKWARD = 10.0, 6.0
+"""Bytes an element beside an adapter: its result is scaled (4) and added to the frozen layer's (6); two gradients of the input are one."""
+
+
+class Pieces:
+    """The parts of layers under one split, each as seconds forward and backward."""
+
+    def __init__(self, owner: Workload, split: Split) -> None:
+        self.o, self.s, self.arch, self.k = owner, split, owner.arch, owner.kernels
+        self.software = owner.software
+        recipe = owner.recipe
+        self.seq = recipe.seq_length // split.cp  # tokens of one sequence on this rank
+        self.tokens = max(1, split.mbs * self.seq)
+        self.sp = split.tp if owner.software.sequence_parallel and owner.features.sequence_parallel else 1
+        self.region = self.tokens / self.sp  # tokens a rank holds between blocks
+        self.h = self.arch.hidden_size
+        self.tp_group = owner.links.group(split.tp, 1)
+        self.cp_group = owner.links.group(split.cp, split.tp)
+        self.ep_group = owner.links.group(split.ep, split.etp)
+        self.etp_group = owner.links.group(split.etp, 1)
+        quantised = owner.narrow in LOW
+        arch = owner.kernels.product.arch
+        self.quantise = quantised_bytes(recipe.precision, arch, frozen=owner.frozen) if quantised else 0.0
+        again = owner.frozen and not owner.features.transpose_cache and arch in NEEDS_TRANSPOSE
+        self.transpose = TRANSPOSED if again and recipe.precision in _ONE_SCALE else 0.0
+        self.quantise_kernels = _QUANTISE_KERNELS.get(recipe.precision, 1) if quantised else 0
+        self.host = owner.kernels.silicon.host * owner.software.host
+        self.fused = owner.software.fused_elementwise
+
+    def _linear(
+        self,
+        tokens: float,
+        n: int,
+        k: int,
+        fmt: str | None = None,
+        groups: int = 1,
+        module: str = "",
+    ) -> tuple[float, float, int]:
+        """Forward and backward seconds of `groups` linear layers [tokens, k] -> [tokens, n], and forward kernels.
+
+        `module`: Megatron's name, by which adapters choose."""
+        fmt = fmt or self.o.narrow
+        m = max(1, round(tokens))
+        gemm, fused = self.k.gemm, self.o.features.paged_stash
+        forward = gemm(m, n, k, fmt, groups=groups, fused=fused)
+        backward = gemm(m, k, n, fmt, groups=groups, fused=fused)
+        if not self.o.frozen:
+            backward += gemm(n, k, m, fmt, groups=groups, accumulate=self.software.fused_accumulation, fused=fused)
+            if not self.software.fused_accumulation:
+                backward += self.k.stream(ACCUMULATED[self.o.wide] * n * k * groups)
+        kernels = 1
+        if fmt in LOW:
+            kernels += self.quantise_kernels
+            forward += self.k.stream(self.quantise * tokens * k * groups, kernels=self.quantise_kernels)
+            backward += self.k.stream(self.quantise * tokens * n * groups, kernels=self.quantise_kernels)
+            if self.transpose:
+                backward += self.k.stream(self.transpose * n * k * groups, kernels=groups)
+        if module in self.o.adapted:
+            rank = self.o.features.adapter_rank
+            forward += gemm(m, rank, k, self.o.wide) + gemm(m, n, rank, self.o.wide)
+            backward += 2 * (gemm(m, rank, n, self.o.wide) + gemm(m, k, rank, self.o.wide))
+            # Dropout in front, with its mask; behind, the scaled result joins that of the frozen layer, as the gradients do.
+            drop = 5.0 if self.o.features.adapter_dropout else 0.0
+            forward += self.k.stream(tokens * (drop * k + ADAPTED_FORWARD * n), kernels=3)
+            backward += self.k.stream(tokens * ((drop + ADAPTED_BACKWARD) * k + 4.0 * n), kernels=3)
+            kernels += 7
+        return forward, backward, kernels
+
+    def _tp_exposed(self, width: int, fmt: str | None = None) -> tuple[float, float]:
+        """Forward and backward seconds of TP communication around a pair of column- and row-parallel layers."""
+        if self.s.tp == 1:
+            return 0.0, 0.0
+        moved = 2.0 * self.tokens * width
+        links, group = self.o.links, self.tp_group
+        if self.sp > 1:
+            # What is gathered is an operand, quantised before it travels (Transformer Engine's quantised all-gather); what is
+            # scattered are sums in 16 bits.
+            scatter = links.gather(moved, group) + self.software.collective_s
+            gather = links.gather(moved * OPERAND_BYTES[fmt or self.o.narrow] / 2.0, group) + self.software.collective_s
+            # Forward: gather in front, scatter behind. Backward: the gather of the output gradient stands free, the
+            # second gather of the input and the scatter of its gradient run beside the two products.
+            forward, free, beside = gather + scatter, gather, gather + scatter
+        else:
+            one = links.reduce(moved, group) + self.software.collective_s
+            forward, free, beside = one, 0.0, one
+        hidden = self.software.backward_overlap
+        if self.o.user_buffers:
+            return forward * (1 - TP_OVERLAP), (free + beside) * (1 - max(TP_OVERLAP, hidden))
+        return forward, free + beside * (1 - hidden)
+
+    def _pair(
+        self,
+        compute: tuple[float, float],
+        tp: tuple[float, float],
+        kernels: float,
+        back: float | None = None,
+    ) -> tuple[Cost, Cost]:
+        back = kernels * 1.6 if back is None else back
+        return (
+            Cost(compute[0], tp[0], host=kernels * self.host),
+            Cost(compute[1], tp[1], host=back * self.host),
+        )
+
+    def _norm(self) -> tuple[float, float]:
+        """One norm over the residual stream, and the residual addition behind its block."""
+        move = self.region * self.h * self.fused
+        dropout = 1.0 if self.software.dropout else 0.0
+        streams = self.arch.num_residual_streams or 1
+        if streams > 1:
+            # Hyper-connections: read all streams for the mixing weights, for the block's input and for the update, and
+            # write all of them, half of it in fp32; the backward pass does each twice.
+            wide = self.k.stream(move * (12.0 * streams + 6.0), kernels=12)
+            return self.k.stream(move * 4.0) + wide, self.k.stream(move * 8.0) + 2.0 * wide
+        return (
+            self.k.stream(move * (4.0 + 6.0 + dropout), kernels=2),
+            self.k.stream(move * (8.0 + (3.0 if self.software.dropout else 0.0) + 2.0), kernels=2),
+        )

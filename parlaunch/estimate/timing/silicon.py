@@ -1,0 +1,76 @@
+"""What training keeps of a GPU's measured bursts, and costs that no table holds: each with unit, meaning and source.
+
+`operators` has what single kernels reach on a cool GPU. A training is hours of them: the board's power limit lowers the clock of
+what the tensor cores do, so a large product is never faster than watts over joules a FLOP. The joules were settled on published
+runs as a whole, never for one model: H100's of dense models in bf16 and FP8 (Megatron-Core, DGX Cloud, MLPerf), B200's in bf16
+(SimuMax: 0.48 of the peak where bursts reach 0.68), GB200's in FP8. They give boards of one generation their own share by their
+watts. FP4's tables hold kernels of inference with their quantising, which are slower than Transformer Engine's: there the limit alone
+says what large products reach, and the table how much less others do (B200, GB200 and GB300 differ as their 1,000 to 1,400 watts).
+Memory, kernel gaps and NCCL's constants a link (20.0, 20.6 and 40.1 GB/s of 25, 25 and 50) are those of kernel benchmarks.
+A machine file (`parlaunch.check.calibrate`) replaces them by what was measured on the machine itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from parlaunch.frozen import dataclass
+from parlaunch.hardware.rates import Rates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silicon:
+    """One GPU generation."""
+
+    sustained_bf16: float = 1.0  # products: rate over the measured burst, the power limit apart
+    sustained_fp8: float = 1.0
+    joules_bf16: float = 0.0  # J that the board draws for a FLOP of a large 16-bit product; 0: no limit that shows
+    joules_fp8: float = 0.0
+    joules_fp4: float = 0.0
+    flash: float = 1.0  # attention forward over the measured burst
+    flash_backward: float  # rate of attention backward over forward (FlashAttention-3, cuDNN)
+    epilogue: float  # share of the traffic of a fp32 sum that no other tile's work hides
+    scan: float = 220.0  # FLOP an SM and clock in state-space scans (Mamba-2's kernels on A100)
+    hbm: float = 0.84  # streaming kernels, share of HBM bandwidth
+    kernel: float = 2.0e-6  # s between the end of one kernel and the start of the next that depends on it
+    nvlink: float = 0.80  # NCCL bus bandwidth where no table has it, share of the links' one-direction rate
+    host: float = 8e-6  # s of CPU time to issue one kernel from eager PyTorch
+
+    def sustained(self, fmt: str, burst: float, power: float | None) -> float:
+        """Share of the burst rate (FLOP/s) that a format's products keep in training on a board of that many watts."""
+        if fmt == "fp4":
+            return power / (self.joules_fp4 * burst) if power and self.joules_fp4 else 1.0
+        narrow = fmt in ("fp8", "mx")
+        joules, kept = (self.joules_fp8, self.sustained_fp8) if narrow else (self.joules_bf16, self.sustained_bf16)
+        return kept * (min(1.0, power / (joules * burst)) if power and joules else 1.0)
+
+
+GENERATIONS: dict[str, Silicon] = {
+    "volta": Silicon(sustained_bf16=0.90, flash=0.7, flash_backward=0.85, epilogue=0.7, hbm=0.82, kernel=2.5e-6),
+    "turing": Silicon(sustained_bf16=0.85, flash=0.7, flash_backward=0.85, epilogue=0.7, hbm=0.82, kernel=2.5e-6),
+    "ampere": Silicon(sustained_bf16=1.03, joules_bf16=1.25e-12, flash_backward=0.85, epilogue=0.9),
+    "ada": Silicon(sustained_bf16=0.95, flash_backward=0.82, epilogue=0.6, hbm=0.82),
+    "hopper": Silicon(
+        joules_bf16=1.09e-12, joules_fp8=0.56e-12, flash=0.97, flash_backward=0.83, epilogue=0.6, hbm=0.78, kernel=1.8e-6,
+        nvlink=0.824, host=6e-6,
+    ),
+    "blackwell": Silicon(
+        joules_bf16=0.91e-12, joules_fp8=0.44e-12, joules_fp4=0.16e-12, flash_backward=0.81, epilogue=0.3, hbm=0.79,
+        kernel=1.8e-6, nvlink=0.802,
+    ),
+    "rubin": Silicon(
+        joules_bf16=0.91e-12, joules_fp8=0.44e-12, joules_fp4=0.16e-12, flash_backward=0.81, epilogue=0.3, hbm=0.86,
+        kernel=1.8e-6, nvlink=0.802,
+    ),
+}  # fmt: skip
+
+
+GENERATIONS["blackwell_ultra"] = GENERATIONS["blackwell"]
+"""B300 and GB300: their watts and their own tables say what is different."""
+
+
+def silicon_of(rates: Rates) -> Silicon:
+    """The generation's constants, with what a machine file measured in their place."""
+    base = GENERATIONS.get(rates.product.silicon, GENERATIONS["hopper"])
+    changes = {name: value for name, value in rates.measured.items() if name in Silicon.__dataclass_fields__}
+    return replace(base, **changes)

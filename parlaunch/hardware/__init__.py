@@ -1,0 +1,1 @@
+"""What it runs on: clusters, data sheets, rates, and who sits where."""

@@ -1,0 +1,1 @@
+"""What is trained: architectures, recipes and layouts, and what each layer holds, keeps and computes."""

@@ -1,0 +1,50 @@
+"""Training precisions: our short names, Megatron Bridge's, and what a name switches on beside the arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+BRIDGE_NAMES = {
+    "bf16": "bf16_mixed",
+    "fp16": "fp16_mixed",
+    "fp8cs": "bf16_with_fp8_current_scaling_mixed",
+    "fp8ds": "bf16_with_fp8_delayed_scaling_mixed",
+    "fp8sc": "bf16_with_fp8_subchannel_scaling_mixed",
+    "fp8mx": "bf16_with_mxfp8_mixed",
+    "nvfp4": "bf16_with_nvfp4_mixed",
+}
+"""Our short names to those of Megatron Bridge's `MIXED_PRECISION_RECIPES` (training/mixed_precision.py); fp32 is none of them."""
+
+USER_BUFFERED = ("bf16", "fp16", "fp32", "fp8cs", "fp8ds", "fp8mx")
+"""Precisions whose operands Transformer Engine's user buffers gather; another one's stop the first step with "Unsupported quantizer
+for Userbuffers" (transformer_engine/pytorch/module/base.py, `fill_userbuffers_buffer_for_all_gather`)."""
+
+_PARTS = (
+    ("nvfp4", "nvfp4"), ("mxfp8", "fp8mx"), ("fp8_current_scaling", "fp8cs"), ("fp8_delayed_scaling", "fp8ds"),
+    ("fp8_subchannel", "fp8sc"), ("fp16_mixed", "fp16"), ("bf16_mixed", "bf16"),
+)  # fmt: skip
+"""What a name of Bridge contains; the first that fits. Models have names of their own: nemotron_h_bf16_with_…."""
+
+
+def short_name(bridge_name: str) -> str | None:
+    """Ours for a mixed precision name of Bridge's; None for one that it does not have.
+
+    >>> short_name("bf16-with-mxfp8-mixed"), short_name("nemotron_h_bf16_with_fp8_current_scaling_mixed"), short_name("fp12")
+    ('fp8mx', 'fp8cs', None)
+    """
+    name = bridge_name.replace("-", "_")
+    return next((short for part, short in _PARTS if part in name), None)
+
+
+def switched(bridge_name: str) -> dict[str, Any]:
+    """The features that a mixed precision name sets, as `parlaunch.model.recipe.Features` calls them.
+
+    Its sections override the model's, the optimizer's and DDP's own (`MixedPrecisionConfig.setup`).
+    """
+    short = short_name(bridge_name)
+    half = bridge_name.replace("-", "_").startswith("fp16")
+    return {
+        "grad_reduce_fp32": not half,
+        "fp8_param_gather": short in ("fp8cs", "fp8ds", "fp8mx"),
+        "fp8_attention": False,
+    }

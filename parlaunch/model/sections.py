@@ -1,0 +1,43 @@
+"""Sections of Megatron Bridge's configuration that a recipe leaves empty, and where their keys are said then.
+
+Hydra takes a KEY=VALUE only into a section that is there (bridge/training/utils/omegaconf_utils.py:158), and four of ten recipes
+have no `comm_overlap`. What that section does is hand its values on to model, optimizer and DDP, and fill in defaults of its own
+(bridge/training/comm_overlap.py:590); where it is empty they are said to those three, so that nothing else is switched on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from parlaunch.model.recipe import Recipe
+
+OVERLAP, PRECISION = "comm_overlap", "mixed_precision"
+"""The sections that some recipes leave empty, and we have something to say in: the second may also be a preset's name."""
+
+HANDED: Mapping[str, tuple[str, ...]] = {
+    "tp_comm_overlap": ("model",),
+    "overlap_p2p_comm": ("model",),
+    "batch_p2p_comm": ("model",),
+    "overlap_moe_expert_parallel_comm": ("model",),
+    "delay_wgrad_compute": ("model",),
+    "defer_embedding_wgrad_compute": ("model",),
+    "wgrad_deferral_limit": ("model",),
+    "overlap_grad_reduce": ("ddp",),
+    "overlap_param_gather": ("ddp", "optimizer"),
+    "overlap_param_gather_with_optimizer_step": ("optimizer",),
+    "bucket_size": ("ddp",),
+}
+"""Whom `comm_overlap` hands each of its values to, and who acts on it there."""
+
+
+def places(key: str, recipe: Recipe) -> tuple[str, ...]:
+    """The keys under which this recipe's configuration hears what `key` says: itself, but for those of an empty section."""
+    section, _, field = key.partition(".")
+    if section != OVERLAP or OVERLAP not in recipe.bare:
+        return (key,)
+    return tuple(f"{place}.{field}" for place in HANDED[field])
+
+
+def placed(keys: Mapping[str, object], recipe: Recipe) -> dict[str, object]:
+    """The keys with their values, each where this recipe's configuration hears it."""
+    return {place: value for key, value in keys.items() for place in places(key, recipe)}

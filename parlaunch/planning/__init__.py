@@ -1,0 +1,1 @@
+"""Which layout to take, and why: the space, the search, the evidence, the reasons."""

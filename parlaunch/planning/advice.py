@@ -1,0 +1,84 @@
+"""What makes it fit: the error for a model that fits nowhere, with the ways out computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from parlaunch.errors import NoLayoutError
+from parlaunch.estimate.values import Memory
+from parlaunch.hardware.rates import Rates
+from parlaunch.model.layout import Layout
+from parlaunch.model.recipe import Recipe
+from parlaunch.planning.plan import Candidate, Wishes
+from parlaunch.planning.reasons import largest
+from parlaunch.planning.search import Search
+from parlaunch.units import gib, percent
+
+MOST_NODES = 1024
+"""Nodes up to which more GPUs are tried."""
+
+
+def no_layout(search: Search, closest: tuple[Layout, Memory]) -> NoLayoutError:
+    """By how much the closest layout misses, what takes the memory, and the cheapest ways out."""
+    layout, memory = closest
+    recipe, rates = search.recipe, search.rates
+    word, size = largest(memory)
+    ways = list(ways_out(recipe, rates, search.wishes))
+    hint = "; ".join(ways[:3]) if ways else "nothing within reach helps: choose a smaller model or sequence"
+    return NoLayoutError(
+        f"{recipe.name} fits nowhere on {rates.world_size} × {rates.product.name}: the leanest layout, {layout}, needs "
+        f"{gib(memory.peak)} a GPU, {gib(memory.peak - memory.limit)} more than the {gib(memory.limit)} usable; "
+        f"{word} take{'s' if word.startswith('the ') else ''} most of it, {gib(size)}",
+        hint=hint,
+    )
+
+
+def ways_out(recipe: Recipe, rates: Rates, wishes: Wishes) -> Iterator[str]:
+    """Sentences, the cheapest first: what costs only time, then what changes how the training works, then more GPUs."""
+    if wishes.recompute is not None and (found := _fits(recipe, rates, replace(wishes, recompute=None))):
+        yield f"let the planner recompute: {found.layout} fits with {gib(found.memory.peak)}"
+    if (wishes.micro_batch_size or 1) > 1 and (found := _fits(recipe, rates, replace(wishes, micro_batch_size=None))):
+        yield f"a smaller micro batch: {found.layout} fits"
+    pins = ("tp", "pp", "vp", "cp", "ep", "etp")
+    if any(getattr(wishes, p) is not None for p in pins):
+        free = replace(
+            wishes, tp=None, pp=None, vp=None, cp=None, ep=None, etp=None, micro_batch_size=None, recompute=None
+        )
+        if found := _fits(recipe, rates, free):
+            yield f"without your sizes {found.layout} fits"
+    if wishes.headroom > 0.03 and (found := _fits(recipe, rates, replace(wishes, headroom=0.02))):
+        yield (
+            f"with --headroom 0.02 instead of {wishes.headroom:g}, {found.layout} fits "
+            f"({percent(found.memory.peak / found.memory.capacity)} of the memory)"
+        )
+    if not recipe.features.fsdp and wishes.fsdp is not False:
+        sharded = replace(recipe, features=replace(recipe.features, fsdp=True))
+        if found := _fits(sharded, rates, replace(wishes, fsdp=True, pp=None, vp=None)):
+            yield f"with --fsdp {found.layout} fits with {gib(found.memory.peak)}"
+    if (nodes := _more_nodes(recipe, rates, wishes)) is not None:
+        count, found = nodes
+        yield f"{count} nodes ({found.layout.world} GPUs) are enough: {found.layout} fits with {gib(found.memory.peak)}"
+
+
+def _fits(recipe: Recipe, rates: Rates, wishes: Wishes) -> Candidate | None:
+    """The fastest layout that fits on all GPUs; None when there is none."""
+    search = Search(recipe, rates, replace(wishes, top=1))
+    leanest = search.least(keep=1, sizes=(rates.world_size,))
+    if not leanest.ranked:
+        return None
+    found = Search(recipe, rates, wishes).run(keep=1, sizes=(rates.world_size,))
+    return found.ranked[0] if found.ranked else leanest.ranked[0]
+
+
+def _more_nodes(recipe: Recipe, rates: Rates, wishes: Wishes) -> tuple[int, Candidate] | None:
+    """The fewest nodes, doubling, on which something fits."""
+    per = max(1, rates.gpus_per_node)
+    nodes = max(1, rates.world_size // per)
+    per = min(per, rates.world_size) if nodes == 1 else per
+    while (nodes := nodes * 2) <= MOST_NODES:
+        larger = replace(rates, world_size=nodes * per)
+        leanest = Search(recipe, larger, wishes).least(keep=1, sizes=(larger.world_size,))
+        if leanest.ranked:
+            return nodes, leanest.ranked[0]
+    return None

@@ -1,0 +1,725 @@
+"""The best layouts of the space, without visiting all of it.
+
+Three observations let most of the space go unseen, and lose nothing (a test compares with a visit to every layout):
+
+- **A bound on time.** The micro batch's way through all layers takes `c` seconds, whatever number of stages they stand on.
+  The slowest of PP stages works at least c/PP on each of its M micro batches, and the pipeline fills and drains over the
+  others: no layout with these sizes is faster than c/PP · (M + (PP-1)/VP). Layouts are looked at in the order of that bound,
+  and the search ends when it passes what has been found.
+- **A bound on memory.** Weights, gradients and optimizer spread over TP·PP and PP·EP·ETP; where their mean over the stages does
+  not fit, the fullest stage does not.
+- **Recomputation only costs time.** Where a layout fits without, the same layout with recomputation is slower; where it does
+  not fit with full recomputation, nothing less helps.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import NamedTuple
+
+from parlaunch.estimate.memory import estimate_memory, peak_bytes
+from parlaunch.estimate.states import bytes_a_parameter
+from parlaunch.estimate.timing import estimate_time, micro_batch_time
+from parlaunch.estimate.values import Memory
+from parlaunch.frozen import replaced
+from parlaunch.hardware.rates import Rates
+from parlaunch.model.layout import FULL_RECOMPUTE, NO_RECOMPUTE, Layout, Recompute
+from parlaunch.model.parameters import embedding_weights, head_weights, layer_weights, mtp_weights
+from parlaunch.model.recipe import Features, Recipe
+from parlaunch.planning.plan import Candidate, Wishes
+from parlaunch.planning.space import (
+    cp_sizes,
+    cuts,
+    divisors,
+    exchange,
+    expert_sizes,
+    interleavings,
+    micro_batches,
+    module_sets,
+    recomputes,
+    stage_counts,
+    tp_sizes,
+    worlds,
+)
+from parlaunch.rules import why_not
+
+RESOLUTION = {"dense": 0.03, "experts": 0.12}
+"""Share of the iteration time below which the model cannot tell two layouts of one model on one machine apart. With experts about
+the worst error on today's published runs; without, about the mean: dense layouts of one model share most of what is wrong. The
+search looks at every layout of a grid within it; beyond, a grid's first one stands for it."""
+
+
+def kind_of(recipe: Recipe) -> str:
+    """Which `RESOLUTION` counts, and whatever else differs with experts."""
+    return "experts" if recipe.architecture.num_moe_experts else "dense"
+
+
+class Grid(NamedTuple):
+    """Layouts of one grid differ in micro batch, VP, split and recomputation."""
+
+    world: int
+    tp: int
+    pp: int
+    cp: int
+    ep: int
+    etp: int
+    fsdp: bool
+
+
+class _Core(NamedTuple):
+    """What the time of one micro batch through all layers depends on."""
+
+    tp: int
+    cp: int
+    ep: int
+    etp: int
+    micro_batch_size: int
+
+
+def grid_of(layout: Layout) -> Grid:
+    """The grid that a layout belongs to."""
+    return Grid(layout.world, layout.tp, layout.pp, layout.cp, layout.ep, layout.etp, layout.fsdp)
+
+
+@dataclass(slots=True)
+class Found:
+    """What a search saw. `ranked`: the best fitting layout of each grid, best first."""
+
+    ranked: list[Candidate] = field(default_factory=list)
+    closest: tuple[Layout, Memory] | None = None  # when nothing fits: the layout that misses by least
+    legal: int = 0  # layouts whose peak was estimated
+    timed: int = 0
+
+
+class Bounded(NamedTuple):
+    """A layout, and the seconds of an iteration that it cannot be faster than."""
+
+    bound: float
+    layout: Layout
+
+
+class _Step(NamedTuple):
+    """What may be recomputed, and what that costs: seconds a micro batch, or the bound that they lead to."""
+
+    cost: float
+    recompute: Recompute
+
+
+@dataclass(slots=True)
+class _Prices:
+    """Seconds of one micro batch through all layers, and what recomputing adds: everything, and each module, once asked for."""
+
+    recipe: Recipe
+    core: _Core
+    once: float
+    everything: float | None = None
+    modules: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Ladder:
+    """What may still be recomputed to make `base` fit, by rising bound."""
+
+    base: Layout
+    steps: list[_Step] | None = None  # None: not asked for yet
+    at: int = 0
+    floor: float = 0.0  # seconds of recomputation a micro batch below which nothing fits
+    short: list[frozenset[str]] = field(default_factory=list)  # sets of modules that did not free enough
+    block: int | None = None  # the fewest layers of a block that free enough; None: not asked for yet
+
+    def recomputing(self, recompute: Recompute) -> Layout:
+        """The base, recomputing that."""
+        return replaced(self.base, recompute=recompute)
+
+
+class _Entry(NamedTuple):
+    """What waits to be looked at: compared by its bound, then by its turn."""
+
+    bound: float
+    number: int
+    layout: Layout
+    ladder: _Ladder | None  # None: a node, of which no layout was made yet
+
+
+class Search:
+    """One search. Estimates are remembered, so that planner and advice may ask again."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        rates: Rates,
+        wishes: Wishes,
+        *,
+        at: Callable[[Layout], Recipe] | None = None,
+        forbids: Callable[[Layout, Recipe], str | None] | None = None,
+        like: Search | None = None,
+    ) -> None:
+        """`at` gives the recipe with the switches that a layout allows; `recipe` is then with all that help anywhere, and no
+        layout is faster than what it makes of it. None: the recipe is as it is in every layout. `forbids` says why a layout
+        cannot run for reasons that are not Megatron's. `like` is a search with other switches: what it found leanest is asked first."""
+        self.recipe, self.rates, self.wishes, self._at, self._forbids = recipe, rates, wishes, at, forbids
+        self.seen: list[Bounded] = []  # nodes that the walk came by
+        self.tight: set[tuple[Grid, int]] = set()  # grids and micro batches of which some layout did not fit
+        self.fsdp = recipe.features.fsdp if wishes.fsdp is None else wishes.fsdp
+        self.layers = len(recipe.architecture.layers())
+        self.found = Found()
+        self._passes: dict[tuple[_Core, Recompute], float] = {}
+        self._switched: dict[
+            tuple[_Core, Features, Recompute], float
+        ] = {}  # the same with less on, where a layout forbids it
+        self._fastest = float("inf")  # GPU seconds a sequence, of the passes known
+        self._candidates: dict[Layout, Candidate] = {}
+        self._peaks: dict[Layout, int] = {}
+        self._prices: dict[tuple[_Core, Features], _Prices] = {}
+        self._known_steps: dict[tuple[_Core, int, Features], list[_Step]] = {}
+        self._sets: dict[tuple[_Core, Features], dict[tuple[str, ...], float]] = {}
+        # The number of the leanest split.
+        self._leanest: dict[tuple[int, int, int, int, int], int] = dict(like._leanest) if like is not None else {}
+        self._dead: dict[Grid, int] = {}  # the smallest micro batch that nothing makes fit
+        self._needed: dict[Layout, float | None] = {}
+        self._floor: dict[tuple[int, int, int, int, int, int], bool] = {}
+        self._dense: dict[int, float] = {}
+        each = bytes_a_parameter(recipe.precision, recipe.features, rates.product.arch)
+        trained = not recipe.frozen
+        self._held = min(each.layer_weight, each.other_weight) + (each.gradient if trained else 0.0)
+        self._optimizer = each.optimizer if trained else 0.0
+        self._limit = rates.memory_bytes * (1 - wishes.headroom)
+
+    # --- estimates ----------------------------------------------------------------------------------------------------
+
+    def at(self, layout: Layout) -> Recipe:
+        """The recipe as it is in this layout."""
+        return self.recipe if self._at is None else self._at(layout)
+
+    def memory(self, layout: Layout) -> Memory:
+        return estimate_memory(self.at(layout), layout, self.rates, headroom=self.wishes.headroom)
+
+    def peak(self, layout: Layout) -> int:
+        """Bytes that the fullest GPU holds."""
+        known = self._peaks.get(layout)
+        if known is None:
+            self.found.legal += 1
+            known = self._peaks[layout] = peak_bytes(self.at(layout), layout, self.rates)
+        return known
+
+    def fits(self, layout: Layout) -> bool:
+        return self.peak(layout) <= self._limit
+
+    def candidate(self, layout: Layout) -> Candidate:
+        known = self._candidates.get(layout)
+        if known is None:
+            self.found.timed += 1
+            recipe = self.at(layout)
+            known = self._candidates[layout] = Candidate(
+                layout=layout, memory=self.memory(layout), estimate=estimate_time(recipe, layout, self.rates),
+                features=None if self._at is None else recipe.features,
+            )  # fmt: skip
+        return known
+
+    def held(self, layout: Layout) -> Candidate | None:
+        """The layout as a candidate; None where Megatron refuses it, or where not even a GPU's whole memory holds it."""
+        if not self.legal(layout) or self.peak(layout) > self.rates.memory_bytes:
+            return None
+        return self.candidate(layout)
+
+    def one_pass(self, core: _Core, recompute: Recompute = NO_RECOMPUTE) -> float:
+        """Seconds of one micro batch forward and backward through all layers, on GPUs that hold them all."""
+        known = self._passes.get((core, recompute))
+        if known is None:
+            alone = self._alone(core, recompute)
+            known = self._passes[core, recompute] = micro_batch_time(self.recipe, alone, self.rates)
+            self._fastest = min(self._fastest, known * core.tp * core.cp / core.micro_batch_size)
+        return known
+
+    def bound(self, layout: Layout) -> float:
+        """Seconds that no layout with these sizes can beat, whatever it recomputes and however layers are split."""
+        return _bound(self.one_pass(_core_of(layout)), layout.pp, layout.vp, layout.num_microbatches)
+
+    def roomy(self, node: Layout) -> bool:
+        """Whether every layout of the node that was looked at fits as it is, with nothing switched off for its sake."""
+        m = node.num_microbatches
+        most = interleavings(self.recipe, self.wishes, node.pp, m)[-1]
+        tight = (grid_of(node), node.micro_batch_size) in self.tight
+        return node in self._needed and not tight and self.at(replaced(node, vp=most)) is self.recipe
+
+    def pass_of(self, node: Layout) -> float:
+        """Seconds of one of the node's micro batches through all layers."""
+        return self.one_pass(_core_of(node))
+
+    def _static_fits(self, tp: int, pp: int, ep: int, etp: int, dp_cp: int, edp: int) -> bool:
+        """Whether weights, gradients and optimizer would fit if stages were perfectly even."""
+        if self.fsdp:
+            return True
+        key = (tp, pp, ep, etp, dp_cp, edp)
+        known = self._floor.get(key)
+        if known is None:
+            dense, routed = self._parameters(tp)
+            spread, experts = (dp_cp, edp) if self.recipe.features.distributed_optimizer else (1, 1)
+            needed = dense / pp * (self._held + self._optimizer / spread)
+            needed += routed / (pp * ep * etp) * (self._held + self._optimizer / experts)
+            known = self._floor[key] = needed <= self._limit
+        return known
+
+    def _parameters(self, tp: int) -> tuple[float, float]:
+        """Parameters of the model outside and inside routed experts: on one TP rank, and in all."""
+        a = self.recipe.architecture
+        known = self._dense.get(tp)
+        if known is None:
+            weights = embedding_weights(a, tp).plus(head_weights(a, tp)).plus(mtp_weights(a))
+            kinds = a.layers()
+            for kind in set(kinds):
+                weights = weights.plus(layer_weights(a, kind).times(kinds.count(kind)))
+            known = self._dense[tp] = weights.replicated + weights.sharded / tp
+            self._routed = float(weights.routed)
+        return known, self._routed
+
+    # --- the walk -----------------------------------------------------------------------------------------------------
+
+    def nodes(self, world: int, *, everything: bool = False) -> Iterator[Bounded]:
+        """Sizes without VP, split and recomputation, each with the bound for the most interleaving that it allows.
+
+        `everything`: also where weights, gradients and optimizer alone cannot fit.
+        """
+        for layout in self._sizes(world, everything=everything):
+            m = layout.num_microbatches
+            most = interleavings(self.recipe, self.wishes, layout.pp, m)[-1]
+            yield Bounded(_bound(self.one_pass(_core_of(layout)), layout.pp, most, m), layout)
+
+    def _sizes(self, world: int, *, everything: bool) -> Iterator[Layout]:
+        r, gbs = self.recipe, self.recipe.global_batch_size
+        pps = stage_counts(r, self.wishes, world, self.fsdp)
+        experts = expert_sizes(r, self.rates, self.wishes, world)
+        for tp in tp_sizes(r, self.rates, self.wishes, world):
+            for cp in cp_sizes(r, self.wishes, world):
+                comm = exchange(r, self.wishes, cp)
+                for pp in pps:
+                    if world % (tp * cp * pp):
+                        continue
+                    dp = world // (tp * cp * pp)
+                    if gbs % dp:
+                        continue
+                    mbss = micro_batches(r, self.wishes, gbs // dp, r.seq_length // cp)
+                    for ep, etp in experts:
+                        if world % (pp * ep * etp):
+                            continue
+                        edp = world // (pp * ep * etp)
+                        if not everything and not self._static_fits(tp, pp, ep, etp, dp * cp, edp):
+                            continue
+                        for mbs in mbss:
+                            yield Layout(
+                                world=world, tp=tp, pp=pp, cp=cp, ep=ep, etp=etp, micro_batch_size=mbs,
+                                global_batch_size=gbs, fsdp=self.fsdp, cp_comm_type=comm,
+                            )  # fmt: skip
+
+    def bases(self, node: Layout, more: float = 0.0) -> Iterator[Bounded]:
+        """The node's layouts without recomputation: every VP, every split, with the bound for at least `more` seconds of
+        recomputation a micro batch."""
+        m, again = node.num_microbatches, self.wishes.recompute or NO_RECOMPUTE
+        for vp in interleavings(self.recipe, self.wishes, node.pp, m):
+            base = replaced(node, vp=vp, recompute=again)
+            once = self._pass_at(base) + more
+            for split in cuts(self.recipe.architecture, self.wishes, node.pp, vp):
+                yield Bounded(_bound(once, node.pp, vp, m), replaced(base, layers_per_chunk=split))
+
+    def _pass_at(self, base: Layout) -> float:
+        """`one_pass` with the switches that the base allows."""
+        return self._pass_with(self.at(base), _core_of(base))
+
+    def _pass_with(self, recipe: Recipe, core: _Core, recompute: Recompute = NO_RECOMPUTE) -> float:
+        """`one_pass` of the recipe with other switches."""
+        if recipe is self.recipe:
+            return self.one_pass(core, recompute)
+        key = (core, recipe.features, recompute)
+        known = self._switched.get(key)
+        if known is None:
+            known = self._switched[key] = micro_batch_time(recipe, self._alone(core, recompute), self.rates)
+        return known
+
+    def _alone(self, core: _Core, recompute: Recompute = NO_RECOMPUTE) -> Layout:
+        """One micro batch on GPUs that hold all layers."""
+        tp, cp, ep, etp, mbs = core
+        return Layout(
+            world=tp * cp, tp=tp, cp=cp, ep=ep, etp=etp, micro_batch_size=mbs, global_batch_size=mbs,
+            recompute=recompute, fsdp=self.fsdp, cp_comm_type=exchange(self.recipe, self.wishes, cp),
+        )  # fmt: skip
+
+    def _steps(self, base: Layout) -> list[_Step]:
+        """What may be recomputed beside nothing, by the seconds that it costs a micro batch; empty when that is pinned."""
+        if self.wishes.recompute is not None:
+            return []
+        chunk = self._chunk(base)
+        key = (_core_of(base), chunk, self.at(base).features)
+        known = self._known_steps.get(key)
+        if known is not None:
+            return known
+        # With everything on: no layout needs less for it.
+        useful, prices = self._useful(base), self._priced(self.recipe, _core_of(base))
+        steps: list[tuple[float, int, Recompute]] = []
+        for i, r in enumerate(recomputes(self.recipe, self.wishes, chunk)):
+            if r.granularity == "selective" and r.modules in useful:
+                steps.append((useful[r.modules], i, r))
+            elif r.granularity == "full":
+                steps.append((self._more(prices, r, chunk), i, r))
+        known = [_Step(more, r) for more, _, r in sorted(steps, key=lambda t: t[:2])]
+        self._known_steps[key] = known
+        return known
+
+    def _useful(self, base: Layout) -> dict[tuple[str, ...], float]:
+        """Sets of modules that free more than every cheaper set, with their seconds a micro batch.
+
+        Bytes and seconds of modules add up, and both scale with layers and micro batches alike: what one stage with one
+        micro batch frees orders the sets for all layouts of these sizes.
+        """
+        core, recipe = _core_of(base), self.at(base)
+        known = self._sets.get((core, recipe.features))
+        if known is not None:
+            return known
+        tp, cp, ep, etp, mbs = core
+        alone = Layout(
+            world=tp * cp, tp=tp, cp=cp, ep=ep, etp=etp, micro_batch_size=mbs, global_batch_size=mbs, fsdp=self.fsdp,
+            cp_comm_type=base.cp_comm_type,
+        )  # fmt: skip
+
+        def peak(r: Recompute) -> int:
+            return peak_bytes(recipe, replaced(alone, recompute=r), self.rates)
+
+        plain = peak(NO_RECOMPUTE)
+        sets = module_sets(self.recipe.architecture)
+        frees = {
+            m: plain - peak(Recompute(granularity="selective", modules=(m,))) for m in {m for s in sets for m in s}
+        }
+        prices = self._priced(self.recipe, core)
+        priced = sorted(
+            (self._more(prices, Recompute(granularity="selective", modules=s), 1), -sum(frees[m] for m in s), s)
+            for s in sets
+        )
+        known, most = {}, 0
+        for more, freed, modules in priced:
+            if -freed > most:
+                most = -freed
+                known[modules] = more
+        self._sets[core, recipe.features] = known
+        return known
+
+    def _least(self, node: Layout, below: float) -> float | None:
+        """Seconds of recomputation a micro batch that the node needs at least to fit, without interleaving and with its
+        leanest split; None when nothing makes it fit for less than `below`. Interleaving only takes more memory."""
+        if self.wishes.recompute is not None:
+            return 0.0
+        if node.micro_batch_size >= self._dead.get(grid_of(node), node.micro_batch_size + 1):
+            return None  # a smaller micro batch did not fit
+        whole = cuts(self.recipe.architecture, self.wishes, node.pp, None) or (None,)
+        forms = [replaced(node, layers_per_chunk=s) for s in whole]
+        # The split that is leanest for one micro batch nearly always is for the next: ask for the others only when it fails.
+        sizes = (node.tp, node.pp, node.cp, node.ep, node.etp)
+        at = self._leanest.get(sizes)
+        if at is None or not self.fits(replaced(forms[at], recompute=FULL_RECOMPUTE)):
+            peak, at = min((self.peak(replaced(f, recompute=FULL_RECOMPUTE)), i) for i, f in enumerate(forms))
+            self._leanest[sizes] = at
+            if peak > self._limit:
+                grid = grid_of(node)
+                self._dead[grid] = min(node.micro_batch_size, self._dead.get(grid, node.micro_batch_size))
+                return None
+        least = None
+        # The split that is leanest with everything recomputed need not be with less.
+        for base in (forms[at], *forms[:at], *forms[at + 1 :]):
+            found = self._cheapest(base, below)
+            if found is not None:
+                least = below = found
+            if least == 0.0:
+                break
+        return least
+
+    def _cheapest(self, base: Layout, below: float) -> float | None:
+        """Seconds of recomputation a micro batch with which the base fits; None when nothing makes it fit for less than `below`."""
+        if self.fits(base):
+            return 0.0
+        steps = self._steps(base)
+        if below < float("inf"):
+            steps = [step for step in steps if step.cost < below]
+            blocks = [step.recompute for step in steps if step.recompute.method == "block"]
+            most = max(blocks, key=lambda r: r.num_layers or 0, default=None)
+            if most is not None and not self.fits(replaced(base, recompute=most)):
+                steps = [step for step in steps if step.recompute.method != "block"]
+        ladder = _Ladder(base, steps)
+        ladder.short = self._short(ladder)
+        step = self._next(ladder, base)
+        while step is not None:
+            made = ladder.recomputing(step.recompute)
+            if self.fits(made):
+                return step.cost
+            step = self._next(ladder, made)
+        return None
+
+    def _rungs(self, base: Layout, floor: float, than: float) -> list[_Step]:
+        """Everything that may be recomputed and costs at least `floor`, by rising bound up to `than` seconds; empty when not even
+        all of it makes the base fit."""
+        if self.wishes.recompute is not None or not self.fits(replaced(base, recompute=FULL_RECOMPUTE)):
+            return []
+        m, chunk = base.num_microbatches, self._chunk(base)
+        rungs = [
+            _Step(_bound(self._pass_again(base, r, chunk), base.pp, base.vp, m), r)
+            for more, r in self._steps(base)
+            if more >= floor * (1 - 1e-9)
+        ]
+        return sorted((step for step in rungs if step.cost <= than), key=lambda step: step.cost)
+
+    def _chunk(self, base: Layout) -> int:
+        """Layers of the largest chunk."""
+        return max(base.layers_per_chunk) if base.layers_per_chunk else self.layers // base.chunks
+
+    def _next(self, ladder: _Ladder, failed: Layout) -> _Step | None:
+        """The next step, given that `failed` does not fit. What a set of modules does not free, no subset of it frees, and what
+        a block of layers does not free, no smaller one."""
+        if failed.recompute.granularity == "selective":
+            ladder.short.append(frozenset(failed.recompute.modules))
+        for step in (ladder.steps or [])[ladder.at :]:
+            ladder.at += 1
+            again = step.recompute
+            if again.granularity == "selective" and any(frozenset(again.modules) <= s for s in ladder.short):
+                continue
+            if again.method == "block":
+                if ladder.block is None:
+                    ladder.block = self._least_block(ladder)
+                if (again.num_layers or 0) < ladder.block:
+                    continue
+            return step
+        return None
+
+    def _least_block(self, ladder: _Ladder) -> int:
+        """The fewest layers of a block whose recomputation makes the base fit; one more than there are when none does."""
+        blocks = {r.num_layers or 0: r for _, r in ladder.steps or [] if r.method == "block"}
+        sizes = sorted(blocks)
+        at = bisect_left(sizes, True, key=lambda n: self.fits(ladder.recomputing(blocks[n])))
+        return sizes[at] if at < len(sizes) else sizes[-1] + 1
+
+    def _short(self, ladder: _Ladder) -> list[frozenset[str]]:
+        """The largest sets of modules that do not make it fit: asked first, since they speak for all their subsets."""
+        short: list[frozenset[str]] = []
+        selective = [r for _, r in ladder.steps or [] if r.granularity == "selective"]
+        for again in sorted(selective, key=lambda r: -len(r.modules)):
+            modules = frozenset(again.modules)
+            if any(modules <= s for s in short):
+                continue
+            if self.fits(ladder.recomputing(again)):
+                break
+            short.append(modules)
+        return short
+
+    def _pass_again(self, base: Layout, recompute: Recompute, chunk: int) -> float:
+        """Seconds of one micro batch through all layers that recomputes so, with the switches that this allows."""
+        prices = self._priced(self.at(replaced(base, recompute=recompute)), _core_of(base))
+        return prices.once + self._more(prices, recompute, chunk)
+
+    def _priced(self, recipe: Recipe, core: _Core) -> _Prices:
+        """What recomputing costs with these sizes and switches."""
+        key = (core, recipe.features)
+        known = self._prices.get(key)
+        if known is None:
+            known = self._prices[key] = _Prices(recipe, core, self._pass_with(recipe, core))
+        return known
+
+    def _more(self, prices: _Prices, recompute: Recompute, chunk: int) -> float:
+        """Seconds of recomputation for one micro batch. Modules add up; a block is its share of full."""
+        each = prices.modules
+        if recompute.granularity == "selective":
+            for m in recompute.modules:
+                if m not in each:
+                    one = Recompute(granularity="selective", modules=(m,))
+                    each[m] = self._pass_with(prices.recipe, prices.core, one) - prices.once
+            return sum(each[m] for m in recompute.modules)
+        if recompute.granularity == "full":
+            if prices.everything is None:
+                prices.everything = self._pass_with(prices.recipe, prices.core, FULL_RECOMPUTE) - prices.once
+            share = min(1.0, (recompute.num_layers or 1) / chunk) if recompute.method == "block" else 1.0
+            return share * prices.everything
+        return 0.0
+
+    def legal(self, layout: Layout) -> bool:
+        recipe = self.at(layout)
+        if why_not(layout, recipe, self.rates) is not None:
+            return False
+        return self._forbids is None or self._forbids(layout, recipe) is None
+
+    def faster(self, nodes: Iterable[Layout], than: float) -> Candidate | None:
+        """The best layout of these nodes, where it takes less than so many seconds."""
+        heap: list[_Entry] = []
+        number, best = count(), None
+        for node in nodes:
+            m = node.num_microbatches
+            most = interleavings(self.recipe, self.wishes, node.pp, m)[-1]
+            bound = _bound(self.one_pass(_core_of(node)), node.pp, most, m)
+            if bound < than:
+                heap.append(_Entry(bound, next(number), node, None))
+        heapq.heapify(heap)
+        while heap and heap[0].bound < than:
+            bound, _, layout, ladder = heapq.heappop(heap)
+            made = self._look(layout, bound, ladder, heap, number, than)
+            if made is not None and made.estimate.iteration_time_s < than:
+                best, than = made, made.estimate.iteration_time_s
+        return best
+
+    def _look(
+        self,
+        layout: Layout,
+        bound: float,
+        ladder: _Ladder | None,
+        heap: list[_Entry],
+        number: Iterator[int],
+        than: float,
+    ) -> Candidate | None:
+        """The layout as a candidate where it runs and fits; else what it stands for, or the next to recompute, joins the heap,
+        unless it takes more than `than` seconds: nobody waits for it."""
+        if ladder is None:
+            self._open(layout, bound, heap, number, than)
+            return None
+        if self.fits(layout) and (layout is ladder.base or self.legal(layout)):
+            return self.candidate(layout)
+        self.tight.add((grid_of(layout), layout.micro_batch_size))
+        if ladder.steps is None:
+            ladder.steps = self._rungs(ladder.base, ladder.floor, than)
+            ladder.short = self._short(ladder)
+        if (step := self._next(ladder, layout)) is not None:
+            heapq.heappush(heap, _Entry(step.cost, next(number), ladder.recomputing(step.recompute), ladder))
+        return None
+
+    def run(self, *, keep: int = 6, sizes: tuple[int, ...] | None = None) -> Found:
+        """The best layout and those that the model cannot tell from it (within `RESOLUTION`), each the best of its grid; then
+        other grids with their first fitting layout, `keep` in all.
+
+        `sizes`: the numbers of GPUs to use (default: all that `worlds` names). Equal times keep the order in which the
+        space is laid out: smaller sizes first.
+        """
+        heap: list[_Entry] = []
+        number = count()
+        best: dict[Grid, Candidate] = {}
+        near = float("inf")  # beyond, nothing is left that the model could confuse with the best
+        band, enough = RESOLUTION[kind_of(self.recipe)], keep + keep // 2
+        waiting = list(sizes if sizes is not None else worlds(self.rates))
+        while heap or waiting:
+            self._admit(waiting, heap, number, near)
+            if not heap:
+                continue
+            bound, _, layout, ladder = heapq.heappop(heap)
+            if bound > near and len(best) >= enough:
+                break
+            grid = grid_of(layout)
+            mine = best[grid].estimate.iteration_time_s if grid in best else float("inf")
+            if bound >= mine or (grid in best and bound > near):
+                continue  # this grid has a layout that no other can beat, or is known to be slower than the best
+            than = min(mine, near) if grid in best else near if len(best) >= enough else float("inf")
+            made = self._look(layout, bound, ladder, heap, number, than)
+            if made is not None and made.estimate.iteration_time_s < mine:
+                best[grid] = made
+                near = min(near, made.estimate.iteration_time_s * (1 + band))
+        self.found.ranked = sorted(best.values(), key=_order)[:keep]
+        return self.found
+
+    def _admit(self, waiting: list[int], heap: list[_Entry], number: Iterator[int], near: float) -> None:
+        """Open the numbers of GPUs whose turn it is: a smaller one once the larger ones have nothing left that could be
+        faster than it, and none that only has what is slower than `near`."""
+        while waiting and (not heap or self._opening(waiting[0]) <= min(heap[0].bound, near)):
+            world = waiting.pop(0)
+            if self._opening(world) > near:
+                waiting.clear()
+                return
+            opened = list(self.nodes(world))
+            self.seen += opened
+            for bound, node in opened:
+                heapq.heappush(heap, _Entry(bound, next(number), node, None))
+
+    def _open(self, node: Layout, bound: float, heap: list[_Entry], number: Iterator[int], than: float) -> None:
+        """Replace a node by what it stands for; first by itself again, when the recomputation it needs makes it wait. What takes
+        more than `than` seconds is left out."""
+        if node not in self._needed:
+            m = node.num_microbatches
+            most = interleavings(self.recipe, self.wishes, node.pp, m)[-1]
+            once = self.one_pass(_core_of(node))
+            # Seconds a micro batch; a little more, because they were not added up in this order.
+            room = than / _bound(1.0, node.pp, most, m) * (1 + 1e-9) - once
+            more = self._least(node, room)
+            if more != 0.0:
+                self.tight.add((grid_of(node), node.micro_batch_size))
+            if more is not None or room == float("inf"):
+                self._needed[node] = more  # else it may fit for more than was asked
+            if more is None:
+                return
+            tighter = _bound(once + more, node.pp, most, m)
+            if tighter > bound:
+                heapq.heappush(heap, _Entry(tighter, next(number), node, None))
+                return
+        floor = self._needed[node] or 0.0
+        for tighter, base in self.bases(node, floor):
+            if tighter <= than and self.legal(base):
+                heapq.heappush(heap, _Entry(tighter, next(number), base, _Ladder(base, floor=floor)))
+
+    def least(self, *, keep: int = 6, sizes: tuple[int, ...] | None = None) -> Found:
+        """The `keep` grids that need least memory. `closest` is the leanest layout of all when even that does not fit.
+
+        The leanest form of a grid has the smallest micro batch, no interleaving and everything recomputed.
+        """
+        best: dict[Grid, tuple[int, Layout]] = {}
+        for world in sizes if sizes is not None else worlds(self.rates):
+            for node in self._lean_nodes(world):
+                grid = grid_of(node)
+                for layout in self._lean_forms(node):
+                    peak = self.peak(layout)
+                    if (grid not in best or peak < best[grid][0]) and self.legal(layout):
+                        best[grid] = (peak, layout)
+            if best:
+                break  # fewer GPUs need no less
+        leanest = sorted(best.values(), key=lambda b: (b[0], grid_of(b[1])))[:keep]
+        self.found.closest = (leanest[0][1], self.memory(leanest[0][1])) if leanest else None
+        self.found.ranked = [self.candidate(layout) for _, layout in leanest if self.fits(layout)]
+        return self.found
+
+    def _lean_nodes(self, world: int) -> Iterator[Layout]:
+        """One node a grid: the one with the smallest micro batch."""
+        seen: set[Grid] = set()
+        for layout in self._sizes(world, everything=True):
+            grid = grid_of(layout)
+            if grid not in seen:
+                seen.add(grid)
+                yield layout
+
+    def _lean_forms(self, node: Layout) -> Iterator[Layout]:
+        choices = (FULL_RECOMPUTE, NO_RECOMPUTE) if self.wishes.recompute is None else (self.wishes.recompute,)
+        vps = interleavings(self.recipe, self.wishes, node.pp, node.num_microbatches)
+        for vp in vps[:1] if self.wishes.vp is None else vps:
+            for split in cuts(self.recipe.architecture, self.wishes, node.pp, vp):
+                for again in choices:
+                    yield replaced(node, vp=vp, layers_per_chunk=split, recompute=again)
+
+    def _opening(self, world: int) -> float:
+        """Seconds that no layout on so many GPUs can beat: the fastest pass known, spread without any bubble."""
+        return self._fastest * self.recipe.global_batch_size / world if self._passes else 0.0
+
+
+def _core_of(layout: Layout) -> _Core:
+    return _Core(layout.tp, layout.cp, layout.ep, layout.etp, layout.micro_batch_size)
+
+
+def _bound(once: float, pp: int, vp: int | None, microbatches: int) -> float:
+    return once / pp * (microbatches + (pp - 1) / (vp or 1))
+
+
+def _order(candidate: Candidate) -> tuple[float, int, int, int, int]:
+    x = candidate.layout
+    return (candidate.estimate.iteration_time_s, x.model_parallel, x.ep, x.vp or 1, x.micro_batch_size)
+
+
+def nearest_batches(recipe: Recipe, step: int) -> tuple[int, ...]:
+    """Global batches next to the recipe's that are multiples of `step`, a micro batch on each replica."""
+    gbs = recipe.global_batch_size
+    return tuple(dict.fromkeys(b for b in (gbs // step * step, -(-gbs // step) * step) if b))
+
+
+def nearest_worlds(recipe: Recipe, world: int, block: int) -> tuple[int, ...]:
+    """Numbers of GPUs near `world` that make whole replicas of `block` GPUs which share the recipe's batch evenly."""
+    fitting = [block * d for d in divisors(recipe.global_batch_size)]
+    below, above = [w for w in fitting if w <= world], [w for w in fitting if w > world]
+    return (*reversed(below[-2:]), *above[:1])

@@ -1,0 +1,255 @@
+"""What Megatron asks of a recipe's switches: each condition once, with its sentence and its source.
+
+A layout is refused when it breaks the condition of a switch that the recipe has on (`parlaunch.rules`); where a layout or a
+machine is fixed all the same, the switch falls (`legal_features`), and the override that takes it back says the sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from parlaunch.frozen import dataclass
+from parlaunch.hardware.cluster import Cluster
+from parlaunch.hardware.datasheet import Product
+from parlaunch.hardware.derived import sheet_of
+from parlaunch.model.layout import Layout
+from parlaunch.model.precision import USER_BUFFERED
+from parlaunch.model.recipe import Features, Recipe
+from parlaunch.rules.rule import Chapter
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition of a switch."""
+
+    id: str
+    formula: str
+    source: str  # file:line, as of a rule
+    on: Callable[[Recipe], bool]  # whether the recipe has the switch on
+    # One sentence on why it cannot be on in this layout on this GPU (None: not known), whatever the recipe says; None: it can.
+    problem: Callable[[Layout, Recipe, Product | None], str | None]
+
+    def broken(self, layout: Layout, recipe: Recipe, gpu: Product | None) -> str | None:
+        """The sentence, where the recipe has the switch on."""
+        return self.problem(layout, recipe, gpu) if self.on(recipe) else None
+
+    def enter(self, chapter: Chapter) -> None:
+        """Make it a rule of a chapter."""
+        chapter.rule(self.id, self.formula, self.source)(lambda x, r, m: self.broken(x, r, m.product))
+
+
+def _overlap(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
+    say = "overlapping the expert all-to-all with compute"
+    if not r.architecture.num_moe_experts:
+        return f"{say} needs experts"
+    if x.ep == 1:
+        return f"{say} needs EP above 1"
+    if r.precision == "fp32":
+        return f"{say} works in bf16 or fp16, not in fp32"
+    if r.features.dispatcher == "allgather":
+        return f"{say} excludes the allgather dispatcher"
+    if x.pp > 1 and x.vp is None:
+        return f"{say} needs VP when PP is {x.pp}"
+    if x.recompute.granularity == "full":
+        return f"{say} excludes full recomputation"
+    if x.recompute.granularity == "selective" and "moe" in x.recompute.modules:
+        return f"{say} excludes recomputing moe"
+    if (r.architecture.mtp_num_layers or 0) > 1:
+        return f"{say} takes at most one multi-token-prediction layer"
+    return None
+
+
+OVERLAP = Condition(
+    "ep-overlap",
+    "overlap -> EP>1, bf16 or fp16, dispatcher alltoall or flex, VP if PP>1, recompute not full, no 'moe' recompute, MTP <= 1",
+    "bridge/training/comm_overlap.py:479",
+    on=lambda r: r.features.ep_overlap and bool(r.architecture.num_moe_experts),
+    problem=_overlap,
+)
+
+
+def _graphs(x: Layout, r: Recipe, gpu: Product | None) -> str | None:
+    f = r.features
+    if r.architecture.model_type == "gemma4" and r.architecture.num_moe_experts:
+        return f"{r.model} takes no CUDA graphs: it gives its router, shared and routed experts inputs of their own"
+    if f.router_padding and "moe_preprocess" in f.cuda_graph_scope and _dispatched_by(x, r, gpu) == "alltoall":
+        return "a CUDA graph over moe_preprocess excludes padding for FP8 with the alltoall dispatcher"
+    if x.recompute.granularity == "full" and f.cuda_graph != "full_iteration":
+        return "CUDA graphs of single modules exclude full recomputation"
+    if x.recompute.granularity == "selective" and "moe" in x.recompute.modules and "moe_router" in f.cuda_graph_scope:
+        return "a CUDA graph over moe_router excludes recomputing moe"
+    return None
+
+
+QUANTIZED = ("fp8", "nvfp4")
+"""Beginnings of the precisions that multiply in 8 or 4 bits."""
+
+
+def _dispatched_by(x: Layout, r: Recipe, gpu: Product | None) -> str:
+    """The dispatcher that will run: alltoall in place of one that cannot."""
+    return "alltoall" if dispatcher_problem(x, r, gpu) else r.features.dispatcher or "alltoall"
+
+
+GRAPHS = Condition(
+    "cg-recompute",
+    "full recompute -> no partial CUDA graph; 'moe' recompute and moe_router graphs exclude each other; "
+    "alltoall and padding for FP8 exclude a graph over moe_preprocess; Gemma 4 with experts takes none",
+    "megatron/core/transformer/transformer_config.py:2856, :2516, bridge/models/gemma/gemma4_provider.py:54",
+    on=lambda r: r.features.cuda_graph is not None,
+    problem=_graphs,
+)
+
+
+def graphed_biases(recipe: Recipe) -> bool:
+    """Whether attention with biases is captured while the expert all-to-all overlaps: its weight gradients cannot be delayed then
+    (bridge/training/comm_overlap.py:555)."""
+    f, a = recipe.features, recipe.architecture
+    captured = f.cuda_graph == "transformer_engine" and (not f.cuda_graph_scope or "attn" in f.cuda_graph_scope)
+    return f.ep_overlap and captured and (a.add_bias_linear or a.add_qkv_bias)
+
+
+def _tp_overlap(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
+    if x.tp == 1:
+        return "overlapping TP's traffic needs TP above 1"
+    if not r.features.sequence_parallel:
+        return "overlapping TP's traffic needs sequence parallelism"
+    if r.precision not in USER_BUFFERED:
+        return f"overlapping TP's traffic takes operands in 16 bits, FP8 with one scale a tensor or MXFP8, not {r.precision}"
+    return None
+
+
+TP_OVERLAP = Condition(
+    "tp-overlap",
+    "user buffers -> TP>1, sequence parallelism, bf16, fp8 per tensor or mxfp8",
+    "bridge/training/comm_overlap.py:442, transformer_engine/pytorch/module/base.py: fill_userbuffers_buffer_for_all_gather",
+    on=lambda r: r.features.tp_overlap,
+    problem=_tp_overlap,
+)
+
+
+def _layer_offload(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
+    n, layers = r.features.cpu_offload_layers, len(r.architecture.layers())
+    if x.pp > 1:
+        return f"offloading layers to the host needs PP 1, not {x.pp}"
+    if n >= layers and r.feasible:
+        return f"{n} layers are to be offloaded, and the model has {layers}"
+    return "offloading layers to the host excludes recomputation" if x.recompute.granularity else None
+
+
+LAYER_OFFLOAD = Condition(
+    "off-cpu",
+    "layer offloading -> 0 <= n < num_layers, PP == 1, no recompute, no partial CUDA graph",
+    "megatron/core/transformer/transformer_config.py:1887",
+    on=lambda r: bool(r.features.cpu_offload_layers),
+    problem=_layer_offload,
+)
+
+
+EXPERTS_OWN = ("moe_act", "expert_fc1", "fused_group_mlp")
+"""Modules of experts whose activations can go to the host."""
+
+
+def _module_offload(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
+    modules = r.features.offload_modules
+    if r.features.cpu_offload_layers:
+        return "offloading modules excludes offloading whole layers"
+    if "attn_proj" in modules and "core_attn" not in modules:
+        return "offloading attn_proj needs core_attn offloaded too"
+    inner = [m for m in modules if m in EXPERTS_OWN]
+    if inner and x.recompute.granularity == "selective" and "moe" in x.recompute.modules:
+        return f"recomputing whole expert layers leaves nothing of {', '.join(inner)} to offload"
+    if inner and r.features.paged_stash:
+        return f"the recipe's paged stash holds the activations of {', '.join(inner)} already"
+    return None
+
+
+MODULE_OFFLOAD = Condition(
+    "off-fine",
+    "fine-grained offloading excludes layer offloading; attn_proj only with core_attn; modules of experts not with 'moe' recompute or "
+    "a paged stash",
+    "megatron/core/transformer/transformer_config.py:2128, :1911",
+    on=lambda r: bool(r.features.offload_modules),
+    problem=_module_offload,
+)
+
+
+def _deepep_size(x: Layout, _r: Recipe, _gpu: Product | None) -> str | None:
+    return None if x.ep * x.etp > 1 else "DeepEP sends tokens between experts' GPUs, and EP and ETP are 1"
+
+
+def _deepep_gpu(_x: Layout, _r: Recipe, gpu: Product | None) -> str | None:
+    if gpu is None or "deepep" in gpu.dispatchers:
+        return None
+    return f"DeepEP does not run on {gpu.name}"
+
+
+def _hybridep_gpu(_x: Layout, _r: Recipe, gpu: Product | None) -> str | None:
+    if gpu is None or "hybridep" in gpu.dispatchers:
+        return None
+    return f"HybridEP does not run on {gpu.name}"
+
+
+def _dispatches(kind: str) -> Callable[[Recipe], bool]:
+    return lambda r: r.features.dispatcher == kind and bool(r.architecture.num_moe_experts)
+
+
+DEEPEP_GPU = Condition(
+    "ep-deepep-gpu",
+    "deepep -> compute capability 8.x or 9.x, or a B200/B300 board",
+    "bridge/training/flex_dispatcher_backend.py:59",
+    on=_dispatches("deepep"),
+    problem=_deepep_gpu,
+)
+HYBRIDEP_GPU = Condition(
+    "ep-hybridep-gpu",
+    "hybridep -> compute capability 8.x, 9.x or 10.x",
+    "bridge/training/flex_dispatcher_backend.py:70",
+    on=_dispatches("hybridep"),
+    problem=_hybridep_gpu,
+)
+DEEPEP_SIZE = Condition(
+    "ep-deepep-size",
+    "deepep -> ETP*EP > 1",
+    "megatron/core/transformer/moe/token_dispatcher.py:1836",
+    on=_dispatches("deepep"),
+    problem=_deepep_size,
+)
+DISPATCHERS = (DEEPEP_SIZE, DEEPEP_GPU, HYBRIDEP_GPU)
+
+
+def gpu_of(cluster: Cluster | None) -> Product | None:
+    """The data sheet of a cluster's GPUs; None where it has none, or one that no data sheet knows."""
+    if cluster is None or not any(n.gpus for n in cluster.nodes):
+        return None
+    return sheet_of(cluster.gpu)
+
+
+def dispatcher_problem(layout: Layout, recipe: Recipe, gpu: Product | None) -> str | None:
+    """Why the recipe's token dispatcher cannot run here; None when it can."""
+    found = (condition.broken(layout, recipe, gpu) for condition in DISPATCHERS)
+    return next((sentence for sentence in found if sentence), None)
+
+
+def legal_features(recipe: Recipe, layout: Layout, cluster: Cluster | None = None) -> Features:
+    """The recipe's features less what this layout or machine makes illegal: what will really be on."""
+    f, gpu = recipe.features, gpu_of(cluster)
+    changes: dict[str, Any] = {"fsdp": layout.fsdp}
+    if f.ep_overlap and OVERLAP.problem(layout, recipe, gpu):
+        changes["ep_overlap"] = False
+    if TP_OVERLAP.broken(layout, recipe, gpu):
+        changes["tp_overlap"] = False
+    if GRAPHS.broken(layout, recipe, gpu):
+        changes |= {"cuda_graph": None, "cuda_graph_scope": ()}
+    if LAYER_OFFLOAD.broken(layout, recipe, gpu):
+        changes["cpu_offload_layers"] = 0
+    if MODULE_OFFLOAD.broken(layout, recipe, gpu):
+        changes["offload_modules"] = ()
+    if dispatcher_problem(layout, recipe, gpu):
+        changes["dispatcher"] = "alltoall"
+    if f.router_padding and not recipe.precision.startswith(QUANTIZED):
+        changes["router_padding"] = False
+    if layout.fsdp:
+        changes["distributed_optimizer"] = True  # Bridge switches it on: bridge/training/config.py:1074
+    return replace(f, **changes)

@@ -1,0 +1,669 @@
+"""The table of switches: one row each, with what it sets, where it may be on, what it needs and where that is written.
+
+What a switch does to time and memory is not here: a value is a `Features` (parlaunch.model.recipe), and the estimates of a recipe
+with those features say it. Conditions that Megatron enforces stand in `parlaunch.rules.switches`, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import field, replace
+from typing import Any
+
+from parlaunch.frozen import dataclass
+from parlaunch.hardware.installed import GRAPHS_NEED, OVERLAP_NEEDS, Installed, Need
+from parlaunch.hardware.rates import GPU_DRIVEN, Rates
+from parlaunch.model.layout import Layout
+from parlaunch.model.recipe import Features, Recipe
+from parlaunch.model.sections import PRECISION
+from parlaunch.rules.switches import DISPATCHERS, EXPERTS_OWN, GRAPHS, OVERLAP, TP_OVERLAP, graphed_biases
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a plan will run: the machine's rates and the software on it."""
+
+    rates: Rates
+    installed: Installed
+    failed: Mapping[tuple[str, str], str] = field(
+        default_factory=dict, hash=False
+    )  # name and value, and the day it failed here
+
+
+Problem = Callable[[Layout, Recipe, Place], str | None]
+"""Why the value that the recipe has cannot be on in this layout at this place; None: it can."""
+
+
+def _no_problem(_x: Layout, _r: Recipe, _p: Place) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switch:
+    """One row."""
+
+    name: str  # as --switches, screen and JSON have it
+    what: str  # in a few words, for people
+    values: tuple[str, ...]  # that it takes; for people, where lists of modules are taken as well
+    read: Callable[[Features], str | None]  # its value; None: the estimates do not know it
+    put: Callable[[Features, str], Features]
+    keys: Callable[[Recipe, str], Mapping[str, object]]  # what Megatron Bridge hears; the recipe has the value already
+    user_keys: tuple[str, ...]  # a user's KEY=VALUE with one of these fixes it
+    numerics: str  # what it does to the numbers
+    source: str
+    # What the planner may take, beside the recipe's own; None: it never chooses.
+    choices: Callable[[Recipe, Place], tuple[str, ...]] | None = None
+    problem: Problem = _no_problem
+    # Share of the iteration that a value has to gain before it is taken: how wrong the gain is on measured pairs, and what
+    # may go wrong beside (docs/switches.md). By value, "" for all others.
+    error: Mapping[str, float]
+    known_off: str = "off"  # what `read` gives where nothing is on
+    # Why a value that was asked for, and that the recipe does not show, cannot be in this layout.
+    stops: Callable[[Layout, Recipe, str], str | None] = lambda _x, _r, _value: None
+    pin: str | None = None  # the field of `Wishes` that it is a pin of: the layout has it then
+    takes: Callable[[str], str | None] | None = None  # the value as it is written; None: it is none
+    on_cpu: Callable[[str], bool] = lambda value: value in ("off", "0")  # whether gloo ranks can be told this value
+
+    def accepts(self, value: str) -> str | None:
+        """The value in its written form; None for what the switch does not take."""
+        if self.takes is not None:
+            return self.takes(value)
+        return value if value in self.values else None
+
+    def refused(self, layout: Layout, recipe: Recipe, place: Place) -> str | None:
+        """Why the value that the recipe has cannot be on in this layout at this place: Megatron, what is here, or that it failed."""
+        value = self.read(recipe.features)
+        if value is not None and (day := place.failed.get((self.name, value))) is not None:
+            return f"{self.name}={value} failed here on {day}"
+        return self.problem(layout, recipe, place)
+
+    @property
+    def chosen(self) -> bool:
+        """Whether the planner chooses it."""
+        return self.choices is not None
+
+    def margin(self, value: str) -> float:
+        """What a value has to gain, as a share of the iteration."""
+        return self.error.get(value, self.error[""])
+
+
+def _modules(features: Features) -> str:
+    f = features
+    if f.cuda_graph is None:
+        return "off"
+    if f.cuda_graph == "full_iteration":
+        return "full"
+    scope = "+".join(f.cuda_graph_scope) or "all"
+    return scope if f.cuda_graph == "transformer_engine" else f"local:{scope}"
+
+
+def _with_modules(f: Features, value: str) -> Features:
+    if value == "off":
+        return replace(f, cuda_graph=None, cuda_graph_scope=(), external_cuda_graph=False)
+    if value == "full":
+        return replace(f, cuda_graph="full_iteration", cuda_graph_scope=())
+    kind, _, scope = value.rpartition(":")
+    modules = () if scope == "all" else tuple(scope.split("+"))
+    return replace(f, cuda_graph=kind or "transformer_engine", cuda_graph_scope=modules)
+
+
+GRAPHED = ("attn", "mamba", "mlp", "moe", "moe_router", "moe_preprocess")
+"""Modules that Transformer Engine captures one by one (megatron/core/transformer/enums.py: CudaGraphModule)."""
+
+
+def _graph_value(value: str) -> str | None:
+    if value in ("off", "full", "all"):
+        return value
+    named = value.split("+")
+    return value if all(m in GRAPHED for m in named) and len(set(named)) == len(named) else None
+
+
+def graphed_modules(recipe: Recipe) -> tuple[str, ...]:
+    """What NVIDIA's tuned recipes capture in such a model: attention, Mamba layers, and of experts what comes before the number
+    of tokens of each is known."""
+    a = recipe.architecture
+    kinds = a.layers()
+    found = ["attn"] if a.num_attention_heads else []
+    found += ["mamba"] if any(kind.mixer == "mamba" for kind in kinds) else []
+    found += ["moe_router", "moe_preprocess"] if a.num_moe_experts else []
+    return tuple(found)
+
+
+def _lacks(p: Place, need: Need) -> str | None:
+    """Why a package is too old for it."""
+    return (
+        f"{need.what}, and this is {p.installed.text(need.package)}"
+        if p.installed.before(need.package, need.version)
+        else None
+    )
+
+
+def _graph_choices(r: Recipe, p: Place) -> tuple[str, ...]:
+    static = r.task == "pretrain" and r.architecture.kind == "llm" and r.packing is None  # shapes that never change
+    if not static or _lacks(p, GRAPHS_NEED) or p.installed.missing("transformer_engine"):
+        return ("off",)
+    return ("off", "+".join(graphed_modules(r)))
+
+
+def _graph_keys(r: Recipe, value: str) -> dict[str, object]:
+    f = r.features
+    if value == "off":
+        return {"model.cuda_graph_impl": "none"}
+    kind = {"full": "full_iteration"}.get(value, f.cuda_graph or "transformer_engine")
+    # Recipes name the modules under the older key, and Megatron takes one of the two.
+    keys: dict[str, object] = {"model.cuda_graph_impl": kind, "model.cuda_graph_modules": f.cuda_graph_scope}
+    keys["model.cuda_graph_scope"] = None
+    keys |= {"model.use_te_rng_tracker": True, "rng.te_rng_tracker": True}
+    if value == "full":
+        keys |= {"rerun_state_machine.check_for_nan_in_loss": False, **_in_flight(r)}
+    if graphed_biases(r):
+        keys["comm_overlap.delay_wgrad_compute"] = False
+    return keys
+
+
+def _graph_problem(x: Layout, r: Recipe, p: Place) -> str | None:
+    f = r.features
+    if f.cuda_graph is None:
+        return None
+    if sentence := GRAPHS.problem(x, r, p.rates.product):
+        return sentence
+    if f.cpu_offload_layers and f.cuda_graph != "full_iteration":
+        return "CUDA graphs of single modules exclude offloading layers to the host"
+    if r.architecture.num_moe_experts and f.cuda_graph == "full_iteration" and not f.paged_stash:
+        return "a graph of the whole iteration with experts needs a budget of tokens, and drops those beyond it"
+    if (
+        f.ep_overlap
+        and f.cuda_graph == "transformer_engine"
+        and (not f.cuda_graph_scope or {"moe", "mlp"} & set(f.cuda_graph_scope))
+    ):
+        return "CUDA graphs over moe or mlp exclude the overlap of the expert all-to-all"
+    return None
+
+
+DISPATCHER_KEYS = ("model.moe_token_dispatcher_type", "model.moe_flex_dispatcher_backend")
+
+
+def _dispatcher_keys(_r: Recipe, value: str) -> dict[str, object]:
+    kind, backend = DISPATCHER_KEYS
+    if value in ("alltoall", "allgather"):
+        return {kind: value, backend: None}
+    return {kind: "flex", backend: value, "model.moe_shared_expert_overlap": False}
+
+
+def _dispatcher_choices(r: Recipe, p: Place) -> tuple[str, ...]:
+    if not r.architecture.num_moe_experts:
+        return ()
+    missing = p.installed.missing
+    found = [d for d in p.rates.product.dispatchers if not missing("deep_ep" if d == "deepep" else "hybrid_ep")]
+    return ("alltoall", *found)
+
+
+def _dispatcher_problem(x: Layout, r: Recipe, p: Place) -> str | None:
+    kind = r.features.dispatcher
+    if kind not in ("deepep", "hybridep"):
+        return None
+    if not r.architecture.num_moe_experts:
+        return f"a dispatcher sends tokens to experts, and {r.model} has none"
+    if sentence := next((s for c in DISPATCHERS if (s := c.broken(x, r, p.rates.product))), None):
+        return sentence
+    package, words = ("deep_ep", "DeepEP") if kind == "deepep" else ("hybrid_ep", "HybridEP")
+    if p.installed.missing(package):
+        return f"{words} is not installed"
+    rates, group = p.rates, x.ep * x.etp
+    whole = rates.product.rack_gpus
+    if kind == "hybridep" and whole is not None and x.ep > whole:
+        return f"HybridEP reaches the {whole} GPUs of one NVLink domain, and EP is {x.ep}"
+    crosses = x.world > rates.nvlink_domain and (group > rates.nvlink_domain or rates.nvlink_domain % group)
+    if crosses and rates.fabric_kind not in GPU_DRIVEN:
+        return f"{words} crosses nodes over InfiniBand or RoCE with GPUs that drive the adapter, not over {rates.fabric_kind}"
+    return None
+
+
+def _overlap_problem(x: Layout, r: Recipe, p: Place) -> str | None:
+    if not r.features.ep_overlap:
+        return None
+    if sentence := _lacks(p, OVERLAP_NEEDS):
+        return sentence
+    return OVERLAP.problem(x, r, p.rates.product)
+
+
+def _overlap_choices(r: Recipe, _p: Place) -> tuple[str, ...]:
+    able = bool(r.architecture.num_moe_experts) and r.precision not in ("fp32",) and not r.frozen
+    return ("off", "on") if able else ()
+
+
+def _overlap_keys(r: Recipe, value: str) -> dict[str, object]:
+    key = "comm_overlap.overlap_moe_expert_parallel_comm"
+    if value == "off":
+        return {key: False, "comm_overlap.delay_wgrad_compute": False}
+    keys: dict[str, object] = {key: True}
+    if r.architecture.moe_shared_expert_intermediate_size:
+        keys["model.moe_shared_expert_overlap"] = False
+    return keys
+
+
+def _tp_problem(x: Layout, r: Recipe, p: Place) -> str | None:
+    if sentence := TP_OVERLAP.broken(x, r, p.rates.product):
+        return sentence
+    if r.features.tp_overlap and p.installed.missing("transformer_engine"):
+        return "overlapping TP's traffic is Transformer Engine's, which is not installed"
+    return None
+
+
+def _flag(name: str) -> dict[str, Any]:
+    """`read` and `put` of a feature that is on or off."""
+    return {
+        "read": lambda f: "on" if getattr(f, name) else "off",
+        "put": lambda f, value: replace(f, **{name: value == "on"}),
+        "values": ("on", "off"),
+    }
+
+
+def _unknown(*keys: str) -> dict[str, Any]:
+    """A switch that the estimates do not know: it is set when asked for, never chosen."""
+    return {"read": lambda _f: None, "put": lambda f, _value: f, "user_keys": keys, "error": {"": 1.0}}
+
+
+def _plain(*keys: str) -> dict[str, Any]:
+    """One that is on or off."""
+    return _unknown(*keys) | {"values": ("on", "off"), "keys": lambda _r, value: dict.fromkeys(keys, value == "on")}
+
+
+def _count(*keys: str) -> dict[str, Any]:
+    """One that is a number; the example is what it takes."""
+    return _unknown(*keys) | {"takes": _whole, "keys": lambda _r, value: dict.fromkeys(keys, int(value))}
+
+
+def _whole(value: str) -> str | None:
+    return str(int(value)) if value.isdecimal() and int(value) > 0 else None
+
+
+def _interleaved(x: Layout, _r: Recipe, value: str) -> str | None:
+    return (
+        "it needs VP: only interleaved stages have work of their own meanwhile"
+        if value == "on" and x.vp is None
+        else None
+    )
+
+
+def _staged(x: Layout, _r: Recipe, value: str) -> str | None:
+    return "it hides in the pipeline's bubble, and PP is 1" if value == "on" and x.pp == 1 else None
+
+
+def _overlapped(x: Layout, r: Recipe, value: str) -> str | None:
+    on = r.features.ep_overlap and OVERLAP.problem(x, r, None) is None
+    return "it needs the overlap of the expert all-to-all: ep_overlap=on" if value == "on" and not on else None
+
+
+def _sharded(x: Layout, _r: Recipe, value: str) -> str | None:
+    return None if x.fsdp or value == "off" else "it is Megatron-FSDP's: --fsdp"
+
+
+def _of_distributed_optimizer(x: Layout, r: Recipe, value: str) -> str | None:
+    # Bridge hands them on only then (bridge/training/comm_overlap.py:628).
+    there = x.fsdp or r.features.distributed_optimizer
+    return None if there or value == "off" else "it is the distributed optimizer's, which is off"
+
+
+def _gathered_in_step(x: Layout, r: Recipe, value: str) -> str | None:
+    if value == "on" and r.precision == "fp8mx" and not x.fsdp and r.features.fp8_param_gather:
+        # megatron/core/optimizer/optimizer_config.py:424
+        return "MXFP8 weights are gathered into the gradients' buffer (reuse_grad_buf_for_mxfp8_param_ag), which it excludes"
+    return _interleaved(x, r, value) or _of_distributed_optimizer(x, r, value)
+
+
+def _registered(x: Layout, r: Recipe, value: str) -> str | None:
+    if value == "on" and not r.features.nccl_ub:
+        return "it registers NCCL's user buffers: nccl_ub=on"
+    return _sharded(x, r, value)
+
+
+def _flexible(_x: Layout, r: Recipe, _value: str) -> str | None:
+    fused = r.features.dispatcher in ("deepep", "hybridep")
+    return (
+        None if fused else f"{r.features.dispatcher or 'alltoall'} sends tokens with NCCL, not with kernels of its own"
+    )
+
+
+def _dispatcher_sms(r: Recipe, value: str) -> dict[str, object]:
+    # Core 0.19 has one key for both and takes these still; older ones have only these. It refuses two that differ.
+    mine = f"model.moe_{r.features.dispatcher}_num_sms"
+    return dict.fromkeys(("model.moe_deepep_num_sms", "model.moe_hybridep_num_sms")) | {mine: int(value)}
+
+
+def _deferred_keys(_r: Recipe, value: str) -> dict[str, object]:
+    key = "comm_overlap.defer_embedding_wgrad_compute"
+    if value == "off":
+        return {key: False}
+    # Bridge's own limit, -1, is refused where it is on; this is its recipes' for 405B (bridge/recipes/llama/h100/llama3.py:2086).
+    return {key: True, "comm_overlap.wgrad_deferral_limit": 22, "model.gradient_accumulation_fusion": True}
+
+
+FUSED_ACTIVATIONS = ("gelu", "silu", "quick_gelu")
+"""Activations that have a kernel with their bias (megatron/core/transformer/transformer_config.py:2114)."""
+
+
+def _activation(_x: Layout, r: Recipe, value: str) -> str | None:
+    kind = r.architecture.activation_func
+    return f"no kernel joins a bias and {kind}" if value == "on" and kind not in FUSED_ACTIVATIONS else None
+
+
+def _expert(_x: Layout, r: Recipe, value: str) -> str | None:
+    return "the model has no experts" if value == "on" and not r.architecture.num_moe_experts else None
+
+
+def _padded(_x: Layout, r: Recipe, value: str) -> str | None:
+    if value == "off" or r.packing is None:
+        return None
+    return "packs of samples differ in length, and a graph is captured for one: the data set has to pad them (pad_to_max_length)"
+
+
+def _gather_problem(x: Layout, r: Recipe, _p: Place) -> str | None:
+    f = r.features
+    if not f.fp8_param_gather or r.precision not in GATHERED or r.frozen:
+        return None  # Bridge does nothing about it in another precision, and no optimizer steps frozen weights
+    if not (f.distributed_optimizer or x.fsdp):
+        return "gathering weights in FP8 needs the distributed optimizer or Megatron-FSDP"
+    if f.optimizer_offload and r.precision != "fp8ds":
+        return "gathering weights in FP8 excludes an optimizer on the host, but for delayed scaling"
+    return None
+
+
+GATHERED = ("fp8cs", "fp8ds", "fp8mx")
+"""Precisions whose weights Bridge gathers in FP8 (bridge/training/mixed_precision.py)."""
+
+
+def _gather_keys(r: Recipe, value: str) -> dict[str, object]:
+    on = value == "on"
+    keys: dict[str, object] = {"mixed_precision.fp8_param_gather": on}
+    if r.precision == "fp8mx" and not (on and r.features.fsdp):
+        # Asserted where weights are gathered in FP8 outside of FSDP, and refused where they are not
+        # (bridge/training/config.py:1488, megatron/core/distributed/distributed_data_parallel_config.py:375).
+        keys["mixed_precision.reuse_grad_buf_for_mxfp8_param_ag"] = on
+    return keys
+
+
+def _gathered(_x: Layout, r: Recipe, value: str) -> str | None:
+    if value == "on" and r.precision not in GATHERED:
+        return f"weights in {r.precision} have no FP8 form to gather: one of {', '.join(GATHERED)}"
+    if value == "off" and r.precision in GATHERED and PRECISION in r.bare:
+        return f"{PRECISION} is the name of a preset here, which gathers weights in FP8 and has no parts to set"
+    return None
+
+
+def _offload(value: str) -> str | None:
+    try:
+        share = float(value)
+    except ValueError:
+        return "0" if value == "off" else None
+    return f"{share:g}" if 0 <= share <= 1 else None
+
+
+def _offload_keys(_r: Recipe, value: str) -> dict[str, object]:
+    share = float(value)
+    if share == 0:
+        return {"optimizer.optimizer_cpu_offload": False}
+    return {"optimizer.optimizer_cpu_offload": True, "optimizer.optimizer_offload_fraction": share}
+
+
+OFFLOADED = ("core_attn", "attn_proj", "attn_norm", "mlp_norm", "qkv_linear", "expert_fc1", "moe_act")
+"""Modules whose activations can go to the host one by one (megatron/core/transformer/transformer_config.py:2127)."""
+
+
+def _activations(value: str) -> str | None:
+    return value if value == "off" or all(m in OFFLOADED for m in value.split("+")) else None
+
+
+def _activation_keys(r: Recipe, value: str) -> dict[str, object]:
+    if value == "off":
+        return {"model.fine_grained_activation_offloading": False}
+    return {
+        "model.fine_grained_activation_offloading": True,
+        "model.offload_modules": tuple(value.split("+")),
+        **_in_flight(r),
+    }
+
+
+def _in_flight(r: Recipe) -> dict[str, object]:
+    """What offloading needs under a graph of the whole iteration (megatron/core/transformer/transformer_config.py:2634): how many
+    copies of a kind may be under way; as NVIDIA's recipe with both has it (bridge/perf_recipes/deepseek/gb300/deepseek_v3.py:339)."""
+    both = r.features.offload_modules and r.features.cuda_graph == "full_iteration"
+    return {"model.fine_grained_offloading_max_inflight_offloads": 1} if both else {}
+
+
+def _offloadable(_x: Layout, r: Recipe, value: str) -> str | None:
+    inner = [m for m in value.split("+") if m in EXPERTS_OWN]
+    return (
+        f"{inner[0]} is a module of experts, and {r.model} has none"
+        if inner and not r.architecture.num_moe_experts
+        else None
+    )
+
+
+def _rotary(_x: Layout, r: Recipe, value: str) -> str | None:
+    a = r.architecture
+    if value == "off":
+        return None
+    if a.position_embedding_type != "rope":
+        # bridge/models/gpt_provider.py:229 takes it back.
+        return f"the kernel is for plain rotary embeddings, and {r.model} has {a.position_embedding_type}"
+    if a.experimental_attention_variant == "dsa" or a.model_type in UNFUSED_ROTARY:
+        return f"the attention of {r.model} has no such kernel"
+    return None
+
+
+UNFUSED_ROTARY = ("exaone4_5", "qwen3_5", "qwen3_5_moe")
+"""Models whose own rotary embeddings refuse it (bridge/models/exaone/exaone45/modelling_exaone45/rope.py:318,
+bridge/models/qwen_vl/modelling_qwen3_vl/rope.py:477)."""
+
+
+def _any(_value: str) -> bool:
+    return True
+
+
+SAME = "the same values: only the order in which work is issued changes"
+KERNEL = "the same mathematics in another kernel: other rounding"
+ORDER = "the same mathematics; sums are added in another order, as between any two runs"
+
+SWITCHES: tuple[Switch, ...] = (
+    Switch(
+        name="dispatcher", what="how tokens travel to their experts", values=("alltoall", "deepep", "hybridep"),
+        read=lambda f: f.dispatcher or "alltoall", put=lambda f, value: replace(f, dispatcher=value),
+        keys=_dispatcher_keys, user_keys=DISPATCHER_KEYS, choices=_dispatcher_choices, problem=_dispatcher_problem,
+        error={"deepep": 0.08, "": 0.05}, known_off="alltoall", numerics=ORDER,
+        source="megatron/core/transformer/moe/token_dispatcher.py, bridge/training/flex_dispatcher_backend.py:59",
+    ),
+    Switch(
+        name="ep_overlap", what="expert all-to-all under another micro batch's compute", **_flag("ep_overlap"),
+        keys=_overlap_keys, user_keys=("comm_overlap.overlap_moe_expert_parallel_comm",), choices=_overlap_choices,
+        problem=_overlap_problem, error={"": 0.10}, numerics=SAME,
+        source="megatron/core/model_parallel_config.py:343, bridge/training/comm_overlap.py:479",
+    ),
+    Switch(
+        name="graphs", stops=_padded, what="CUDA graphs: the host issues a layer's kernels as one",
+        values=("off", "full", "all", "attn", "attn+moe_router+moe_preprocess"), takes=_graph_value,
+        read=_modules, put=_with_modules, keys=_graph_keys,
+        user_keys=("model.cuda_graph_impl", "model.cuda_graph_scope", "model.cuda_graph_modules", "model.external_cuda_graph"),
+        choices=_graph_choices, problem=_graph_problem, error={"": 0.08},
+        numerics="the same values, with Transformer Engine's random number tracker, which comes with them; a graph of the whole "
+        "iteration no longer looks for NaN in the loss",
+        source="megatron/core/transformer/transformer_config.py:2778, megatron/training/arguments.py:1955",
+    ),
+    Switch(
+        name="tp_overlap", what="TP's traffic under the products around it", **_flag("tp_overlap"),
+        keys=lambda _r, value: {"comm_overlap.tp_comm_overlap": value == "on"}, user_keys=("comm_overlap.tp_comm_overlap",),
+        problem=_tp_problem, stops=lambda x, r, value: TP_OVERLAP.problem(x, r, None) if value == "on" else None,
+        error={"": 0.05}, numerics=ORDER,
+        source="bridge/training/comm_overlap.py:442",
+    ),
+    Switch(
+        name="optimizer_offload", what="share of the optimizer that lives and steps on the host", values=("0", "0.5", "1"),
+        takes=_offload, read=lambda f: f"{f.optimizer_offload:g}",
+        put=lambda f, value: replace(f, optimizer_offload=float(value)), keys=_offload_keys, known_off="0",
+        user_keys=("optimizer.optimizer_cpu_offload", "optimizer.optimizer_offload_fraction"), error={"": 0.5},
+        numerics="Adam on the CPU rounds otherwise than on the GPU", source="megatron/core/optimizer/__init__.py:504",
+    ),
+    Switch(
+        name="offload", what="activations of modules in host memory until the backward pass", values=("off", *OFFLOADED),
+        takes=_activations, read=lambda f: "+".join(f.offload_modules) or "off",
+        put=lambda f, value: replace(f, offload_modules=() if value == "off" else tuple(value.split("+"))),
+        keys=_activation_keys, user_keys=("model.fine_grained_activation_offloading", "model.offload_modules"), stops=_offloadable,
+        error={"": 0.1}, numerics="the same values: copies", source="megatron/core/transformer/transformer_config.py:2127",
+    ),
+    Switch(
+        name="fp8_gather", what="FP8 weights are gathered as they are, with no bf16 copy of them", **_flag("fp8_param_gather"),
+        keys=_gather_keys, user_keys=("mixed_precision.fp8_param_gather", "mixed_precision.fp8_param"), problem=_gather_problem,
+        stops=_gathered, error={"": 0.05}, source="megatron/core/optimizer/distrib_optimizer.py:424, bridge/training/config.py:1488",
+        numerics="the same weights in every product, which takes them in FP8 anyway; the first step's master weights round otherwise",
+    ),
+    Switch(
+        name="nccl_ub", what="NCCL's own buffers for data parallel traffic", **_flag("nccl_ub"),
+        keys=lambda _r, value: {"ddp.nccl_ub": value == "on"}, user_keys=("ddp.nccl_ub",), error={"": 0.05}, numerics=ORDER,
+        source="megatron/core/distributed/distributed_data_parallel_config.py:262",
+    ),
+    Switch(
+        name="nccl_registration", what="Megatron-FSDP's buffers are registered with NCCL at once, by hand",
+        **_plain("ddp.fsdp_manual_registration"), numerics=ORDER, stops=_registered, source="bridge/training/config.py:1107",
+    ),
+    Switch(
+        name="fsdp", what="Megatron-FSDP in place of the distributed optimizer", values=("on", "off"), pin="fsdp",
+        read=lambda f: "on" if f.fsdp else "off", put=lambda f, value: replace(f, fsdp=value == "on"),
+        keys=lambda _r, value: {"dist.use_megatron_fsdp": value == "on", "ddp.use_megatron_fsdp": value == "on"},
+        user_keys=("dist.use_megatron_fsdp", "ddp.use_megatron_fsdp"), error={"": 0.05},
+        numerics="the same Adam; sums are added in another order", source="bridge/training/config.py:1084",
+    ),
+    Switch(
+        name="fsdp_unit", what="parameters that Megatron-FSDP gathers and reduces at once", values=("100000000",),
+        **_count("ddp.suggested_communication_unit_size"), numerics=SAME, stops=_sharded,
+        source="megatron/core/distributed/distributed_data_parallel_config.py:107",
+    ),
+    Switch(
+        name="fsdp_buffers", what="two fixed buffers for Megatron-FSDP's units, in place of fresh ones",
+        **_plain("ddp.fsdp_double_buffer"), numerics=SAME, stops=_sharded,
+        source="megatron/core/distributed/distributed_data_parallel_config.py:135",
+    ),
+    Switch(
+        name="cp_exchange", on_cpu=lambda value: value == "all_gather", what="how context parallel ranks exchange keys and values", pin="cp_comm_type",
+        values=("p2p", "a2a", "a2a+p2p", "all_gather"), **_unknown("model.cp_comm_type"), keys=lambda _r, _value: {},
+        numerics=ORDER, source="bridge/training/config.py:1673, :1683",
+    ),
+    Switch(
+        name="dispatcher_sms", what="multiprocessors that DeepEP or HybridEP sends with", values=("20",),
+        **_count("model.moe_flex_dispatcher_num_sms", "model.moe_deepep_num_sms", "model.moe_hybridep_num_sms")
+        | {"keys": _dispatcher_sms}, numerics=SAME, stops=_flexible, source="megatron/core/transformer/transformer_config.py:926",
+    ),
+    Switch(
+        name="delay_wgrad", what="weight gradients of experts after the all-to-all was started", **_plain("comm_overlap.delay_wgrad_compute"),
+        stops=_overlapped, numerics=SAME, source="megatron/core/model_parallel_config.py:348",
+    ),
+    Switch(
+        name="dp_overlap", on_cpu=_any, what="gradients and weights travel under compute", **_plain("comm_overlap.overlap_grad_reduce", "comm_overlap.overlap_param_gather"),
+        numerics=SAME, stops=_of_distributed_optimizer, source="bridge/training/comm_overlap.py:590",
+    ),
+    Switch(
+        name="dp_bucket", on_cpu=_any, what="parameters of a bucket of gradients that travel at once", values=("128000000",),
+        **_count("comm_overlap.bucket_size"), numerics=ORDER, stops=_of_distributed_optimizer, source="bridge/training/comm_overlap.py:590",
+    ),
+    Switch(
+        name="p2p_overlap", on_cpu=lambda value: value == "on",  # interleaved stages over gloo always do
+        what="what pipeline stages send each other travels under compute",
+        **_unknown("comm_overlap.overlap_p2p_comm", "comm_overlap.batch_p2p_comm"), values=("on", "off"), stops=_interleaved,
+        keys=lambda _r, value: {"comm_overlap.overlap_p2p_comm": value == "on", "comm_overlap.batch_p2p_comm": value != "on"},
+        numerics=SAME, source="bridge/training/comm_overlap.py:453",
+    ),
+    Switch(
+        name="gather_in_step", stops=_gathered_in_step, what="weights are gathered while the optimizer steps",
+        **_plain("comm_overlap.overlap_param_gather_with_optimizer_step"), numerics=SAME,
+        source="megatron/training/arguments.py:1066",
+    ),
+    Switch(
+        name="deferred_embedding", stops=_staged, what="weight gradients of the embedding in the pipeline's bubble",
+        **_plain("comm_overlap.defer_embedding_wgrad_compute") | {"keys": _deferred_keys},
+        numerics="the same sums; weight gradients are summed by the product itself (gradient_fusion), which comes with it",
+        source="megatron/core/model_parallel_config.py:546",
+    ),
+    Switch(
+        name="permute_fusion", stops=_expert, what="one kernel for the permutation of tokens", **_plain("model.moe_permute_fusion"),
+        numerics=KERNEL, source="megatron/core/transformer/transformer_config.py:941",
+    ),
+    Switch(
+        name="router_fusion", stops=_expert, what="one kernel for the router", **_plain("model.moe_router_fusion"),
+        numerics=KERNEL, source="megatron/core/transformer/transformer_config.py:944",
+    ),
+    Switch(
+        name="rope_fusion", stops=_rotary, what="one kernel for rotary embeddings", **_plain("model.apply_rope_fusion"),
+        numerics=KERNEL, source="megatron/core/transformer/transformer_config.py:2165, :2838, bridge/utils/fusions.py:71",
+    ),
+    Switch(
+        name="bias_fusion", on_cpu=_any, stops=_activation, what="one kernel for bias and activation, one for bias, dropout and residual",
+        **_plain("model.bias_activation_fusion", "model.bias_dropout_fusion"), numerics=KERNEL,
+        source="megatron/core/transformer/transformer_config.py:482, :496",
+    ),
+    Switch(
+        name="norm_fusion", what="one kernel for the residual's sum and the norm behind it", **_plain("model.fused_residual_rmsnorm"),
+        stops=lambda _x, r, value: None if value == "off" or r.architecture.normalization == "RMSNorm"
+        else f"it is RMSNorm's, and the model has {r.architecture.normalization}",
+        numerics=KERNEL, source="megatron/core/transformer/transformer_config.py:508",
+    ),
+    Switch(
+        name="gradient_fusion", what="weight gradients are summed by the product itself", **_plain("model.gradient_accumulation_fusion"),
+        numerics="the same format of the sum, added in the product's epilogue", source="megatron/core/model_parallel_config.py:250",
+    ),
+)  # fmt: skip
+"""Every switch, in the order in which they are shown. Those without `choices` are set when asked for, never by the planner."""
+
+
+_CONDITIONED = tuple(row for row in SWITCHES if row.problem is not _no_problem)
+"""Those that something can be wrong with where nothing failed."""
+
+
+def switch(name: str) -> Switch | None:
+    """The row of that name."""
+    return next((s for s in SWITCHES if s.name == name), None)
+
+
+def not_on_cpu(asked: Mapping[str, str]) -> str | None:
+    """The first of the values that were asked for that gloo ranks cannot be told, as NAME=VALUE; None when they can be told all."""
+    return next(
+        (f"{s.name}={asked[s.name]}" for s in SWITCHES if s.name in asked and not s.on_cpu(asked[s.name])), None
+    )
+
+
+def with_values(recipe: Recipe, values: Mapping[str, str]) -> Recipe:
+    """The recipe with these switches set."""
+    features = recipe.features
+    for row in SWITCHES:
+        if row.name in values:
+            features = row.put(features, values[row.name])
+    return recipe if features == recipe.features else replace(recipe, features=features)
+
+
+def problem(
+    layout: Layout, recipe: Recipe, place: Place, *, given: Recipe | None = None, ours: Collection[str] = ()
+) -> str | None:
+    """The first reason why a switch that the recipe has cannot be on here; None when all can.
+
+    What `given`, the recipe as it came, has on and this layout excludes falls by itself (`legal_features`), but for the switches
+    in `ours`: those that were chosen or asked for.
+    """
+    for row in SWITCHES if place.failed else _CONDITIONED:
+        sentence = row.refused(layout, recipe, place)
+        if sentence and (given is None or row.name in ours or row.refused(layout, given, place) is None):
+            return sentence
+    return None
+
+
+def stopped(layout: Layout, recipe: Recipe, asked: Mapping[str, str]) -> str | None:
+    """The first reason why a value that was asked for cannot be in this layout; None when all can."""
+    said: dict[str, tuple[str, object]] = {}  # key: by whom, and its value
+    for row in SWITCHES:
+        if row.name not in asked:
+            continue
+        value = asked[row.name]
+        if why := row.stops(layout, recipe, value):
+            return f"{row.name}={value}: {why}"
+        for key, wanted in row.keys(recipe, value).items():
+            other, before = said.setdefault(key, (f"{row.name}={value}", wanted))
+            if before != wanted:
+                return f"{row.name}={value}: it sets {key} to {wanted}, and {other} to {before}"
+    return None

@@ -1,0 +1,1 @@
+"""Where parlaunch stands: which launcher started it, on which nodes, and which of them this is."""

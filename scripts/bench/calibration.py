@@ -1,0 +1,124 @@
+"""How often calibration on four runs of a site makes its other runs worse: `python scripts/bench/calibration.py`.
+
+    python scripts/bench/calibration.py [--draws 56] [--seed 0] [--rows 4]
+
+A site is a source of published runs on one kind of GPU, of those in `validation/` that have enough runs. Draws go round the sites;
+each fits to a few runs drawn by the seed, and compares the mean error on the runs left with that of the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from parlaunch.check.calibrate import from_runs
+from parlaunch.check.measured import Machines, measured_seconds, run_of
+from parlaunch.cli.accuracy import rows_of
+from parlaunch.errors import ParlaunchError
+from parlaunch.estimate.timing import estimate_time
+
+TABLES = Path(__file__).parents[2] / "validation"
+FEWEST = 8
+"""Runs that a site needs: what is left after a draw says something."""
+POINT = 0.01
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One calibration and the mean error, as a share, on the site's other runs."""
+
+    site: str
+    before: float
+    after: float
+    changed: bool
+
+    @property
+    def worse(self) -> bool:
+        """By more than a point."""
+        return self.after > self.before + POINT
+
+
+def place(row: Row) -> str:
+    """Where a row was measured, by the first words of its source: the repository or paper and the file, of MLPerf's results the
+    submitter's system. A table may hold rows of many.
+
+    >>> place({"source": "mlcommons/training_results_v5.0 NVIDIA/results/eos-dfw_n64/llama2_70b_lora/result_0.txt"})
+    'mlcommons/training_results_v5.0 NVIDIA/results/eos'
+    >>> place({"source": "InternLM/InternEvo doc/en/train_performance.md \\"Throughput\\" row 3"})
+    'InternLM/InternEvo doc/en/train_performance.md'
+    """
+    first, _, rest = str(row.get("source") or "").partition(" ")
+    second = rest.partition(" ")[0]
+    system = re.match(r"[^/]+/results/[A-Za-z]+", second)
+    return f"{first} {system[0] if system else second}".strip()
+
+
+def sites(tables: str = "*") -> dict[str, list[Row]]:
+    """Rows with a measured time by where they were measured and on which GPU, of the tables that a pattern names."""
+    found: dict[str, list[Row]] = {}
+    machines = Machines()
+    for path in sorted(TABLES.glob(f"{tables}.jsonl")):
+        for row in rows_of(path):
+            try:
+                run = run_of(row, machines)
+            except ParlaunchError:
+                continue
+            if run.scored and not run.oom and measured_seconds(run, estimate_time(run.recipe, run.layout, run.rates)):
+                found.setdefault(f"{place(row)}, {run.rates.product.name}", []).append(row)
+    return {site: rows for site, rows in found.items() if len(rows) >= FEWEST}
+
+
+def error(rows: Sequence[Row], file: Mapping[str, Any] | None) -> float:
+    """Mean relative error of the iteration times."""
+    machines, errors = Machines(file), []
+    for row in rows:
+        run = run_of(row, machines)
+        estimate = estimate_time(run.recipe, run.layout, run.rates)
+        errors.append(abs(estimate.iteration_time_s / (measured_seconds(run, estimate) or 1.0) - 1))
+    return fmean(errors)
+
+
+def draws(number: int, *, every: Mapping[str, Sequence[Row]], seed: int = 0, rows: int = 4) -> Iterator[Draw]:
+    """Calibrations on `rows` runs each, round the sites."""
+    dice = random.Random(seed)
+    names = sorted(every)
+    for i in range(number):
+        site = names[i % len(names)]
+        taken = set(dice.sample(range(len(every[site])), rows))
+        fitted = [row for k, row in enumerate(every[site]) if k in taken]
+        others = [row for k, row in enumerate(every[site]) if k not in taken]
+        others = dice.sample(others, min(len(others), 24))  # enough for a mean; vTrain's sweep has hundreds
+        file = from_runs(fitted)
+        before = error(others, None)
+        yield Draw(site, before, error(others, file) if file["measured"] else before, bool(file["measured"]))
+
+
+def main() -> None:
+    """Print each draw, then how many were worse."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=56)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=int, default=4)
+    given = parser.parse_args()
+    done = []
+    for draw in draws(given.draws, every=sites(), seed=given.seed, rows=given.rows):
+        done.append(draw)
+        word = "worse" if draw.worse else "changed" if draw.changed else "left alone"
+        print(f"{draw.site[-56:]:<56} {draw.before:6.1%} -> {draw.after:6.1%}  {word}", flush=True)
+    worse = sum(d.worse for d in done)
+    print(
+        f"{worse} of {len(done)} draws worse by more than a point; {sum(d.changed for d in done)} changed the tables'"
+    )
+    print(f"mean error {fmean(d.before for d in done):.2%} -> {fmean(d.after for d in done):.2%}")
+
+
+if __name__ == "__main__":
+    main()

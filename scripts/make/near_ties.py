@@ -1,0 +1,247 @@
+"""Write docs/near-ties.md: what the charges of the preference do, and how far apart the model can tell layouts.
+
+    python scripts/make/near_ties.py [--markdown docs/near-ties.md] [--only TEXT]
+
+Every number on the page comes from this run: blind plans of NVIDIA's tuned layouts (`against_nvidia.py`), with the charges,
+without each of them and without any, and settled anew with one model left out at a time; the differences of residuals between
+measured layouts of one group; and blind plans of every measured layout of a current Megatron Bridge, beside what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import combinations, product
+from math import log
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from against_nvidia import key, machine, published, recipe_of, tuned_layout
+
+from parlaunch.check.measured import Machines, Run, measured_seconds, run_of
+from parlaunch.cli.accuracy import rows_of
+from parlaunch.errors import ParlaunchError
+from parlaunch.estimate.timing import estimate_time
+from parlaunch.hardware.rates import rates_of
+from parlaunch.planning.plan import Wishes
+from parlaunch.planning.planner import plan
+from parlaunch.planning.preference import CANDIDATES, CHARGES, YIELDS, Charges, by_charges, charged
+from parlaunch.planning.search import RESOLUTION, Search, kind_of
+from parlaunch.rules import why_not
+
+TABLES = Path(__file__).parents[2] / "validation"
+NAMES = tuple(f.name for f in fields(Charges))
+NONE = Charges(*(0.0 for _ in NAMES))
+STEPS = (0.0, 0.5, 1.0, 1.5)
+"""Each charge is tried at these multiples of what it is when charges are settled anew."""
+
+Sizes = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A layout that was ranked: its time, what each charge of 1 would take, and how many GPUs it uses."""
+
+    sizes: Sizes
+    seconds: float
+    units: tuple[float, ...]
+    world: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The layouts that were ranked for a model, a machine and a batch, and the one that NVIDIA tuned."""
+
+    model: str
+    kind: str
+    tuned: Sizes
+    options: tuple[Option, ...]
+
+    def order(self, charges: Charges) -> list[Option]:
+        rates = [getattr(charges, name) for name in NAMES]
+        return by_charges(
+            self.options,
+            self.kind,
+            seconds=lambda o: o.seconds,
+            world=lambda o: o.world,
+            charge=lambda o: sum(r * u for r, u in zip(rates, o.units, strict=True)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    first: int
+    five: int
+    regret: float  # share of the fastest one's time, by our estimate
+
+    @property
+    def worth(self) -> int:
+        return self.first + self.five
+
+
+def choices(only: str) -> list[Choice]:
+    ones = {kind: Charges(*(1.0 for _ in NAMES)) for kind in CHARGES}
+    found = []
+    for row in published():
+        if not row["feasible"] or only not in row["name"]:
+            continue
+        recipe, rates = recipe_of(row), rates_of(machine(row["hardware"], row["gpus"]))
+        kind = kind_of(recipe)
+        ranked = Search(recipe, rates, Wishes(evidence=False)).run(keep=CANDIDATES[kind]).ranked
+        options = tuple(
+            Option(
+                key(c.layout),
+                c.estimate.iteration_time_s,
+                tuple(charged(c, recipe, rates, ones).values()),
+                c.layout.world,
+            )
+            for c in ranked
+        )
+        if options:
+            found.append(Choice(row["model"], kind, key(tuned_layout(row, recipe)), options))
+    return found
+
+
+def score(rows: Iterable[Choice], charges: Mapping[str, Charges]) -> Score:
+    first, five, regrets = 0, 0, []
+    for row in rows:
+        order = row.order(charges[row.kind])
+        sizes = list(dict.fromkeys(o.sizes for o in order))
+        first += sizes[0] == row.tuned
+        five += row.tuned in sizes[:5]
+        regrets.append(order[0].seconds / min(o.seconds for o in order) - 1)
+    return Score(first, five, fmean(regrets))
+
+
+def without(name: str) -> dict[str, Charges]:
+    return {kind: replace(charges, **{name: 0.0}) for kind, charges in CHARGES.items()}
+
+
+def left_out(rows: Sequence[Choice]) -> Score:
+    """The agreement of each model's rows with charges that the other models' rows alone would settle."""
+    parts = []
+    for kind, charges in CHARGES.items():
+        mine = [row for row in rows if row.kind == kind]
+        used = [name for name in NAMES if getattr(charges, name)]
+        tried = [
+            replace(charges, **{name: getattr(charges, name) * step for name, step in zip(used, steps, strict=True)})
+            for steps in product(STEPS, repeat=len(used))
+        ]
+        alone = {model: [row for row in mine if row.model == model] for model in {row.model for row in mine}}
+        scored = [{model: score(its, {kind: one}) for model, its in alone.items()} for one in tried]
+        for model, its in alone.items():
+            best = max(scored, key=lambda by: sum(s.worth for m, s in by.items() if m != model))
+            parts.append((best[model], len(its)))
+    count = sum(n for _, n in parts)
+    return Score(
+        sum(s.first for s, _ in parts), sum(s.five for s, _ in parts), sum(s.regret * n for s, n in parts) / count
+    )
+
+
+def runs() -> Iterable[tuple[Mapping[str, Any], Run, float, float]]:
+    """Every scored measured run: its row, itself, and its predicted and measured seconds."""
+    machines = Machines()
+    for table in sorted(TABLES.glob("*.jsonl")):
+        for row in rows_of(table):
+            try:
+                run = run_of(row, machines)
+            except ParlaunchError:
+                continue
+            if run.oom or not run.scored:
+                continue
+            estimate = estimate_time(run.recipe, run.layout, run.rates)
+            if measured := measured_seconds(run, estimate):
+                yield row, run, estimate.iteration_time_s, measured
+
+
+def apart(measured: Sequence[tuple[Mapping[str, Any], Run, float, float]]) -> dict[tuple[str, str], list[float]]:
+    """How far the errors of two layouts of one model, machine, batch and release are apart, by kind and source."""
+    groups: dict[tuple[str, str, str], list[tuple[str, float]]] = defaultdict(list)
+    for _, run, ours, theirs in measured:
+        if run.group:
+            groups[kind_of(run.recipe), run.source, run.group].append((str(run.layout), log(ours / theirs)))
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for (kind, source, _), mine in groups.items():
+        found[kind, source] += [abs(a - b) for (x, a), (y, b) in combinations(mine, 2) if x != y]
+    return {which: sorted(shares) for which, shares in sorted(found.items()) if shares}
+
+
+def chosen(
+    measured: Sequence[tuple[Mapping[str, Any], Run, float, float]], only: str
+) -> list[tuple[str, float, float]]:
+    """NVIDIA's measured layouts of today: the predicted time of our blind choice, and of theirs, over the measured one."""
+    found = []
+    for row, run, ours, theirs in measured:
+        tuned = run.source.startswith("megatron-bridge") and row.get("current") and "hardware" in row
+        if not tuned or only not in str(row.get("model")) or why_not(run.layout, run.recipe, run.rates):
+            continue
+        try:
+            made = plan(machine(row["hardware"], row["gpus"]), run.recipe, Wishes(evidence=False), rates=run.rates)
+        except ParlaunchError:
+            continue
+        found.append((run.id, made.chosen.estimate.iteration_time_s / theirs, ours / theirs))
+    return found
+
+
+def page(rows: Sequence[Choice], only: str) -> str:
+    def line(words: str, charges: Mapping[str, Charges]) -> str:
+        return spoken(words, score(rows, charges))
+
+    def spoken(words: str, s: Score) -> str:
+        return f"| {words} | {s.first / len(rows):.0%} | {s.five / len(rows):.0%} | {s.regret:.1%} |"
+
+    measured = list(runs())
+    lines = [
+        "# Near ties", "",
+        "What decides between layouts that the model cannot tell apart, and how much it decides. Written by "
+        "`python scripts/make/near_ties.py --markdown docs/near-ties.md`.", "",
+        "## What the charges do", "",
+        f"{len(rows)} feasible layouts that NVIDIA tuned, each planned blind (as in [Against NVIDIA's layouts](against-nvidia.md)) with other "
+        "charges (`parlaunch/planning/preference.py`). *Behind*: how much slower our first choice is than the fastest layout, by our own "
+        "estimate, on average.", "",
+        "| charges | first choice | among five | behind |", "|---|---|---|---|",
+        line("as they are", CHARGES),
+        *(line(f"without `{name}`", without(name)) for name in NAMES),
+        line("none: the fastest layout", {kind: NONE for kind in CHARGES}),
+        spoken("settled anew on the other models, for each model left out", left_out(rows)), "",
+        "## How far apart layouts can be told", "",
+        "Measured runs in groups of one model, machine, batch and release that differ in the layout alone: how far the errors of two of "
+        f"them lie apart. Layouts whose times differ by less than {RESOLUTION['dense']:.0%} (dense) and {RESOLUTION['experts']:.0%} (experts) "
+        f"are near ties; the choice itself is within {YIELDS['dense']:.0%} and {YIELDS['experts']:.0%} of the fastest.", "",
+        "| kind | source | pairs | median | 68 % | 90 % |", "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for (kind, source), shares in apart(measured).items():
+        at = " | ".join(f"{shares[int(q * (len(shares) - 1))]:.1%}" for q in (0.5, 0.68, 0.9))
+        lines.append(f"| {kind} | {source} | {len(shares):,} | {at} |")
+    if held := chosen(measured, only):
+        ratios = sorted(ours for _, ours, _ in held)
+        worst = max(held, key=lambda h: h[1])
+        above = sum(r > 1.03 for r in ratios)
+        lines += [
+            "", "## Our choice beside what was measured", "",
+            f"{len(held)} layouts that NVIDIA measured with a current Megatron Bridge, each planned blind on the same GPUs and batch: the "
+            f"predicted time of our choice over the measured time of theirs is {fmean(ratios):.3f} on average, {median(ratios):.3f} in the median "
+            f"and {ratios[-1]:.3f} at most ({worst[0]}); above 1.03 in {above}. The predicted time of their own layout over its measured "
+            f"one is {fmean(theirs for _, _, theirs in held):.3f} on average: the part of the first figure that is error of the estimate, not "
+            "choice of the layout.",
+        ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--only", default="")
+    options = parser.parse_args()
+    text = page(choices(options.only), options.only)
+    if options.markdown is None:
+        print(text)
+    else:
+        options.markdown.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""Write parlaunch/data/operators.json: what GPUs reach by shape, from the public silicon tables of `aiconfigurator-core`.
+
+    python -m venv tables && tables/bin/pip install pyarrow && pip download --no-deps aiconfigurator-core==0.12.0
+    PYTHONPATH=. tables/bin/python scripts/make/operators.py aiconfigurator_core-0.12.0-*.whl
+
+The package (Apache-2.0, NVIDIA) holds times of single operators measured on GPUs for planning inference. Taken over is what
+training also runs: matrix products (cuBLAS in 16 bits; of several FP8 and FP4 kernels the fastest, which is nearest to the
+product alone where a row's time may hold quantising too), causal attention forward, and NCCL inside a node. Only shares of the
+data sheet on a coarse grid are kept. Every second size stays out of the grid: how well those are met is written beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+import zipfile
+from base64 import b64encode
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product as crossed
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pyarrow.parquet
+from tables import write
+
+from parlaunch.estimate.timing.kernels import OPERAND_BYTES
+from parlaunch.estimate.timing.operators import Grid, encode, waves
+from parlaunch.hardware.datasheet import Product
+from parlaunch.hardware.datasheet import product as sheet_of
+
+GPUS = {
+    "a100_sxm": "A100 SXM 80GB", "h100_sxm": "H100 SXM", "h200_sxm": "H200 SXM", "b200_sxm": "B200", "b300_sxm": "B300",
+    "gb200": "GB200", "gb300": "GB300", "l40s": "L40S", "rtx_pro_6000_server": "RTX PRO 6000 Blackwell Server",
+}  # fmt: skip
+"""The package's folders and our products."""
+
+FORMATS = {"bf16": ("bfloat16",), "fp8": ("fp8", "fp8_block"), "fp4": ("nvfp4",)}
+"""Our formats of a product, and the tables' names for what counts as one."""
+PEAKS = {"bf16": "bf16", "fp8": "fp8cs", "fp4": "nvfp4"}
+ROWS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+SIDES = (128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 65536)
+TAILS = (0.0, 0.5, 1.0)
+"""How much of the rounds of tiles shows (`parlaunch.estimate.timing.operators.tail`): the one that meets the left-out points best."""
+SEQUENCES = (1024, 2048, 4096, 8192, 16384)
+HEADS = (4, 8, 16, 32, 64, 128)
+HEAD_SIZES = (64, 128, 256, 512)
+SIZES = tuple(1 << p for p in range(17, 31))  # bytes of the whole tensor
+RANKS = (2, 4, 8)
+OPERATIONS = {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 2, "alltoall": 1}
+"""NCCL's operations, and how often each byte passes a rank's links (nccl-tests' bus bandwidth)."""
+FEW = 40
+"""Least number of points to say how well they are met."""
+
+Row = Mapping[str, Any]
+
+
+class Tables:
+    """The parquet tables of one wheel."""
+
+    def __init__(self, wheel: Path) -> None:
+        self._zip = zipfile.ZipFile(wheel)
+        self._names = self._zip.namelist()
+
+    def rows(self, gpu: str, operator: str, table: str) -> Iterator[tuple[str, list[Row]]]:
+        """(framework/version, rows) of every table of that operator on a GPU."""
+        wanted = re.compile(rf".*/systems/data/{gpu}/{operator}/([^/]+/[^/]+)/{table}\.parquet")
+        for name in sorted(self._names):
+            if found := wanted.fullmatch(name):
+                yield found[1], pyarrow.parquet.read_table(io.BytesIO(self._zip.read(name))).to_pylist()
+
+
+def by_point(rows: Iterable[tuple[Any, float]]) -> dict[Any, list[float]]:
+    found: dict[Any, list[float]] = defaultdict(list)
+    for key, value in rows:
+        found[key].append(value)
+    return found
+
+
+def roof(sheet: Product, fmt: str, m: int, n: int, k: int) -> float:
+    """Seconds that the data sheet allows for a product."""
+    moved = OPERAND_BYTES[fmt] * (m * k + k * n) + 2.0 * m * n
+    return max(2.0 * m * n * k / sheet.peak_flops(PEAKS[fmt]), moved / sheet.hbm_bytes_per_s)
+
+
+def gemm(tables: Tables, gpu: str, sheet: Product) -> tuple[dict[str, bytes], list[Row], dict[str, float]]:
+    """Cells and checks by format, and how much of the rounds of tiles a format's products show."""
+    cells: dict[str, bytes] = {}
+    checks, tails = [], {}
+    read = [(where, rows) for where, rows in tables.rows(gpu, "gemm", "gemm_perf")]
+    # Some older tables hold powers of two only: one definition has to hold for every point.
+    whole = [(where, rows) for where, rows in read if any(row["m"] == 1280 for row in rows)]
+    for fmt, names in FORMATS.items():
+        if fmt not in ("bf16",) and not any(row["gemm_dtype"] in names for _, rows in whole for row in rows):
+            continue
+        times: dict[tuple[int, int, int], list[float]] = defaultdict(list)
+        for _, rows in whole:
+            mine = by_point(
+                ((row["m"], row["n"], row["k"]), row["latency"] * 1e-3)
+                for row in rows
+                if row["gemm_dtype"] in names and row["m"] >= 128 and row["n"] >= 128 and row["k"] >= 128
+            )
+            for point, found in mine.items():
+                times[point].append(min(found))
+        best = {point: median(t) if fmt == "bf16" else min(t) for point, t in times.items()}
+        found = [(tail, *gridded(best, sheet, fmt, tail)) for tail in TAILS]
+        tails[fmt], cells[fmt], row = min(found, key=lambda one: one[2]["median"] + one[2]["p95"])
+        checks.append(row)
+    return cells, checks, {fmt: tail for fmt, tail in tails.items() if tail}
+
+
+def gridded(best: Mapping[tuple[int, int, int], float], sheet: Product, fmt: str, tail: float) -> tuple[bytes, Row]:
+    """Cells of the products' grid, and how well they meet the measured seconds of the points outside it."""
+    shares = {p: min(1.0, roof(sheet, fmt, *p) / t * waves(p[0], p[1], sheet.sms) ** tail) for p, t in best.items()}
+    axes = (ROWS, SIDES, SIDES)
+    cells = encode(filled(axes, shares))
+    grid = Grid(axes, cells)
+    out = [p for p in shares if any(size not in axis for size, axis in zip(p, axes, strict=True))]
+    out = [p for p in out if p[0] >= 1024 and 512 <= p[1] <= 16384 and 512 <= p[2] <= 16384]
+    return cells, check("gemm", sheet, fmt, [shares[p] / grid.at(*p) for p in out])
+
+
+def filled(axes: Sequence[Sequence[int]], shares: Mapping[tuple[int, ...], float]) -> list[float]:
+    """A share for every point of the grid: the measured one, else that of the measured point nearest along the axes."""
+    places = [{size: i for i, size in enumerate(axis)} for axis in axes]
+    known = {
+        tuple(place[size] for place, size in zip(places, point, strict=True)): share
+        for point, share in shares.items()
+        if all(size in place for place, size in zip(places, point, strict=True))
+    }
+    out = []
+    for at in crossed(*(range(len(axis)) for axis in axes)):
+        if at not in known:
+            near = min(known, key=lambda other: sum(abs(a - b) for a, b in zip(at, other, strict=True)))
+        out.append(known[at if at in known else near])
+    return out
+
+
+def check(operator: str, sheet: Product, form: str, ratios: Sequence[float]) -> Row:
+    """How well points outside the grid are met; a ratio is predicted over measured time."""
+    off = sorted(abs(ratio - 1.0) for ratio in ratios)
+    if len(off) < FEW:
+        return {"operator": operator, "gpu": sheet.name, "form": form, "points": len(off)}
+    return {
+        "operator": operator, "gpu": sheet.name, "form": form, "points": len(off),
+        "median": round(median(off), 4), "p95": round(off[round(0.95 * (len(off) - 1))], 4),
+    }  # fmt: skip
+
+
+def attention(tables: Tables, gpu: str, sheet: Product) -> tuple[dict[str, bytes], list[Row]]:
+    """Share of the 16-bit peak by head size; of several kernels the fastest, as cuDNN would be."""
+    best: dict[str, dict[tuple[int, int], float]] = defaultdict(dict)
+    for operator, table in (("attention", "context_attention_perf"), ("mla", "context_mla_perf")):
+        for _, rows in tables.rows(gpu, operator, table):
+            for (form, point), shares in by_point(attention_shares(rows, sheet.peak_flops("bf16"))).items():
+                best[form][point] = max(best[form].get(point, 0.0), min(1.0, median(shares)))
+    cells, checks = {}, []
+    for form, points in sorted(best.items()):
+        if max(points.values()) < 0.15:
+            continue  # a kernel without tensor cores, or none for this head size
+        cells[form] = encode(filled((SEQUENCES, HEADS), points))
+        grid = Grid((SEQUENCES, HEADS), cells[form])
+        out = [p for p in points if not (p[0] in SEQUENCES and p[1] in HEADS) and 4 <= p[1] <= 256]
+        checks.append(check("attention", sheet, form, [points[p] / grid.at(*p) for p in out]))
+    return cells, checks
+
+
+def attention_shares(rows: Iterable[Row], peak: float) -> Iterator[tuple[tuple[str, tuple[int, int]], float]]:
+    """((head size or sizes, (sequence, heads in all sequences)), share of the peak) of whole causal attention in 16 bits."""
+    for row in rows:
+        kind = row.get("attn_dtype") or row.get("mla_dtype")
+        if kind != "bfloat16" or row.get("window_size") or row["isl"] < min(SEQUENCES) or row.get("step"):
+            continue
+        sizes = (192, 128) if "mla_dtype" in row else (row["head_dim"], row["head_dim"])
+        if sizes[0] != sizes[1] or sizes[0] in HEAD_SIZES:
+            heads = row["batch_size"] * row["num_heads"]
+            flops = heads * float(row["isl"]) ** 2 * sum(sizes)
+            form = str(sizes[0]) if sizes[0] == sizes[1] else "192,128"
+            yield (form, (row["isl"], heads)), flops / (row["latency"] * 1e-3) / peak
+
+
+def nccl(tables: Tables, gpu: str, sheet: Product) -> tuple[dict[str, bytes], list[Row]]:
+    """Bus bandwidth over the rate of the links, one direction; the newest NCCL of the package."""
+    rate = sheet.nvlink_bytes_per_s
+    read = list(tables.rows(gpu, "comm", "nccl_perf"))
+    if not read or not rate:
+        return {}, []
+    cells, checks = {}, []
+    for operation, passes in OPERATIONS.items():
+        shares: dict[tuple[int, int], float] = {}
+        for row in read[-1][1]:
+            if row["op_name"] == operation and row["nccl_dtype"] == "half" and row["num_gpus"] in RANKS:
+                moved, n = 2 * row["message_size"], row["num_gpus"]
+                bus = passes * moved * (n - 1) / n / (row["latency"] * 1e-3)
+                shares[moved, n] = bus / rate
+        cells[operation] = encode(filled((SIZES, RANKS), {p: min(1.0, s) for p, s in shares.items()}))
+        # Every second size from its neighbours: the grid itself keeps all.
+        coarse = Grid(
+            (SIZES[::2], RANKS), encode(filled((SIZES[::2], RANKS), {p: min(1.0, s) for p, s in shares.items()}))
+        )
+        out = [p for p in shares if p[0] in SIZES[1:-1:2]]
+        checks.append([shares[p] / coarse.at(*p) for p in out])
+    return cells, [check("nccl", sheet, "all", [ratio for some in checks for ratio in some])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("wheel", type=Path)
+    args = parser.parse_args()
+    tables = Tables(args.wheel)
+    package = f"aiconfigurator-core {args.wheel.name.split('-')[1]} (NVIDIA, Apache-2.0; scripts/make/operators.py)"
+    made: dict[str, Any] = {
+        "about": f"What GPUs reach of their data sheets by shape, from {package}.",
+        "axes": {"gemm": (ROWS, SIDES, SIDES), "attention": (SEQUENCES, HEADS), "nccl": (SIZES, RANKS)},
+        "tails": {},
+        "shares": defaultdict(dict),
+        "left_out": [],
+    }
+    for gpu, name in GPUS.items():
+        sheet = sheet_of(name)
+        assert sheet is not None, name
+        products, left_out, tails = gemm(tables, gpu, sheet)
+        if tails:
+            made["tails"][name] = tails
+        for kind, (cells, checks) in (
+            ("gemm", (products, left_out)), ("attention", attention(tables, gpu, sheet)), ("nccl", nccl(tables, gpu, sheet)),
+        ):  # fmt: skip
+            if cells:
+                made["shares"][name][kind] = {form: b64encode(c).decode() for form, c in cells.items()}
+            made["left_out"] += checks
+    print(write("operators", made))
+    for row in made["left_out"]:
+        print(row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,348 @@
+"""Calibration: a machine made slower on purpose is found again, and few rows move little."""
+
+from __future__ import annotations
+
+import runpy
+from dataclasses import replace
+from importlib.util import find_spec
+from math import log
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from parlaunch.check.calibrate import PEAK_SHARES, _joined, _Sums, from_microbenchmarks, from_runs, machine_to_text
+from parlaunch.check.measured import Machines, run_of
+from parlaunch.check.validate import validate
+from parlaunch.errors import ParlaunchError, ProbeError, UsageError
+from parlaunch.estimate.timing import estimate_time
+from parlaunch.estimate.timing.collectives import Group, Links
+from parlaunch.estimate.timing.kernels import Kernels
+from parlaunch.estimate.timing.shapes import Attention, Product, shapes_of
+from parlaunch.hardware.cluster import Cluster, Gpu, Node
+from parlaunch.hardware.datasheet import preset
+from parlaunch.hardware.derived import sheet_of
+from parlaunch.hardware.rates import Rates, rates_of
+from tests.conftest import need
+
+H100 = "NVIDIA H100 80GB HBM3"
+ROW: dict[str, Any] = {
+    "model_id": "meta-llama/Meta-Llama-3-8B", "hardware": "dgx-h100", "gpus": 8, "precision": "bf16", "seq": 4096, "gbs": 64,
+    "mbs": 1, "pp": 1,
+}  # fmt: skip
+
+
+def here(**measured: float) -> Rates:
+    return replace(rates_of(preset("dgx-h100")), measured=measured)
+
+
+def benchmarks(rates: Rates) -> dict[str, Any]:
+    """What a machine with these rates would show."""
+    kernels, links = Kernels(rates), Links(rates)
+    shapes = [(8192, 8192, 8192), (8192, 14336, 4096), (64, 64, 64)]
+    return {
+        "gpu": H100,
+        "gemm": [
+            {"m": m, "n": n, "k": k, "format": f, "seconds": kernels.gemm(m, n, k, f)}
+            for m, n, k in shapes
+            for f in ("bf16", "fp8")
+        ],
+        "stream": [{"bytes": 2**31, "seconds": 2**31 / kernels.hbm}],
+        "launch": [{"seconds": 5e-6}],
+        "nvlink": [
+            {"operation": "all_gather", "bytes": 2**29, "ranks": 8, "seconds": links.gather(2.0**29, Group(8, 8))}
+        ],
+        "fabric": [{"operation": "send", "bytes": 2**29, "ranks": 2, "seconds": 2**29 / 40e9}],
+    }
+
+
+def test_benchmarks_of_a_slowed_machine_give_its_rates_back() -> None:
+    slowed = here(gemm_bf16=0.5, gemm_fp8=0.44, hbm=0.7, nvlink_bus_bytes_per_s=250e9)
+    found = from_microbenchmarks(benchmarks(slowed))
+    assert found["schema"] == "parlaunch.machine/1"
+    assert found["gpu"] == "H100 SXM"
+    measured = found["measured"]
+    assert measured["gemm_bf16"] == pytest.approx(0.5, rel=0.01)
+    assert measured["gemm_fp8"] == pytest.approx(0.44, rel=0.01)
+    assert measured["hbm"] == pytest.approx(0.7, rel=0.01)
+    assert measured["nvlink_bus_bytes_per_s"] == pytest.approx(250e9, rel=0.02)
+    assert measured["fabric_bus_bytes_per_s"] == pytest.approx(40e9, rel=0.01)
+    assert measured["host"] == 5e-6
+
+
+def test_planning_uses_the_machine_file() -> None:
+    file = from_microbenchmarks(benchmarks(here(gemm_bf16=0.5)))
+    rates = rates_of(preset("dgx-h100"), machine_file=file)
+    run = run_of(ROW | {"id": "x", "tp": 1}, Machines())
+    assert estimate_time(run.recipe, run.layout, rates).iteration_time_s > 1.2 * (
+        estimate_time(run.recipe, run.layout, run.rates).iteration_time_s
+    )
+
+
+def test_more_than_the_data_sheet_is_refused() -> None:
+    with pytest.raises(UsageError, match="above the data sheet"):
+        from_microbenchmarks({"gpu": H100, "stream": [{"bytes": 2**31, "seconds": 1e-5}]})
+
+
+@pytest.mark.parametrize("results", [{"gpu": "TPU v4"}, {"gpu": H100}, {"gpu": H100, "gemm": []}])
+def test_nothing_to_fit_is_refused(results: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        from_microbenchmarks(results)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        {},
+        {"schema": "parlaunch.plan/1", "measured": {}},
+        {"schema": "parlaunch.machine/1", "gpu": "B200", "measured": {}},
+        {"schema": "parlaunch.machine/1", "gpu": "H100 SXM", "measured": {"gemm_bf16": "x"}},
+        {"schema": "parlaunch.machine/1", "gpu": "H100 SXM", "measured": {"hbm": 1.2}},
+        {"schema": "parlaunch.machine/1", "gpu": "H100 SXM", "measured": {"hbm": float("nan")}},
+    ],
+)
+def test_a_file_of_something_else_is_refused(file: dict[str, Any]) -> None:
+    with pytest.raises(ProbeError):
+        rates_of(preset("dgx-h100"), machine_file=file)
+
+
+def test_a_misspelt_rate_is_refused_with_the_nearest() -> None:
+    file = {"schema": "parlaunch.machine/1", "gpu": "H100 SXM", "measured": {"gem_bf16": 0.6}}
+    with pytest.raises(ProbeError, match="gem_bf16") as refused:
+        rates_of(preset("dgx-h100"), machine_file=file)
+    assert "gemm_bf16" in refused.value.hint
+
+
+def measured_rows(slowed: Rates, layouts: list[dict[str, int]]) -> list[dict[str, Any]]:
+    rows = []
+    for i, sizes in enumerate(layouts):
+        run = run_of(ROW | {"id": f"r{i}"} | sizes, Machines())
+        seconds = estimate_time(run.recipe, run.layout, replace(run.rates, measured=slowed.measured)).iteration_time_s
+        rows.append(ROW | {"id": f"r{i}", "iteration_time_s": seconds} | sizes)
+    return rows
+
+
+LAYOUTS = [{"tp": tp, "mbs": mbs} for tp in (1, 2, 4, 8) for mbs in (1, 2, 4)]
+
+
+def test_runs_of_a_slowed_machine_are_predicted_after_calibration() -> None:
+    slowed = here(gemm_bf16=0.55, nvlink_bus_bytes_per_s=180e9)
+    rows = measured_rows(slowed, LAYOUTS)
+    file = from_runs(rows[::2])
+    assert file["fit"]["rows"] == 6
+    assert (
+        file["fit"]["mean_error_after"] < 0.4 * file["fit"]["mean_error_before"]
+    )  # a machine far from the tables is believed slowly
+    unseen = validate(rows[1::2], machine=file)["summary"]["time"]
+    assert unseen["mean"] < 0.09
+
+
+def test_few_runs_change_nothing_and_many_runs_more_than_four() -> None:
+    slowed = here(gemm_bf16=0.5)
+    rows = measured_rows(slowed, LAYOUTS)
+    four, many = (from_runs(some)["measured"] for some in (rows[:4], rows))
+    assert abs(many["gemm_bf16"] - 0.5) <= abs(four["gemm_bf16"] - 0.5)
+    two = from_runs([*rows[:2], *(row | {"id": "again"} for row in rows[:2])])  # each of them twice
+    assert two["measured"] == {}
+    assert "2 runs of different models or layouts" in two["fit"]["notes"][0]
+    assert "1 run of different" in from_runs(rows[:1])["fit"]["notes"][0]
+
+
+def test_a_machine_as_the_data_sheet_says_is_left_alone() -> None:
+    assert from_runs(measured_rows(here(), LAYOUTS[:4]))["measured"] == {}
+
+
+def test_runs_of_two_kinds_of_gpu_are_refused() -> None:
+    rows = [
+        ROW | {"id": "a", "tp": 1, "iteration_time_s": 1.0},
+        ROW | {"id": "b", "tp": 1, "iteration_time_s": 1.0, "hardware": "dgx-b200"},
+    ]
+    with pytest.raises(UsageError, match="2 kinds of GPU"):
+        from_runs(rows)
+
+
+def test_of_two_kinds_of_gpu_the_one_that_is_asked_for_is_calibrated() -> None:
+    slowed = measured_rows(here(gemm_bf16=0.5), LAYOUTS[:4])
+    other = ROW | {"id": "b", "tp": 1, "iteration_time_s": 1.0, "hardware": "dgx-b200"}
+    alone, among = from_runs(slowed), from_runs([*slowed, other], gpu="H100 SXM")
+    assert among["measured"] == alone["measured"]
+    assert among["fit"]["notes"] == ["skipped: 1 row of another GPU than H100 SXM"]
+    assert from_runs([*slowed, other], here="H100 SXM") == among  # on such a machine it needs no word
+    with pytest.raises(UsageError, match="2 kinds of GPU"):
+        from_runs([*slowed, other], here="A100 SXM 80GB")
+    with pytest.raises(UsageError, match="no row ran on 'GB200'"):
+        from_runs(slowed, gpu="GB200")
+
+
+MODELS = {
+    "layers": 16, "hidden": 2048, "heads": 16, "ffn": 8192
+}, {"layers": 24, "hidden": 4096, "heads": 32, "ffn": 16384}, {"layers": 8, "hidden": 8192, "heads": 64, "ffn": 28672}, {
+    "layers": 40, "hidden": 5120, "heads": 40, "ffn": 13824
+}  # fmt: skip
+
+
+def recipes(factors: tuple[float, ...], slowed: Rates | None = None) -> list[dict[str, Any]]:
+    """A run of each of several models, so much slower than predicted."""
+    rows = []
+    for i, (arch, factor) in enumerate(zip(MODELS, factors, strict=True)):
+        row = {k: v for k, v in ROW.items() if k != "model_id"} | {"id": f"m{i}", "tp": 2, "arch": arch}
+        run = run_of(row, Machines())
+        rates = replace(run.rates, measured={} if slowed is None else slowed.measured)
+        rows.append(row | {"iteration_time_s": factor * estimate_time(run.recipe, run.layout, rates).iteration_time_s})
+    return rows
+
+
+def test_every_recipe_is_predicted_from_the_others_and_the_file_says_how_well() -> None:
+    file = from_runs(recipes((1.0,) * 4, here(gemm_bf16=0.55)))
+    left = file["fit"]["left_out"]
+    assert file["fit"]["changed"]
+    assert left["by"] == "recipe"
+    assert left["after"] < 0.7 * left["before"]
+    assert left["after"] >= file["fit"]["mean_error_after"]
+
+
+def test_where_calibration_would_not_help_nothing_is_changed_and_it_says_so() -> None:
+    file = from_runs(recipes((1.2, 0.85, 1.15, 0.8)))
+    assert file["measured"] == {}
+    assert not file["fit"]["changed"]
+    assert file["fit"]["mean_error_after"] == file["fit"]["mean_error_before"]
+    assert "nothing is changed" in file["fit"]["notes"][0]
+
+
+def test_one_bad_row_among_many_moves_the_fit_little() -> None:
+    rows = measured_rows(here(gemm_bf16=0.5), LAYOUTS)
+    spoilt = [*rows[:-1], rows[-1] | {"iteration_time_s": 3 * rows[-1]["iteration_time_s"]}]
+    good, bad = from_runs(rows)["measured"]["gemm_bf16"], from_runs(spoilt)["measured"]["gemm_bf16"]
+    assert bad == pytest.approx(good, rel=0.08)
+
+
+def test_no_fit_makes_a_share_of_the_peak_more_than_all_of_it() -> None:
+    rows = [row | {"iteration_time_s": row["iteration_time_s"] / 4} for row in measured_rows(here(), LAYOUTS)]
+    measured = from_runs(rows)["measured"]
+    assert measured
+    assert all(measured.get(name, 0.0) <= 1.0 for name in PEAK_SHARES)
+
+
+def test_rows_of_one_recipe_move_what_it_exercises() -> None:
+    measured = from_runs(measured_rows(here(gemm_bf16=0.5), LAYOUTS[:4]))["measured"]
+    assert "gemm_bf16" in measured
+    assert not {"gemm_fp8", "gemm_fp4", "fabric_bus_bytes_per_s"} & measured.keys()
+
+
+def test_rows_that_share_an_error_are_weighed_by_the_inverse_of_their_covariance() -> None:
+    columns = ((1.0, 2.0), (0.5, -0.3), (1.0, 1.5))  # a slope, the residual, the scale; of two rows
+    own, shared = (0.04, 0.09), 0.2
+    rows = [_Sums.of([column[i] for column in columns], own[i]) for i in range(2)]
+    joined = _joined(rows, shared)
+    scale = columns[-1]
+    covariance = [[shared**2 * scale[i] * scale[j] + own[i] * (i == j) for j in range(2)] for i in range(2)]
+    (a, b), (_, d) = covariance
+    determinant = a * d - b * b
+    inverse = ((d / determinant, -b / determinant), (-b / determinant, a / determinant))
+    for i, one in enumerate(columns):
+        for j, other in enumerate(columns):
+            want = sum(one[k] * inverse[k][m] * other[m] for k in range(2) for m in range(2))
+            assert joined.products[i][j] == pytest.approx(want)
+    assert joined.log_determinant == pytest.approx(log(determinant))
+
+
+def test_calibration_on_four_runs_of_a_site_does_not_make_its_others_worse() -> None:
+    """A few seeded draws; scripts/bench/calibration.py counts as many as are wanted."""
+    path = Path(__file__).parents[2] / "scripts" / "bench" / "calibration.py"
+    found = runpy.run_path(str(path), run_name="calibration")
+    drawn = list(found["draws"](6, every=found["sites"]("internevo") | found["sites"]("bloom"), seed=1))
+    assert not [d for d in drawn if d.worse]
+    assert fmean(d.after for d in drawn) < fmean(d.before for d in drawn)
+
+
+def test_rows_without_a_time_are_refused_with_the_reason() -> None:
+    with pytest.raises(UsageError, match="no row with a measured time"):
+        from_runs([ROW | {"id": "a", "tp": 1}])
+
+
+def test_the_micro_benchmarks_run_and_can_be_read() -> None:
+    """Small, on the CPU, over gloo: the same steps as on GPUs."""
+    need(find_spec("torch"), "torch")
+    from parlaunch_launch.microbench import measure
+
+    said: list[str] = []
+    results = measure(progress=said.append, device="cpu")
+    assert said == ["products", "attention", "copies", "launches", "collectives"]
+    assert {row["operation"] for row in results["nvlink"]} == {"all_gather"}
+    assert all(
+        row["seconds"] > 0 for name in ("gemm", "attention", "stream", "launch", "nvlink") for row in results[name]
+    )
+    assert from_microbenchmarks(results | {"gpu": H100})["measured"]["gemm_bf16"] > 0
+
+
+def test_a_plans_own_shapes_are_those_of_its_layers() -> None:
+    """Llama 3 8B on two tensor ranks: every projection forward, by its inputs and by its weights, in the format of the recipe."""
+    run = run_of(ROW | {"id": "x", "tp": 2, "precision": "fp8cs"}, Machines())
+    shapes = shapes_of(run.recipe, run.layout, run.rates)
+    forward = (4096, 6144 // 2, 4096)  # queries, keys and values
+    for m, n, k in (forward, (forward[0], forward[2], forward[1]), (forward[1], forward[2], forward[0])):
+        assert Product(m, n, k, "fp8") in shapes.products
+    assert Product(4096, 128256 // 2, 4096, "bf16") in shapes.products
+    assert shapes.attention == (Attention(4096, 16, 128, 128),)
+    assert {(c.operation, c.ranks, c.inside) for c in shapes.collectives} == {("all_gather", 2, 2)}
+    sizes = [p.m * p.n * p.k for p in shapes.products]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_attention_that_was_measured_gives_its_rates_back() -> None:
+    slowed = Kernels(here(flash=0.6, flash_backward=0.7))
+    shape = {"sequence": 8192, "heads": 32, "head_dim": 128, "value_dim": 128}
+    flops = 8192.0**2 * 32 * 256
+    rows = [
+        shape
+        | {"backward": back, "seconds": slowed.attention(flops=flops * (2.5 if back else 1.0), backward=back, **shape)}
+        for back in (False, True)
+    ]
+    measured = from_microbenchmarks({"gpu": H100, "attention": rows})["measured"]
+    assert measured["flash"] == pytest.approx(0.6, rel=0.01)
+    assert measured["flash_backward"] == pytest.approx(0.7, rel=0.01)
+
+
+def test_a_plans_shapes_are_timed_by_the_same_steps() -> None:
+    """In small, on the CPU: its products, its attention both ways, the collectives of its groups."""
+    need(find_spec("torch"), "torch")
+    from parlaunch_launch.microbench import measure
+
+    run = run_of(ROW | {"id": "x", "model_id": "Qwen/Qwen3-30B-A3B", "tp": 2, "ep": 2}, Machines())
+    shapes = shapes_of(run.recipe, run.layout, run.rates)
+    results = measure(device="cpu", shapes=shapes)
+    assert 1 < len(results["gemm"]) <= 24
+    assert {row["backward"] for row in results["attention"]} == {False, True}
+    assert {row["operation"] for row in results["nvlink"]} == {c.operation for c in shapes.collectives}
+    assert {"gemm_bf16", "flash", "flash_backward"} < {*from_microbenchmarks(results | {"gpu": H100})["measured"]}
+
+
+def test_measuring_without_a_gpu_is_refused_with_a_way_out() -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    from parlaunch_launch.microbench import measure
+
+    with pytest.raises(ParlaunchError, match="no GPU to measure") as refused:
+        measure()
+    assert "parlaunch calibrate FILE" in refused.value.hint
+
+
+def test_a_gpu_without_a_data_sheet_is_calibrated_against_the_one_its_plans_are_made_with() -> None:
+    """Whoever measured it has the sheet that NVML's answers made; the machine file then fits the plan's GPU."""
+    custom = Gpu(index=0, name="NVIDIA A100-SXM-64GB", compute_capability=(8, 0), memory_bytes=64 << 30, cores=7936)
+    sheet = sheet_of(custom)
+    assert sheet is not None
+    file = from_microbenchmarks({"gpu": custom.name, "stream": [{"bytes": 2**31, "seconds": 2**31 / 1e12}]}, sheet)
+    assert file["gpu"] == custom.name
+    assert file["measured"]["hbm"] == pytest.approx(1e12 / sheet.hbm_bytes_per_s, rel=1e-3)
+    cluster = Cluster(source="test", nodes=(Node(hostname="n", gpus=(custom,)),))
+    assert rates_of(cluster, machine_file=file).measured == file["measured"]
+
+
+@pytest.mark.parametrize(("factors", "words"), [((1.0,) * 4, "->"), ((1.2, 0.85, 1.15, 0.8), "nothing is changed")])
+def test_the_screen_says_what_left_out_runs_say(factors: tuple[float, ...], words: str) -> None:
+    said = machine_to_text(from_runs(recipes(factors, here(gemm_bf16=0.6))))
+    assert "each recipe left out in turn" in said
+    assert words in said

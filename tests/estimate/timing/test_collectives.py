@@ -1,0 +1,79 @@
+"""Collectives: latency at the small end, bandwidth at the large end, topology in between."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parlaunch.estimate.timing.collectives import Group, Links
+from tests.estimate.timing.make import rates
+
+sizes = st.floats(1.0, 1e11)
+powers = st.sampled_from([1, 2, 4, 8, 16, 32, 64])
+
+
+def test_large_gathers_reach_the_bus_bandwidth_that_was_measured() -> None:
+    """335 GB/s among eight H100 (NCCL 2.29); NCCL's own constant for 18 links says 371."""
+    links = Links(rates())
+    group = links.group(8, 1)
+    seconds = links.gather(8e9, group)
+    assert 8e9 * 7 / 8 / seconds == pytest.approx(335e9, rel=0.02)
+
+
+def test_tiny_collectives_cost_a_latency_not_zero() -> None:
+    links = Links(rates("dgx-h100", 4))
+    inside, across = links.gather(8.0, links.group(8, 1)), links.gather(8.0, links.group(4, 8))
+    assert 5e-6 < inside < 30e-6
+    assert across > 6.6e-6 + 3 * 2.7e-6 - 1e-9
+
+
+@given(sizes, sizes, powers)
+def test_more_bytes_never_take_less_time(one: float, other: float, n: int) -> None:
+    links = Links(rates("dgx-h100", 8))
+    small, large = sorted((one, other))
+    group = links.group(n, 1)
+    assert links.gather(small, group) <= links.gather(large, group)
+    assert links.reduce(small, group) <= links.reduce(large, group)
+    assert links.all_to_all(small, group) <= links.all_to_all(large, group)
+
+
+@given(sizes, powers, powers, st.floats(1.0, 4.0))
+def test_more_bandwidth_is_never_slower(moved: float, n: int, stride: int, factor: float) -> None:
+    base = rates("dgx-h100", 64)
+    for better in (
+        replace(base, fabric_bytes_per_s=base.fabric_bytes_per_s * factor),
+        replace(base, nvlink_bytes_per_s=base.nvlink_bytes_per_s * factor),
+    ):
+        slow, quick = Links(base), Links(better)
+        group = slow.group(n, stride)
+        assert quick.gather(moved, group) <= slow.gather(moved, group) + 1e-12
+        assert quick.reduce(moved, group) <= slow.reduce(moved, group) + 1e-12
+        assert quick.all_to_all(moved, group) <= slow.all_to_all(moved, group) + 1e-12
+
+
+def test_a_group_counts_its_members_in_each_nvlink_domain() -> None:
+    links = Links(rates("dgx-h100", 4))
+    assert links.group(8, 1) == Group(8, 8)
+    assert links.group(16, 1) == Group(16, 8)
+    assert links.group(4, 8) == Group(4, 1)
+    assert links.group(8, 4) == Group(8, 2)
+
+
+def test_ranks_that_share_a_node_share_its_rails() -> None:
+    """Two members a node bring two NICs: twice the bandwidth of one."""
+    links = Links(rates("dgx-h100", 8))
+    assert links.bandwidth(Group(8, 2)) == pytest.approx(2 * links.bandwidth(Group(8, 1)))
+
+
+def test_an_nvl72_rack_is_one_domain_for_sixty_four_ranks() -> None:
+    links = Links(rates("gb200-nvl72", 64))
+    assert not links.group(64, 1).crosses
+    assert links.group(128, 1).crosses
+
+
+def test_a_measured_bus_replaces_the_data_sheet() -> None:
+    slow = replace(rates(), measured={"nvlink_bus_bytes_per_s": 100e9})
+    assert Links(slow).gather(8e9, Group(8, 8)) == pytest.approx(7e9 / 100e9, rel=0.01)

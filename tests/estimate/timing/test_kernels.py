@@ -1,0 +1,64 @@
+"""Kernel times: never below the roofline, and as shapes and formats have it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parlaunch.estimate.timing.kernels import OPERAND_BYTES, Kernels
+from tests.estimate.timing.make import rates
+
+dims = st.integers(1, 20_000)
+
+
+@given(dims, dims, dims, st.sampled_from(["bf16", "fp8", "mx"]), st.integers(1, 8))
+def test_a_product_is_never_faster_than_peak_or_memory(m: int, n: int, k: int, fmt: str, groups: int) -> None:
+    kernels = Kernels(rates())
+    seconds = kernels.gemm(m, n, k, fmt, groups=groups)
+    precision = {"bf16": "bf16", "fp8": "fp8cs", "mx": "fp8mx"}[fmt]
+    assert seconds >= 2.0 * m * n * k * groups / kernels.product.peak_flops(precision)
+    assert seconds >= groups * OPERAND_BYTES[fmt] * (m * k + k * n) / kernels.product.hbm_bytes_per_s
+
+
+@given(dims, dims, dims, st.integers(1, 4096))
+def test_a_longer_product_never_takes_much_less_time(m: int, n: int, k: int, more: int) -> None:
+    kernels = Kernels(rates())
+    # Rates were measured at a few depths, and libraries choose other kernels between them.
+    assert kernels.gemm(m, n, k + more, "bf16") >= 0.95 * kernels.gemm(m, n, k, "bf16")
+
+
+def test_large_products_reach_what_matmul_benchmarks_report() -> None:
+    """bf16 on A100: 271 TFLOP/s at best, 312 on the data sheet (ml-engineering, maximum achievable matmul FLOPS)."""
+    seconds = Kernels(rates("dgx-a100-80g")).gemm(8192, 8192, 8192, "bf16")
+    assert 230e12 < 2 * 8192**3 / seconds < 272e12
+
+
+def test_fp8_beats_bf16_on_large_products_and_not_on_tiny_ones() -> None:
+    kernels = Kernels(rates())
+    assert kernels.gemm(8192, 8192, 8192, "fp8") < 0.7 * kernels.gemm(8192, 8192, 8192, "bf16")
+    assert kernels.gemm(64, 64, 64, "fp8") > 0.9 * kernels.gemm(64, 64, 64, "bf16")
+
+
+def test_accumulating_into_fp32_costs_more() -> None:
+    kernels = Kernels(rates())
+    assert kernels.gemm(4096, 4096, 4096, "bf16", accumulate=True) > kernels.gemm(4096, 4096, 4096, "bf16")
+
+
+def test_a_part_of_a_wave_costs_more_than_its_share() -> None:
+    """109 tiles on 108 SMs take two waves on Ampere, whose libraries do not split tiles."""
+    kernels = Kernels(rates("dgx-a100-80g"))
+    full, spilled = kernels.gemm(128 * 108, 256, 8192, "bf16"), kernels.gemm(128 * 120, 256, 8192, "bf16")
+    assert spilled / full > 1.3 * 120 / 108 or spilled / full == pytest.approx(120 / 108, rel=0.35)
+    assert spilled > full
+
+
+def test_attention_is_less_efficient_when_short_or_narrow() -> None:
+    kernels = Kernels(rates())
+
+    def rate(sequence: int, dim: int) -> float:
+        flops = 1e13
+        return flops / kernels.attention(flops=flops, sequence=sequence, head_dim=dim, backward=False, heads=8)
+
+    assert rate(1024, 128) < rate(8192, 128)
+    assert rate(8192, 64) < rate(8192, 128)

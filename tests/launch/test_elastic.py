@@ -1,0 +1,118 @@
+"""What the exit code of a training is made of."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from parlaunch_launch import addresses, elastic
+from parlaunch_launch.ends import Failure, code_of, first
+from tests.conftest import need
+
+
+@pytest.mark.parametrize(("status", "code"), [(42, 42), (1, 1), (-9, 137), (-11, 139), (0, 1)])
+def test_codes_are_a_shells_and_a_failure_is_never_0(status: int, code: int) -> None:
+    assert code_of(status) == code
+
+
+@pytest.mark.parametrize(
+    ("ends", "rank"),
+    [
+        ([Failure(1, 100.0, 0), Failure(42, 100.5, 3)], 3),  # in one second: the exception is the echo
+        ([Failure(42, 110.0, 0), Failure(1, 100.0, 3)], 3),  # ten seconds later nothing is a cause
+        ([Failure(134, 101.0, 0), Failure(1, 100.0, 1)], 1),  # NCCL's watchdog is an echo too
+        ([Failure(137, 101.0, 0), Failure(143, 100.0, 1)], 0),
+    ],
+)
+def test_the_first_cause_is_told_from_its_echoes(ends: list[Failure], rank: int) -> None:
+    assert first(ends).rank == rank
+    assert first(ends[::-1]).rank == rank
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "events"),
+    [
+        ("0::/job_7/step_0\n", "sys/fs/cgroup/job_7/step_0/memory.events"),
+        ("4:memory:/slurm/job_7\n0::/\n", "sys/fs/cgroup/memory/slurm/job_7/memory.oom_control"),
+    ],
+    ids=["v2", "v1"],
+)
+def test_the_kernels_memory_killer_is_told_apart(tmp_path: Path, cgroup: str, events: str) -> None:
+    for name, text in (("proc/self/cgroup", cgroup), ("proc/vmstat", "oom_kill 3\n"), (events, "oom_kill 0\n")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = elastic.oom_kills(tmp_path)
+    assert "somebody sent it" in elastic._killed(-signal.SIGKILL, before, tmp_path)
+    (tmp_path / "proc/vmstat").write_text("oom_kill 4\n")
+    assert "this node ran out of memory" in elastic._killed(-signal.SIGKILL, before, tmp_path)
+    (tmp_path / events).write_text("oom_kill 1\n")
+    assert "this job's memory limit ran out of memory" in elastic._killed(-signal.SIGKILL, before, tmp_path)
+    assert elastic._killed(-signal.SIGSEGV, before, tmp_path) == ""
+
+
+def test_the_command_that_is_printed_runs_through_ours() -> None:
+    printed = ["/venv/python", "-m", "torch.distributed.run", "--standalone", "train.py"]
+    assert elastic.command(printed) == [
+        "/venv/python", "-P", "-m", "parlaunch_launch.elastic", "--", "--standalone", "train.py",
+    ]  # fmt: skip
+    assert elastic.command(["sh", "-c", "true"]) == ["sh", "-c", "true"]
+
+
+UNEVEN = """
+import os, sys, time
+from pathlib import Path
+here, rank = Path(sys.argv[1]), os.environ["RANK"]
+(here / f"up-{rank}").write_text(str(os.getpid()))
+while not (here / f"go-{rank}").exists(): time.sleep(0.05)
+"""
+
+
+@pytest.mark.training
+def test_sigterm_to_a_node_whose_ranks_have_ended_is_no_failure_of_it(tmp_path: Path) -> None:
+    """The launcher ends the job: the first node's ranks have saved and are gone before its torchrun hears of it."""
+    need(importlib.util.find_spec("torch"), "torch")
+    script = tmp_path / "rank.py"
+    script.write_text(UNEVEN)
+    with addresses._bind(0, "127.0.0.1") as held:
+        port = held.getsockname()[1]
+    words = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    agents = [
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "parlaunch_launch.elastic", "--", *words, f"--node-rank={n}", script, tmp_path],
+            env=env,
+        )
+        for n in (0, 1)
+    ]  # fmt: skip
+    try:
+        end = time.monotonic() + 300
+        while not all((tmp_path / f"up-{n}").exists() for n in (0, 1)):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        (tmp_path / "go-0").touch()
+        while elastic.children(agents[0].pid):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        agents[0].terminate()
+        time.sleep(0.5)
+        (tmp_path / "go-1").touch()
+        assert [agent.wait(300) for agent in agents] == [0, 0]
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.wait()
+
+
+def test_sigterm_before_there_are_ranks_ends_torchrun_as_any_process() -> None:
+    script = "import os, signal; from parlaunch_launch import elastic\n"
+    script += "elastic._patient([]); os.kill(os.getpid(), signal.SIGTERM)"
+    need(importlib.util.find_spec("torch"), "torch")
+    done = subprocess.run([sys.executable, "-c", script], timeout=300, check=False)
+    assert done.returncode == -signal.SIGTERM

@@ -1,0 +1,363 @@
+"""What layers keep: held against autograd over Megatron Core's own modules, and rules that must hold whatever the layer."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parlaunch.model.activations import Surroundings, layer_activations
+from parlaunch.model.architecture import architecture_from_json
+from parlaunch.model.catalog import architecture
+from parlaunch.model.layout import NO_RECOMPUTE, Recompute
+from tests.conftest import HANGS_S, need
+
+BASE: dict[str, Any] = {
+    "num_layers": 1, "hidden_size": 512, "num_attention_heads": 8, "num_query_groups": 4, "kv_channels": 64,
+    "ffn_hidden_size": 1024, "gated_linear_unit": True,
+}  # fmt: skip
+MLA = {
+    "multi_latent_attention": True, "q_lora_rank": 96, "kv_lora_rank": 64, "qk_head_dim": 32, "qk_pos_emb_head_dim": 16,
+    "v_head_dim": 32, "num_query_groups": 8, "qk_layernorm": True,
+}  # fmt: skip
+MOE = {"num_moe_experts": 8, "moe_ffn_hidden_size": 256, "moe_router_topk": 2}
+GROUPED = {**MOE, "moe_grouped_gemm": True, "moe_use_legacy_grouped_gemm": True}
+"""Experts whose products are one launch: the only ones whose activation is recomputed by itself (`moe_act`)."""
+DELTA = {
+    "experimental_attention_variant": "gated_delta_net", "linear_attention_freq": [1], "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8, "linear_key_head_dim": 64, "linear_value_head_dim": 64,
+}  # fmt: skip
+SHARED = {**MOE, "moe_shared_expert_intermediate_size": 512}
+ROW_MAP = 8 * MOE["num_moe_experts"] + 4
+"""Bytes a token of the row map that Transformer Engine's fused permutation keeps (int32, two an expert and one:
+`common/triton/permutation.py`, `pytorch/permutation.py`), where torch's keeps what it indexed with, as long as the map is."""
+NORMED = 2 * BASE["hidden_size"]
+"""Bytes a token of a norm's output that Core without Transformer Engine hands into a recomputed module, and so keeps;
+`LayerNormLinear` normalises inside (`pytorch/module/layernorm_linear.py`)."""
+
+
+class Case(NamedTuple):
+    """A layer of Megatron Core's and where it stands; `apart`: bytes a token that we count beyond it, and why they are named above."""
+
+    model: dict[str, Any]
+    tp: int = 1
+    sequence_parallel: bool = True
+    etp: int = 1
+    ep: int = 1
+    cp: int = 1
+    modules: tuple[str, ...] = ()
+    apart: int = 0
+    adapters: tuple[str, ...] = ()
+    adapter_dropout: bool = False
+    block: str = ""
+
+
+LAYERS: dict[str, Case] = {
+    "grouped queries, gated MLP": Case(BASE),
+    "as many keys as queries": Case({**BASE, "num_query_groups": 8}),
+    "plain MLP": Case({**BASE, "gated_linear_unit": False}),
+    "LayerNorm": Case({**BASE, "normalization": "LayerNorm"}),
+    "normed queries and keys": Case({**BASE, "qk_layernorm": True}),
+    "output gate": Case({**BASE, "attention_output_gate": True}),
+    "two tensor ranks": Case(BASE, tp=2),
+    "four tensor ranks": Case(BASE, tp=4),
+    "tensor ranks without sequence parallelism": Case(BASE, tp=2, sequence_parallel=False),
+    "latent attention": Case({**BASE, **MLA}),
+    "latent attention without query compression": Case({**BASE, **MLA, "q_lora_rank": None}),
+    "latent attention on two tensor ranks": Case({**BASE, **MLA}, tp=2),
+    "latent attention without sequence parallelism": Case({**BASE, **MLA}, tp=2, sequence_parallel=False),
+    "experts": Case({**BASE, **MOE}, apart=ROW_MAP),
+    "shared experts": Case({**BASE, **SHARED}, apart=ROW_MAP),
+    "experts behind latent attention": Case({**BASE, **MLA, **MOE}, apart=ROW_MAP),
+    "attention core again": Case(BASE, modules=("core_attn",)),
+    "core of as many keys as queries again": Case({**BASE, "num_query_groups": 8}, modules=("core_attn",)),
+    "latent core again": Case({**BASE, **MLA}, modules=("core_attn",)),
+    "up projections again": Case({**BASE, **MLA}, modules=("mla_up_proj",)),
+    "up projections again, on two tensor ranks": Case({**BASE, **MLA}, tp=2, modules=("mla_up_proj",)),
+    "MLP again": Case(BASE, modules=("mlp",), apart=-NORMED),
+    "experts again": Case({**BASE, **MOE}, modules=("moe",)),
+    "experts and shared experts again": Case({**BASE, **SHARED}, modules=("moe",)),
+    "shared experts again": Case({**BASE, **SHARED}, modules=("shared_experts",), apart=ROW_MAP),
+    "experts in a smaller space": Case({**BASE, **MOE, "moe_latent_size": 128}, apart=ROW_MAP),
+    "activation of experts again": Case({**BASE, **GROUPED}, modules=("moe_act",), apart=ROW_MAP),
+    "activation of experts and shared experts again": Case(
+        {**BASE, **GROUPED, "moe_shared_expert_intermediate_size": 512},
+        modules=("moe_act", "shared_experts"),
+        apart=ROW_MAP,
+    ),
+    "two context ranks": Case(BASE, cp=2),
+    "latent attention on two context ranks": Case({**BASE, **MLA}, cp=2),
+    "context ranks beside tensor ranks": Case(BASE, tp=2, cp=2),
+    "gated delta net": Case({**BASE, **DELTA}),
+    "gated delta net on two tensor ranks": Case({**BASE, **DELTA}, tp=2),
+    "norms again, where they stand alone": Case({**BASE, **MLA, **MOE}, modules=("layernorm",), apart=ROW_MAP),
+}
+SPREAD: dict[str, Case] = {
+    "experts over two tensor ranks": Case({**BASE, **MOE}, tp=2, etp=2),
+    "shared experts over two tensor ranks": Case({**BASE, **SHARED}, tp=2, etp=2),
+    "experts over two ranks": Case({**BASE, **MOE}, ep=2),
+    "experts over four ranks": Case({**BASE, **MOE}, ep=4),
+    "experts over ranks, beside tensor ranks": Case({**BASE, **MOE}, tp=2, ep=4),
+}
+"""Routed evenly over ranks that all do the same; Core's unfused permutations keep a few indices a token and expert more."""
+
+
+BRIDGE = os.environ.get("BRIDGE_PYTHON", "")  # read before the tests clear what is ours
+RANK = 16
+ATTENTION, ALL = ("linear_qkv", "linear_proj"), ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+SORTED = 5 * MOE["num_moe_experts"]
+"""Bytes a token that an unfused permutation of Core 0.19 keeps more than one of 0.16: the whole of what it sorted in int64, of which it
+uses the first places, for a map and probabilities (`moe/moe_utils.py`, `permute`)."""
+ADAPTED: dict[str, Case] = {
+    "all": Case(BASE, adapters=ALL),
+    "attention": Case(BASE, adapters=ATTENTION),
+    "the output projection": Case(BASE, adapters=("linear_proj",)),
+    "the second half of the MLP": Case(BASE, adapters=("linear_fc2",)),
+    "attention, behind dropout": Case(BASE, adapters=ATTENTION, adapter_dropout=True),
+    "all, behind dropout": Case(BASE, adapters=ALL, adapter_dropout=True),
+    "all, under normed queries and keys": Case({**BASE, "qk_layernorm": True}, adapters=ALL),
+    "all, on two tensor ranks": Case(BASE, tp=2, adapters=ALL),
+    "all, without sequence parallelism": Case(BASE, tp=2, sequence_parallel=False, adapters=ALL),
+    "all, behind dropout without sequence parallelism": Case(
+        BASE, tp=2, sequence_parallel=False, adapters=ALL, adapter_dropout=True
+    ),
+    "queries of latent attention": Case({**BASE, **MLA}, adapters=("linear_q_up_proj", "linear_proj")),
+    "attention over frozen experts": Case({**BASE, **MOE}, adapters=ATTENTION, apart=ROW_MAP - SORTED),
+    "experts": Case({**BASE, **MOE}, adapters=ALL, apart=ROW_MAP - SORTED),
+    "shared experts": Case({**BASE, **SHARED}, adapters=ALL, apart=ROW_MAP - SORTED),
+}
+"""Megatron Bridge's low-rank adapters over frozen layers."""
+STREAM: dict[str, Any] = {
+    "num_layers": 1, "hidden_size": 512, "num_attention_heads": 8, "kv_channels": 64, "ffn_hidden_size": 2048,
+    "gated_linear_unit": False, "normalization": "LayerNorm", "add_bias_linear": True, "add_qkv_bias": True, "qk_layernorm": True,
+}  # fmt: skip
+SAMPLE = 2 * 512 // 64
+"""Bytes a token of what a modulation keeps of each sample, of which one has 64 tokens here and thousands in a training."""
+WORD = 4 * SAMPLE
+"""The same of the text that WAN attends to, a token of it a sample: what its keys and values are made of, keys before and behind their
+norm, values."""
+DIFFUSION: dict[str, Case] = {
+    "a joint block": Case(STREAM, block="joint", sequence_parallel=False, apart=-2 * SAMPLE),
+    "a single block": Case(STREAM, block="single", sequence_parallel=False, apart=-SAMPLE),
+    "a joint block on two tensor ranks": Case(STREAM, block="joint", tp=2, sequence_parallel=False, apart=-2 * SAMPLE),
+    "a single block on two tensor ranks": Case(STREAM, block="single", tp=2, sequence_parallel=False, apart=-SAMPLE),
+    "WAN": Case(STREAM, block="wan", sequence_parallel=False, apart=-WORD),
+    "WAN on two tensor ranks": Case(STREAM, block="wan", tp=2, sequence_parallel=False, apart=-(WORD + SAMPLE) // 2),
+}
+"""Megatron Bridge's blocks of FLUX, a joint one over as many tokens of text as of the image, and of WAN."""
+
+
+def _question(case: Case) -> dict[str, Any]:
+    sizes: dict[str, Any] = {
+        "world_size": 8, "tensor_model_parallel_size": case.tp, "sequence_parallel": case.tp > 1 and case.sequence_parallel,
+        "expert_model_parallel_size": case.ep, "expert_tensor_parallel_size": case.etp, "context_parallel_size": case.cp,
+    }  # fmt: skip
+    if "num_moe_experts" in case.model:
+        sizes |= {"moe_router_force_load_balancing": True, "moe_token_dispatcher_type": "alltoall"}
+    if case.block:
+        sizes["block"] = case.block
+    if case.adapters:
+        dropout = 0.1 if case.adapter_dropout else 0.0
+        sizes["adapters"] = {"target_modules": list(case.adapters), "dim": RANK, "dropout": dropout}
+    if case.modules:
+        sizes |= {"recompute_granularity": "selective", "recompute_modules": list(case.modules)}
+    return case.model | sizes
+
+
+@pytest.fixture(scope="module")
+def autograd() -> dict[str, float]:
+    """For each of LAYERS and SPREAD, the bytes a token that autograd keeps of one layer of Megatron's modules."""
+    need(importlib.util.find_spec("torch") and importlib.util.find_spec("megatron"), "megatron-core")
+    return _asked(sys.executable, LAYERS | SPREAD)
+
+
+@pytest.fixture(scope="module")
+def of_bridge() -> dict[str, float]:
+    """The same of ADAPTED and DIFFUSION, with Megatron Bridge's own adapters and blocks."""
+    need(BRIDGE, "an environment with megatron-bridge (BRIDGE_PYTHON)")
+    return _asked(BRIDGE, ADAPTED | DIFFUSION)
+
+
+def _asked(python: str, cases: dict[str, Case]) -> dict[str, float]:
+    done = subprocess.run(
+        [python, str(Path(__file__).parent / "megatron_saved.py")],
+        input=json.dumps([_question(case) for case in cases.values()]),
+        capture_output=True, text=True, timeout=HANGS_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(zip(cases, map(float, done.stdout.split()), strict=True))
+
+
+def kept(model: dict[str, Any], around: Surroundings) -> float:
+    delta = {"linear_attention_pattern": [1]} if "linear_attention_freq" in model else {}
+    a = architecture_from_json({**model, **delta, "vocab_size": 128})
+    return layer_activations(a, a.layers()[0], around).saved
+
+
+def counted(case: Case) -> float:
+    recompute = Recompute(granularity="selective", modules=case.modules) if case.modules else NO_RECOMPUTE
+    return kept(
+        case.model,
+        Surroundings(
+            tp=case.tp, sequence_parallel=case.sequence_parallel, etp=case.etp, recompute=recompute,
+            frozen=bool(case.adapters), adapters=case.adapters, adapter_dropout=case.adapter_dropout,
+            adapter_rank=RANK if case.adapters else 0,
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_keeps_what_autograd_keeps_of_megatrons_modules(name: str, autograd: dict[str, float]) -> None:
+    """To the byte, but for the differences that have a name; a recomputed core also keeps the state of a random generator, a delta
+    rule a number a head whatever the tokens."""
+    case = LAYERS[name]
+    assert counted(case) - case.apart == pytest.approx(autograd[name], abs=0.2)
+
+
+@pytest.mark.bridge
+@pytest.mark.parametrize("name", ADAPTED)
+def test_a_frozen_layer_keeps_what_autograd_keeps_of_it_under_bridges_adapters(
+    name: str, of_bridge: dict[str, float]
+) -> None:
+    """To the byte. Under sequence parallelism and dropout Transformer Engine drops what it gathered, Core gathers what it dropped
+    (`return_layernorm_output_gathered`), so that case is not held."""
+    case = ADAPTED[name]
+    assert counted(case) - case.apart == pytest.approx(of_bridge[name], abs=0.2)
+
+
+@pytest.mark.bridge
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_a_diffusion_block_keeps_what_autograd_keeps_of_bridges(name: str, of_bridge: dict[str, float]) -> None:
+    """To the byte, but for the deviations of the text's keys."""
+    case = DIFFUSION[name]
+    layers = {"wan": {}, "joint": {"num_joint_layers": 1}, "single": {"num_single_layers": 1}}[case.block]
+    model = STREAM | layers | {"kind": "diffusion", "num_query_groups": STREAM["num_attention_heads"]}
+    around = Surroundings(tp=case.tp, sequence_parallel=case.sequence_parallel)
+    assert kept(model, around) - case.apart == pytest.approx(of_bridge[name], abs=0.6)
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_experts_over_ranks_keep_what_they_are_sent(name: str, autograd: dict[str, float]) -> None:
+    assert counted(SPREAD[name]) == pytest.approx(autograd[name], rel=0.02)
+
+
+def test_the_figures_of_the_paper_on_recomputation() -> None:
+    """arXiv:2205.05198, section 4: s·b·h·(34 + 5·a·s/h) bytes with dropout and unfused attention; 34 when recomputed."""
+    s, h, a = 2048, 6144, 64
+    model = {
+        "num_layers": 1, "hidden_size": h, "num_attention_heads": a, "vocab_size": 51200, "normalization": "LayerNorm",
+    }  # fmt: skip
+    old = Surroundings(dropout=True, unfused_attention=True, seq_length=s)
+    statistics = 2 * 8  # mean and deviation of both norms, in float32: the paper leaves them out
+    assert kept(model, old) == pytest.approx(h * (34 + 5 * a * s / h) + statistics)
+    selective = replace(old, recompute=Recompute(granularity="selective", modules=("core_attn",)))
+    assert kept(model, selective) == pytest.approx(h * 34 + statistics)
+    tensor = replace(selective, tp=8)
+    assert kept(model, tensor) == pytest.approx((h * 34 + statistics) / 8)
+    without_sequence_parallelism = replace(old, tp=8, sequence_parallel=False)
+    assert kept(model, without_sequence_parallelism) == pytest.approx(
+        h * (10 + 24 / 8 + 5 * a * s / h / 8) + statistics
+    )
+
+
+KNOWN = ["meta-llama/Meta-Llama-3-8B", "Qwen/Qwen3-30B-A3B", "deepseek-ai/DeepSeek-V3", "openai/gpt-oss-20b",
+         "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16", "Qwen/Qwen3-Next-80B-A3B-Instruct",
+         "deepseek-ai/DeepSeek-V4-Flash", "google/gemma-3-12b-it"]  # fmt: skip
+MODULES = ("core_attn", "mlp", "moe", "moe_act", "layernorm", "mla_up_proj", "shared_experts", "mhc", "gdn_norm_out")
+models, precisions = st.sampled_from(KNOWN), st.sampled_from(["bf16", "fp8cs", "fp8mx", "fp8sc", "nvfp4"])
+modules = st.lists(st.sampled_from(MODULES), unique=True).map(tuple)
+
+
+@given(models, precisions, modules, st.sampled_from([1, 2, 4]))
+def test_recomputing_a_module_moves_bytes_and_loses_none(
+    model: str, precision: str, chosen: tuple[str, ...], tp: int
+) -> None:
+    a = architecture(model)
+    plain = Surroundings(tp=tp, precision=precision, recompute=NO_RECOMPUTE)
+    again = replace(plain, recompute=Recompute(granularity="selective", modules=chosen))
+    for kind in set(a.layers()):
+        whole, part = layer_activations(a, kind, plain), layer_activations(a, kind, again)
+        # A recomputed core may keep more than fused attention does: its values are a view of all that was projected.
+        assert part.saved <= whole.saved or {"core_attn", "mla_up_proj"} & {*chosen}
+        assert part.saved + 2 * part.rerun >= whole.saved * (1 - 1e-12)
+        assert part.x <= part.saved or "mhc" in chosen
+
+
+def test_the_delta_rule_keeps_its_inputs_and_the_inverse_of_each_chunk() -> None:
+    """What `ChunkGatedDeltaRuleFunction` of flash-linear-attention saves: q, k, v, decay, write strength and `A`."""
+    a = architecture("Qwen/Qwen3-Next-80B-A3B-Instruct")
+    kind = next(k._replace(mlp=None) for k in a.layers() if k.mixer == "gated_delta_net")
+    h, qk, v, heads = 2048, 16 * 128, 32 * 128, 32
+    projection = 2 * h + 4 + 2 * h + 2 * (2 * qk + 2 * v)  # the norm's input and output, what it becomes
+    convolution = 2 * (2 * qk + v)
+    rule = 2 * (2 * heads * 128) + 2 * 64 * heads + (4 + 2) * heads
+    output = 2 * v + 2 * v + 2 * v  # of the rule, of the gated norm, and as the output projection reads it
+    floats = 4 * (2 * 16 + heads) + 4 * 2 * heads  # of the norms; the decay before and behind its softplus
+    assert layer_activations(a, kind, Surroundings()).saved == projection + convolution + rule + output + floats
+
+
+@given(models, precisions)
+def test_tensor_parallelism_and_low_precision_never_keep_more(model: str, precision: str) -> None:
+    a = architecture(model)
+    for kind in set(a.layers()):
+        one = layer_activations(a, kind, Surroundings(precision=precision)).saved
+        two = layer_activations(a, kind, Surroundings(precision=precision, tp=2)).saved
+        assert one / 2 * (1 - 1e-9) <= two <= one
+        assert one <= layer_activations(a, kind, Surroundings()).saved * 1.02
+
+
+def test_offloaded_modules_leave_the_gpu() -> None:
+    a = architecture("meta-llama/Meta-Llama-3-8B")
+    kind = a.layers()[0]
+    whole = layer_activations(a, kind, Surroundings()).saved
+    less = layer_activations(a, kind, Surroundings(offload=("core_attn", "attn_proj"))).saved
+    assert whole - less == 2 * (4096 + 1024 + 1024) + 2 * 4096
+
+
+def test_adapters_keep_inputs_unquantized() -> None:
+    a = architecture("meta-llama/Meta-Llama-3-8B")
+    kind = a.layers()[0]
+    assert layer_activations(a, kind, Surroundings(precision="fp8cs", frozen=True)) == layer_activations(
+        a, kind, Surroundings(frozen=True)
+    )
+
+
+def test_heads_that_no_fused_kernel_trains_keep_their_scores() -> None:
+    """Gemma 4: 16 heads of 512 over two of keys in every sixth layer. Transformer Engine repeats keys and values for every head and keeps
+    the softmax in 16 bits, and no log-sum-exp; layers of heads of 256 do not."""
+    a = architecture("google/gemma-4-26B-A4B-it")
+    near, far = (next(k for k in a.layers() if k.head_dim == size) for size in (256, 512))
+    long, short = Surroundings(seq_length=4096), Surroundings(seq_length=2048)
+    assert layer_activations(a, far, long).saved - layer_activations(a, far, short).saved == 2 * 16 * 2048
+    assert layer_activations(a, near, long) == layer_activations(a, near, short)
+    wider = near._replace(head_dim=264)
+    assert layer_activations(a, wider, long).saved - layer_activations(a, wider, short).saved == 2 * 16 * 2048
+    two_streams = Surroundings(seq_length=4096, tp=2)
+    assert layer_activations(a, far, two_streams).saved < 0.55 * layer_activations(a, far, long).saved
+    again = replace(long, recompute=Recompute(granularity="selective", modules=("core_attn",)))
+    assert layer_activations(a, far, long).saved - layer_activations(a, far, again).saved == 2 * 16 * 4096
+
+
+def test_gemma_2_keeps_its_scores_capped_and_as_probabilities() -> None:
+    """Bridge's `Gemma2DotProductAttention`: the tanh and the softmax in 16 bits, the softmax in float32 as well beyond 4,096 tokens."""
+    a = architecture("google/gemma-2-9b")
+    kind, heads = a.layers()[0], 16
+    short, longer = (Surroundings(seq_length=length) for length in (2048, 4096))
+    assert layer_activations(a, kind, longer).saved - layer_activations(a, kind, short).saved == 4 * heads * 2048
+    far, further = (Surroundings(seq_length=length) for length in (8192, 16384))
+    assert layer_activations(a, kind, further).saved - layer_activations(a, kind, far).saved == 8 * heads * 8192
+    capped = layer_activations(a, kind, Surroundings(seq_length=5000)).saved
+    assert capped - layer_activations(a, kind, longer).saved == heads * (8 * 5000 - 4 * 4096)
+    gemma4 = architecture("google/gemma-4-26B-A4B-it")
+    wide = next(k for k in gemma4.layers() if k.head_dim == 512)
+    engine = [layer_activations(gemma4, wide, Surroundings(seq_length=length)).saved for length in (16384, 20000)]
+    assert engine[1] - engine[0] == heads * (6 * 20000 - 2 * 16384)

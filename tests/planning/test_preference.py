@@ -1,0 +1,105 @@
+"""What decides between layouts whose times the model cannot tell apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parlaunch.hardware.datasheet import preset
+from parlaunch.hardware.rates import rates_of
+from parlaunch.model import catalog
+from parlaunch.model.layout import FULL_RECOMPUTE, Layout, Recompute
+from parlaunch.planning.plan import Candidate, Wishes
+from parlaunch.planning.preference import CHARGES, YIELDS, charged, near_tie, preferred
+from parlaunch.planning.search import RESOLUTION, Search
+
+QWEN = catalog.recipe("qwen3_235b_a22b_pretrain_256gpu_gb200_bf16_config")  # 128 experts
+DENSE = catalog.recipe("llama3_70b_pretrain_64gpu_h100_bf16_config")
+NVL72, HGX = rates_of(preset("gb200-nvl72", 64)), rates_of(preset("dgx-b200", 32))
+EXPERTS = CHARGES["experts"]
+
+
+def candidate(seconds: float = 10.0, **sizes: Any) -> Candidate:
+    """A layout of Qwen3-235B on 256 GPUs with the memory it needs and a time that the test says."""
+    sizes = {"world": 256, "pp": 8, "ep": 32, "micro_batch_size": 1, "global_batch_size": 8192} | sizes
+    made = Search(QWEN, NVL72, Wishes()).candidate(Layout(**sizes))
+    return replace(made, estimate=replace(made.estimate, iteration_time_s=seconds))
+
+
+def test_a_layout_like_those_that_are_tuned_is_charged_for_its_memory_alone() -> None:
+    c = candidate()
+    paid = {name: share for name, share in charged(c, QWEN, NVL72).items() if share}
+    assert paid == {"memory": pytest.approx(EXPERTS.memory * c.memory.peak / c.memory.capacity)}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "name", "share"),
+    [
+        ({"tp": 2}, "block", EXPERTS.block),
+        ({"tp": 2, "cp": 4}, "block", 3 * EXPERTS.block),
+        ({"ep": 8}, "narrowing", 2 * EXPERTS.narrowing),
+        ({"ep": 64}, "narrowing", 0.0),  # two experts a GPU: no better than four, and not punished
+        ({"recompute": Recompute(granularity="selective", modules=("moe_act", "layernorm"))}, "recompute", 2 * EXPERTS.recompute),
+        ({"recompute": FULL_RECOMPUTE}, "recompute", 4 * EXPERTS.recompute),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)  # fmt: skip
+def test_what_a_size_costs(sizes: dict[str, Any], name: str, share: float) -> None:
+    assert charged(candidate(**sizes), QWEN, NVL72)[name] == pytest.approx(share)
+
+
+def test_experts_that_leave_the_nvlink_domain_are_charged_and_eight_in_it_are_wide() -> None:
+    far, near = (charged(candidate(ep=ep), QWEN, HGX) for ep in (16, 8))
+    assert (far["crossing"], far["narrowing"]) == (EXPERTS.crossing, 0.0)
+    assert (near["crossing"], near["narrowing"]) == (0.0, 0.0)
+
+
+def test_a_dense_model_has_no_experts_to_pay_for() -> None:
+    found = Search(DENSE, rates_of(preset("dgx-h100", 8)), Wishes())
+    c = found.candidate(Layout(world=64, tp=8, pp=2, micro_batch_size=1, global_batch_size=512))
+    paid = charged(c, DENSE, found.rates)
+    assert paid["crossing"] == paid["narrowing"] == 0.0
+    assert paid["block"] == pytest.approx(3 * CHARGES["dense"].block)
+
+
+@given(st.lists(st.tuples(st.sampled_from([8, 16, 32, 64]), st.floats(1.0, 1.5)), min_size=1, max_size=8))
+def test_the_choice_yields_little_and_the_rest_is_in_order(drawn: list[tuple[int, float]]) -> None:
+    ranked = sorted((candidate(s, ep=ep) for ep, s in drawn), key=lambda c: c.estimate.iteration_time_s)
+    first, *rest = preferred(ranked, QWEN, NVL72)
+    assert sorted(map(id, (first, *rest))) == sorted(map(id, ranked))
+    fastest = ranked[0].estimate.iteration_time_s
+    assert first.estimate.iteration_time_s <= fastest * (1 + YIELDS["experts"])
+    inside = [c.estimate.iteration_time_s <= fastest * (1 + RESOLUTION["experts"]) for c in rest]
+    assert inside == sorted(inside, reverse=True)
+    beyond = inside.count(False)
+    assert rest[len(rest) - beyond :] == ranked[len(ranked) - beyond :]
+
+
+def test_what_the_charges_outweigh_is_chosen_and_what_they_do_not_is_not() -> None:
+    wide, narrow = candidate(10.0), candidate(10.0 / (1 + min(EXPERTS.narrowing, YIELDS["experts"])), ep=8)
+    assert preferred([narrow, wide], QWEN, NVL72)[0] is wide
+    faster = candidate(10.0 / (1 + YIELDS["experts"] + 0.01), ep=8)
+    assert preferred([faster, wide], QWEN, NVL72) == [faster, wide]
+    third = candidate(10.0 / (1 + YIELDS["experts"] - 0.01), ep=8)
+    assert preferred([faster, third, wide], QWEN, NVL72) == [faster, wide, third]
+
+
+def test_more_gpus_come_first_within_the_band() -> None:
+    fewer = candidate(9.9, world=128)
+    assert preferred([fewer, candidate(10.0, ep=8)], QWEN, NVL72)[0].layout.world == 256
+    (sentence,) = near_tie(candidate(10.0, ep=8), [fewer], QWEN, NVL72)
+    assert sentence.endswith("this one uses more GPUs.")
+
+
+def test_the_sentence_names_what_decided() -> None:
+    chosen, fastest = candidate(10.0), candidate(9.7, ep=8, tp=2)
+    (sentence,) = near_tie(chosen, [fastest, chosen], QWEN, NVL72)
+    assert sentence == (
+        f"{fastest.layout} is 3.0% faster by our estimate, which cannot tell layouts within 12% apart: "
+        "this one spreads experts wider and has less tensor and context parallelism."
+    )
+    assert near_tie(chosen, [chosen, candidate(10.04, ep=8)], QWEN, NVL72) == ()

@@ -1,0 +1,135 @@
+"""Listings that say less than they seem to, or more: dead GPUs among failing fans, nearest products, cards' own rates, racks."""
+
+from __future__ import annotations
+
+import pytest
+
+from parlaunch.doctor.preflight import examine
+from parlaunch.errors import ProbeError
+from parlaunch.hardware.mixed import even
+from parlaunch.hardware.rates import rates_of
+from parlaunch_probes.files import replicate
+from tests.probes_files.conftest import Read
+from tests.probes_files.samples import ibstat
+
+TABLE = """|   0  NVIDIA RTX A6000                On  |   00000000:16:00.0 Off |                    0 |
+| N/A   34C    P8             20W /  300W |       4MiB /  49140MiB |      0%      Default |
+|                                         |                        |                  N/A |
++-----------------------------------------+------------------------+----------------------+
+|   1  NVIDIA RTX A6000                On  |   00000000:34:00.0 Off |                    0 |
+|ERR!   34C    P8            ERR! /  300W |{memory}|      0%      Default |
+|                                         |                        |                  N/A |
++-----------------------------------------+------------------------+----------------------+
+"""
+
+
+def listed(*names: str) -> str:
+    return "".join(f"GPU {at}: {name} (UUID: GPU-00000000-{at:04}-aaaa)\n" for at, name in enumerate(names))
+
+
+def test_a_row_of_errors_is_a_lost_gpu_and_a_failing_fan_is_none(read: Read) -> None:
+    dead = read(TABLE.format(memory="       ERR! /      ERR! ")).nodes[0]
+    assert [(g.index, g.pci) for g in dead.gpus_unusable] == [(1, "0000:34:00.0")]
+    fan = read(TABLE.format(memory="       4MiB /  49140MiB ")).nodes[0]
+    assert len(fan.gpus) == 2
+    assert fan.gpus_unusable == ()
+
+
+@pytest.mark.parametrize(
+    ("display", "why"),
+    [
+        ("NVIDIA DGX Display", "alone are faster"),
+        ("NVIDIA T400 4GB", "alone are faster"),
+        ("GeForce GT 710", "too old"),
+    ],
+)
+def test_a_display_card_is_left_out_whatever_it_is(read: Read, display: str, why: str) -> None:
+    cluster = even(read(listed("NVIDIA A100-SXM4-80GB", "NVIDIA A100-SXM4-80GB", display, "NVIDIA A100-SXM4-80GB")))
+    assert [g.index for g in cluster.nodes[0].gpus] == [0, 1, 3]
+    assert any(f"GPU 2 ({display}) left out" in n and why in n for n in cluster.notes)
+    assert rates_of(cluster).product.name == "A100 SXM 80GB"
+
+
+def test_the_architecture_that_q_names_is_enough_to_plan_with(read: Read) -> None:
+    text = "GPU 00000000:01:00.0\n    Product Name : NVIDIA Xyz 9000\n    Product Architecture : Hopper\n    FB Memory Usage\n        Total : 65536 MiB\n"
+    rates = rates_of(read(text))
+    assert rates.memory_bytes == 64 << 30
+    assert rates.product.compute_capability == (9, 0)
+    assert any("derived, as" in words for words in rates.assumed)
+
+
+def test_a_card_that_no_table_has_keeps_the_name_of_the_list(read: Read) -> None:
+    cluster = read("01:00.0 VGA compatible controller: NVIDIA Corporation GP102 [GeForce GTX 1080 Ti] (rev a1)\n")
+    assert [g.name for g in cluster.nodes[0].gpus] == ["NVIDIA GeForce GTX 1080 Ti"]
+    assert rates_of(cluster).product.compute_capability == (6, 1)
+
+
+def test_gvnic_in_a_list_of_pci_devices_says_what_it_needs(read: Read) -> None:
+    lines = ["04:00.0 3D controller [0302]: NVIDIA Corporation GH100 [H100 SXM5 80GB] [10de:2330] (rev a1)"]
+    lines += [
+        f"{bus}:00.0 Ethernet controller [0200]: Google, Inc. Compute Engine Virtual Ethernet [gVNIC] [1ae0:0042]"
+        for bus in ("06", "0c")
+    ]
+    found = examine(read("\n".join(lines) + "\n"))
+    assert [f.saw.split(":")[0] for f in found if f.check == "network-plugin"] == ["gVNIC"]
+
+
+def test_ports_without_a_rate_are_planned_at_what_their_cards_can_do(read: Read) -> None:
+    """Unknown in the probe, and named in the plan."""
+    hca = (
+        "hca_id:\tmlx5_{n}\n\tnode_guid:\t0c42:a103:0000:00{n:02}\n\tsys_image_guid:\t0c42:a103:0000:00{n:02}\n\tvendor_id:\t0x02c9\n"
+        "\tvendor_part_id:\t4129\n\t\tport:\t1\n\t\t\tstate:\tPORT_ACTIVE (4)\n\t\t\tlink_layer:\tInfiniBand\n\n"
+    )
+    cluster = replicate(read(listed(*["NVIDIA H200"] * 8) + "".join(hca.format(n=n) for n in range(8))), 2)
+    assert cluster.fabric.bytes_per_s_per_gpu is None
+    rates = rates_of(cluster)
+    assert rates.fabric_bytes_per_s == 50e9
+    assert any("fabric 50 GB/s a GPU: its rate is not known, this is what 8 MT4129 can do" in a for a in rates.assumed)
+
+
+def test_slow_functions_beside_dark_rails_are_none_though_each_has_a_card_of_its_own(read: Read) -> None:
+    ports = [
+        (f"mlx5_{n}", "MT4129", *("Active LinkUp 100" if 4 <= n < 8 else "Down Polling 400").split(), "InfiniBand")
+        for n in range(12)
+    ]
+    text = ibstat(ports)  # type: ignore[arg-type]
+    lines = [
+        line
+        for at, one in enumerate(text.split("CA '")[1:])
+        for line in (f"CA '{one}".replace("\tPort 1:", f"\tSystem image GUID: 0x{at + 1:016x}\n\tPort 1:"),)
+    ]
+    cluster = read(listed(*["NVIDIA B200"] * 8) + "".join(lines))
+    assert [n.name for n in cluster.nodes[0].nics if n.rail] == [f"mlx5_{n}" for n in (0, 1, 2, 3, 8, 9, 10, 11)]
+    assert {f.check for f in examine(cluster) if f.severity == "FAIL"} == {"port-down"}
+
+
+def test_the_dark_port_of_a_spark_is_no_fault_in_a_listing_either(read: Read) -> None:
+    hca = (
+        "hca_id:\t{name}\n\tsys_image_guid:\t4cbb:4700:0000:0001\n\tvendor_id:\t0x02c9\n\tvendor_part_id:\t4129\n"
+        "\t\tport:\t1\n\t\t\tstate:\tPORT_{state}\n\t\t\tlink_layer:\tEthernet\n\n"
+    )
+    names = {
+        "rocep1s0f0": "ACTIVE (4)",
+        "rocep1s0f1": "DOWN (1)",
+        "roceP2p1s0f0": "ACTIVE (4)",
+        "roceP2p1s0f1": "DOWN (1)",
+    }
+    cluster = replicate(
+        read(listed("NVIDIA GB10") + "".join(hca.format(name=name, state=state) for name, state in names.items())), 2
+    )
+    assert [n.name for n in cluster.nodes[0].nics if n.rail] == ["rocep1s0f0", "roceP2p1s0f0"]
+    assert not [f for f in examine(cluster) if f.severity == "FAIL" or f.check == "port-rate-all"]
+
+
+def test_trays_that_slurm_lists_fill_racks_in_order_and_say_so(read: Read) -> None:
+    tray = "NodeName=r{n} CoresPerSocket=72\n   Gres=gpu:nvidia_gb200:4(S:0-1)\n   Sockets=2\n   State=IDLE\n"
+    cluster = read("".join(tray.format(n=n) for n in range(20)))
+    assert [len(d) for d in cluster.nvlink_domains] == [72, 8]
+    assert any("taken for trays of NVLink racks, 18 to a rack" in n for n in cluster.notes)
+
+
+def test_gpus_of_another_maker_are_named_as_what_they_are(read: Read) -> None:
+    with pytest.raises(ProbeError, match="another maker than NVIDIA"):
+        read(
+            '<system version="1"><cpu numaid="0"><pci busid="0000:01:00.0" class="0x030200" vendor="0x1002"/></cpu></system>'
+        )
