@@ -39,6 +39,10 @@ def train(trouble: str) -> None:
     before. `trouble` is what the first, or the second, training meets: oom on the first rank, a switch, or nothing ends it."""
     number = sum(path.name.startswith(f"trained-{rank}-") for path in here.iterdir())
     (here / f"trained-{rank}-{number}").touch()
+    if number == 0 and rank == 0 and trouble in ("oom", "switch"):
+        # A rank that is ended before it could count this training would take the next one for it.
+        while len(list(here.glob("trained-*-0"))) < said["world"]:
+            time.sleep(0.05)
     if (trouble, number, rank) == ("oom", 0, 0):
         print(OUT_OF_MEMORY, file=sys.stderr, flush=True)
         sys.exit(1)
