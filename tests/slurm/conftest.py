@@ -57,6 +57,7 @@ class Done:
     code: int
     text: str  # stdout and stderr of all nodes
     place: Path
+    out: str = ""  # stdout alone, into which no other node's stderr is mixed
 
     @property
     def workers(self) -> list[dict[str, Any]]:
@@ -112,7 +113,7 @@ class Cluster:
 
     def start(self, argv: list[str], **environ: str) -> subprocess.Popen[str]:
         started = subprocess.Popen(
-            argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.place,
+            argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.place,
             env={**self.environ, "SLURM_JOB_NAME": self.place.name, **environ}, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         self.running.append(started)
@@ -121,12 +122,12 @@ class Cluster:
     def finish(self, started: subprocess.Popen[str]) -> Done:
         """Wait for the end of a command; it is killed, and the test fails, when it hangs."""
         try:
-            text, _ = started.communicate(timeout=PATIENCE_S)
+            out, err = started.communicate(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.call("scancel", "--user=root", "--signal=KILL")
-            text, _ = started.communicate(timeout=PATIENCE_S)
-            pytest.fail(f"{shlex.join(started.args)} ran longer than {PATIENCE_S} s:\n{text}")  # type: ignore[arg-type]
-        return Done(started.returncode, text, self.place)
+            out, err = started.communicate(timeout=PATIENCE_S)
+            pytest.fail(f"{shlex.join(started.args)} ran longer than {PATIENCE_S} s:\n{out}{err}")  # type: ignore[arg-type]
+        return Done(started.returncode, out + err, self.place, out)
 
     def srun(self, *options: str, argv: list[str], **environ: str) -> Done:
         """Run one task a node, as a user's own srun does, to the end."""
@@ -260,8 +261,9 @@ def cluster(started_cluster: Cluster) -> Iterator[Cluster]:
     for process in started_cluster.running:
         if process.poll() is None:
             process.kill()
-        if process.stdout is not None:
-            process.stdout.close()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
         process.wait()
     started_cluster.running.clear()
     started_cluster.call("scancel", "--user=root", "--signal=KILL")

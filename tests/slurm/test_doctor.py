@@ -15,7 +15,7 @@ def test_all_nodes_of_a_job_come_into_one_report(cluster: Cluster) -> None:
     words = cluster.parlaunch(script=False)
     doctor = [*words[: words.index("parlaunch") + 1], "doctor", "--format", "json"]
     done = cluster.srun("-N2", "--ntasks-per-node=1", argv=doctor)
-    said = json.loads(done.text[done.text.index("{\n") :].rpartition("}")[0] + "}")
+    said = json.loads(done.out)
     assert said["schema"] == "parlaunch.doctor/1"
     assert len(said["nodes"]) == 2
     assert done.code == (0 if said["ok"] else 1)

@@ -63,7 +63,7 @@ def verifying(cluster: Cluster, *words: str) -> list[str]:
 
 def said(done: Done) -> dict[str, Any]:
     """The JSON that the first node printed."""
-    found: dict[str, Any] = json.loads(done.text[done.text.index("{\n") :].rpartition("\n}")[0] + "\n}")
+    found: dict[str, Any] = json.loads(done.out)
     return found
 
 
