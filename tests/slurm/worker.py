@@ -41,7 +41,7 @@ def train(trouble: str) -> None:
     (here / f"trained-{rank}-{number}").touch()
     if number == 0 and rank == 0 and trouble in ("oom", "switch"):
         # A rank that is ended before it could count this training would take the next one for it.
-        while len(list(here.glob("trained-*-0"))) < said["world"]:
+        while len(list(here.glob("trained-*-0"))) < int(os.environ["WORLD_SIZE"]):
             time.sleep(0.05)
     if (trouble, number, rank) == ("oom", 0, 0):
         print(OUT_OF_MEMORY, file=sys.stderr, flush=True)
