@@ -30,7 +30,7 @@ from parlaunch.planning.space import cuts, divisors, exchange, inside, reach
 from parlaunch.planning.switching import Chooser, switched, why_not_switch
 from parlaunch.rules import violations
 from parlaunch.rules import why_not as rule_broken
-from parlaunch.rules.switches import DEEPEP_GPU, HYBRIDEP_GPU
+from parlaunch.rules.switches import DEEPEP_GPU, GRAPHS, HYBRIDEP_GPU
 from parlaunch.rules.working import instead
 from parlaunch.switches.table import SWITCHES, not_on_cpu
 from parlaunch.switches.wanted import AS_RECIPE, Wanted
@@ -245,12 +245,15 @@ def frontier(recipe: Recipe, rates: Rates, wishes: Wishes, *, limit: int = 200) 
 
 
 def _as_run(recipe: Recipe, wishes: Wishes, rates: Rates) -> Recipe:
-    """The recipe with FSDP as the user wants it, and with a dispatcher of tokens that runs here; everything else of it is not
-    ours to change."""
+    """The recipe with FSDP as the user wants it, and with a dispatcher of tokens that runs here, without CUDA graphs where that
+    one excludes them; everything else of it is not ours to change."""
     wished = _as_wished(recipe, wishes)
     if _dispatcher_problem(recipe, rates) is None:
         return wished
-    return replace(wished, features=replace(wished.features, dispatcher="alltoall"))
+    made = replace(wished, features=replace(wished.features, dispatcher="alltoall"))
+    if _graphs_problem(made, rates) is None:
+        return made
+    return replace(made, features=replace(made.features, cuda_graph=None, cuda_graph_scope=()))
 
 
 def _as_wished(recipe: Recipe, wishes: Wishes) -> Recipe:
@@ -264,6 +267,11 @@ def _dispatcher_problem(recipe: Recipe, rates: Rates) -> str | None:
     """Why the recipe's dispatcher runs on none of these GPUs, whatever the layout; None when it does."""
     found = (gpu.broken(Layout(), recipe, rates.product) for gpu in (DEEPEP_GPU, HYBRIDEP_GPU))
     return next((sentence for sentence in found if sentence), None)
+
+
+def _graphs_problem(recipe: Recipe, rates: Rates) -> str | None:
+    """Why the recipe's CUDA graphs run with its dispatcher on none of these GPUs, whatever the layout; None when they do."""
+    return GRAPHS.broken(Layout(), recipe, rates.product)
 
 
 def _check(recipe: Recipe, rates: Rates, wishes: Wishes) -> None:

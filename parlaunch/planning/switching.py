@@ -60,7 +60,11 @@ class Chooser:
         self._variants: dict[Values, Recipe] = {}
         self._settled: dict[tuple[object, ...], Recipe] = {}
         reproducible = DETERMINISTIC in recipe.env  # it asks for runs that are equal bit by bit: every switch stays
-        self.open = tuple(s for s in SWITCHES if not reproducible and wanted.open(s.name) and self._worth_asking(s))
+        self.open: tuple[Switch, ...] = ()
+        if not reproducible:
+            free = tuple(s for s in SWITCHES if wanted.open(s.name))
+            self.open = tuple(s for s in free if self._worth_asking(s))
+            self.open = tuple(s for s in free if s in self.open or self._falls_with_others(s))
         self.fullest = self._fullest()
 
     def _choices(self, row: Switch) -> tuple[str, ...]:
@@ -87,6 +91,13 @@ class Chooser:
                 if allowed and time / micro_batch_time(after, layout, self.rates) - 1 > row.margin(value):
                     return True
         return False
+
+    def _falls_with_others(self, row: Switch) -> bool:
+        """Whether the recipe's own value cannot be on where the switches asked about are as they can be here: CUDA graphs with another
+        dispatcher."""
+        if not self.open or not self._choices(row):
+            return False
+        return any(row.refused(x, self._settle(self.fixed, x), self.place) is not None for x in self._likely())
 
     def _likely(self) -> tuple[Layout, ...]:
         """One micro batch where switches gain most: products as narrow, and experts spread as wide, as NVLink and network allow;

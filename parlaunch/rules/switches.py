@@ -74,7 +74,7 @@ def _graphs(x: Layout, r: Recipe, gpu: Product | None) -> str | None:
     f = r.features
     if r.architecture.model_type == "gemma4" and r.architecture.num_moe_experts:
         return f"{r.model} takes no CUDA graphs: it gives its router, shared and routed experts inputs of their own"
-    if f.router_padding and "moe_preprocess" in f.cuda_graph_scope and _dispatched_by(x, r, gpu) == "alltoall":
+    if _padded(r) and "moe_preprocess" in f.cuda_graph_scope and _dispatched_by(x, r, gpu) == "alltoall":
         return "a CUDA graph over moe_preprocess excludes padding for FP8 with the alltoall dispatcher"
     if x.recompute.granularity == "full" and f.cuda_graph != "full_iteration":
         return "CUDA graphs of single modules exclude full recomputation"
@@ -85,6 +85,11 @@ def _graphs(x: Layout, r: Recipe, gpu: Product | None) -> str | None:
 
 QUANTIZED = ("fp8", "nvfp4")
 """Beginnings of the precisions that multiply in 8 or 4 bits."""
+
+
+def _padded(r: Recipe) -> bool:
+    """Whether each expert's tokens are padded: what a recipe does for its FP8 or FP4 falls with another precision."""
+    return r.features.router_padding and r.precision.startswith(QUANTIZED)
 
 
 def _dispatched_by(x: Layout, r: Recipe, gpu: Product | None) -> str:
@@ -248,8 +253,8 @@ def legal_features(recipe: Recipe, layout: Layout, cluster: Cluster | None = Non
         changes["offload_modules"] = ()
     if dispatcher_problem(layout, recipe, gpu):
         changes["dispatcher"] = "alltoall"
-    if f.router_padding and not recipe.precision.startswith(QUANTIZED):
-        changes["router_padding"] = False
+    if f.router_padding:
+        changes["router_padding"] = _padded(recipe)
     if layout.fsdp:
         changes["distributed_optimizer"] = True  # Bridge switches it on: bridge/training/config.py:1074
     return replace(f, **changes)

@@ -57,3 +57,20 @@ def test_a_precision_that_the_gpu_lacks_is_refused_with_one_that_runs(machine: s
     assert not isinstance(caught.value, UsageError)
     assert caught.value.hint == hint
     plan("llama32_1b_pretrain_config", machine, precision=hint.split()[1], evidence=False)
+
+
+@pytest.mark.parametrize("switches", ["auto", "recipe"])
+@pytest.mark.parametrize("machine", ["rtxpro6000-8:16", "rtx4090:64"])
+def test_graphs_fall_with_the_dispatcher_that_they_needed(machine: str, switches: str) -> None:
+    """MXFP8's padding and a graph over moe_preprocess go together with HybridEP alone: CC 12 has none, nor has Ethernet."""
+    name = "nemotron_3_super_pretrain_64gpu_gb200_fp8mx_config"
+    made = plan(name, machine, precision="fp8cs", switches=switches, evidence=False, objective="memory")
+    assert made.chosen.memory.fits
+    alltoall = "model.moe_token_dispatcher_type=alltoall" in made.overrides
+    assert alltoall == ("model.cuda_graph_impl=none" in made.overrides)
+
+
+def test_padding_for_fp8_is_no_reason_against_graphs_in_another_precision() -> None:
+    name = "nemotron_3_super_pretrain_64gpu_gb200_fp8mx_config"
+    made = plan(name, "dgx1-v100:16", precision="fp16", evidence=False, objective="memory", switches="recipe")
+    assert "model.cuda_graph_impl=none" not in made.overrides
