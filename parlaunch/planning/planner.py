@@ -308,7 +308,7 @@ def _check(recipe: Recipe, rates: Rates, wishes: Wishes) -> None:
 
 _PINS_OF: Mapping[str, tuple[str, ...]] = {
     "tp-heads": ("tp",), "tp-groups": ("tp",), "tp-ffn": (), "tp-mamba-heads": ("tp",), "cp-seq": ("cp",),
-    "ep-needs-moe": (), "ep-divides": ("ep",), "ep-hybridep-domain": ("ep",), "prec-gpu": (),
+    "ep-needs-moe": (), "ep-divides": ("ep",), "ep-hybridep-domain": ("ep",), "prec-gpu": (), "opt-muon-fp16": (),
     "ep-dispatcher": (), "cg-impl": (), "rc-modules": ("recompute",),
     "rc-modes": ("recompute",), "rc-fp8": ("recompute",), "tp-bias-moe": ("etp",), "mbs-offline-pack": ("micro_batch_size",),
     "opt-precision": (), "cg-scopes": (), "ep-group-topk": (), "ep-paged-stash": (), "off-fine": (),
@@ -337,7 +337,8 @@ def _divisor_hint(rule: str, recipe: Recipe, rates: Rates) -> str:
         "ep-needs-moe": "leave --ep and --etp out",
         "cp-seq": f"CP must divide {recipe.seq_length // 2}",
         "ep-hybridep-domain": "take EP 64 or less",
-        "prec-gpu": f"--precision {instead(rates.product)}",
+        "prec-gpu": f"--precision {instead(recipe, rates.product)}",
+        "opt-muon-fp16": f"--precision {instead(recipe, rates.product)}",
     }.get(rule, "")
 
 

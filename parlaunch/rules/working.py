@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from parlaunch.hardware.cpu import CPU_RANK
 from parlaunch.hardware.datasheet import Product
 from parlaunch.hardware.rates import Rates
 from parlaunch.model.layout import Layout
@@ -145,7 +146,20 @@ def optimizer_precision(x: Layout, r: Recipe, _m: Rates) -> str | None:
     return f"moments in {f.moments} need the precision-aware optimizer"
 
 
+@WORKING.rule("opt-muon-fp16", "Muon -> not fp16", "megatron/core/optimizer/__init__.py:769")
+def muon_fp16(_x: Layout, r: Recipe, m: Rates) -> str | None:
+    if not _refuses(r, r.precision):
+        return None
+    return f"Megatron's Muon does not train in fp16: train in {instead(r, m.product)}, or with another optimizer"
+
+
+def _refuses(r: Recipe, precision: str) -> bool:
+    """Whether the recipe's optimizer refuses a precision, on any GPU."""
+    return precision == "fp16" and r.optimizer == "muon"
+
+
 PRECISIONS_ON: Mapping[str, tuple[str, tuple[int, int], tuple[int, int]]] = {
+    "bf16": ("bf16", (8, 0), (99, 0)),
     "fp8cs": ("FP8", (8, 9), (99, 0)),
     "fp8ds": ("FP8", (8, 9), (99, 0)),
     "fp8sc": ("FP8 with block scaling", (9, 0), (12, 0)),
@@ -169,18 +183,21 @@ def precision_there(_x: Layout, r: Recipe, m: Rates) -> str | None:
         f", below {below[0]}.{below[1]}" if below[0] < 99 else ""
     )
     has = f"{p.name} is {p.compute_capability[0]}.{p.compute_capability[1]}"
-    return f"{name} runs {where}, and {has}: train in {instead(p)}, or on another GPU"
+    return f"{name} runs {where}, and {has}: train in {instead(r, p)}, or on another GPU"
 
 
 def runs_in(precision: str, p: Product) -> bool:
-    """Whether Transformer Engine runs a precision on this GPU."""
+    """Whether Transformer Engine runs a precision on this GPU, or PyTorch on a CPU rank."""
+    if p.name == CPU_RANK.name and precision == "bf16":
+        return True
     _, least, below = PRECISIONS_ON.get(precision, ("", (0, 0), (99, 0)))
     return least <= p.compute_capability < below
 
 
-def instead(p: Product) -> str:
-    """The narrowest precision with one scale a tensor that runs there."""
-    return "fp8cs" if runs_in("fp8cs", p) else "bf16"
+def instead(r: Recipe, p: Product) -> str:
+    """The next wider precision in which the recipe runs there; of FP8, the one with one scale a tensor."""
+    wider = ("bf16", "fp16") if r.precision in ("bf16", "fp16") else ("fp8cs", "bf16", "fp16")
+    return next((name for name in wider if runs_in(name, p) and not _refuses(r, name)), "fp32")
 
 
 @WORKING.rule(

@@ -30,7 +30,7 @@ from parlaunch.model import catalog
 
 MACHINES = (
     "dgx-a100-40g", "dgx-a100-80g", "dgx-h100", "dgx-h200", "dgx-b200", "dgx-b300", "gb200-nvl72", "gb300-nvl72", "l40s-pcie-8",
-    "h100-pcie-8", "rtx4090", "dgx1-v100",
+    "h100-pcie-8", "rtx4090", "dgx1-v100", "rtxpro6000-8",
 )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def test_a_spread_of_recipes_plans_on_a_spread_of_machines_and_hints_work_when_f
 
 def test_a_model_that_fits_nowhere_says_so_though_its_recipe_s_dispatcher_does_not_run_here_either() -> None:
     with pytest.raises(NoLayoutError, match="fits nowhere on 8 × V100") as caught:
-        plan("qwen35_vl_35b_a3b_pretrain_8gpu_gb200_bf16_config", "dgx1-v100:1", evidence=False)
+        plan("qwen35_vl_35b_a3b_pretrain_8gpu_gb200_bf16_config", "dgx1-v100:1", precision="fp16", evidence=False)
     assert "4 nodes (32 GPUs) are enough" in caught.value.hint
 
 
@@ -45,6 +45,8 @@ def test_a_dispatcher_that_does_not_run_here_is_replaced_and_that_is_said() -> N
 @pytest.mark.parametrize(
     ("machine", "precision", "hint"),
     [
+        ("dgx1-v100:1", "bf16", "--precision fp16"),
+        ("t4-8:2", "fp8cs", "--precision fp16"),
         ("dgx-a100-80g:1", "fp8cs", "--precision bf16"),
         ("dgx-h100:1", "fp8mx", "--precision fp8cs"),
         ("dgx-h100:1", "nvfp4", "--precision fp8cs"),
@@ -57,6 +59,17 @@ def test_a_precision_that_the_gpu_lacks_is_refused_with_one_that_runs(machine: s
     assert not isinstance(caught.value, UsageError)
     assert caught.value.hint == hint
     plan("llama32_1b_pretrain_config", machine, precision=hint.split()[1], evidence=False)
+
+
+def test_a_recipe_that_refuses_the_precision_in_its_place_is_sent_to_one_that_it_takes() -> None:
+    name = "deepseek_v4_flash_pretrain_32gpu_h100_bf16_muon_config"
+    with pytest.raises(ParlaunchError) as caught:
+        plan(name, "dgx1-v100:64", evidence=False)
+    assert caught.value.hint == "--precision fp32"
+    plan(name, "dgx1-v100:64", precision="fp32", evidence=False, objective="memory")
+    with pytest.raises(ParlaunchError, match="Muon does not train in fp16: train in bf16") as caught:
+        plan(name, "dgx-h100:8", precision="fp16", evidence=False)
+    assert caught.value.hint == "--precision bf16"
 
 
 @pytest.mark.parametrize("switches", ["auto", "recipe"])

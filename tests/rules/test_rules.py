@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parlaunch.data import load
-from parlaunch.hardware.datasheet import preset, product_names
+from parlaunch.hardware.datasheet import preset, product, product_names
 from parlaunch.hardware.rates import Rates, rates_of
 from parlaunch.model import catalog
 from parlaunch.model.layout import FULL_RECOMPUTE, Layout, Recompute
@@ -170,6 +170,20 @@ def test_fp4_needs_a_gpu_that_has_it() -> None:
     assert "prec-gpu" in broken(llama(world=8), replace(LLAMA, precision="fp8cs"), A100)
 
 
+def test_bf16_needs_a_gpu_of_ampere_or_later_and_fp16_none() -> None:
+    sheets = [sheet for name in product_names() if (sheet := product(name))]
+    older = {s.name for s in sheets if s.compute_capability < (8, 0)}
+    for precision, refused in (("bf16", older), ("fp16", set[str]())):
+        recipe = replace(LLAMA, precision=precision)
+        assert {s.name for s in sheets if "prec-gpu" in broken(llama(), recipe, replace(H100, product=s))} == refused
+
+
+def test_muon_does_not_train_in_fp16() -> None:
+    recipe = replace(LLAMA, optimizer="muon", precision="fp16")
+    assert "opt-muon-fp16" in broken(llama(), recipe)
+    assert "opt-muon-fp16" not in broken(llama(), replace(recipe, precision="bf16"))
+
+
 def test_the_fewest_gpus_are_not_the_product_of_all_sizes() -> None:
     assert fewest_gpus(Layout(tp=2, pp=16, ep=64)) == 16 * 64
     assert fewest_gpus(Layout(tp=8, pp=4, cp=2, ep=4)) == 4 * 16
@@ -211,7 +225,8 @@ def test_every_product_has_rules_that_answer() -> None:
     assert product_names()
     for name in ("l40s-pcie-8", "dgx1-v100", "gh200", "dgx-b300"):
         rates = rates_of(preset(name))
-        assert violations(Layout(world=rates.world_size, global_batch_size=128), LLAMA, rates) == ()
+        recipe = replace(LLAMA, precision="fp16")  # which all of them have
+        assert violations(Layout(world=rates.world_size, global_batch_size=128), recipe, rates) == ()
 
 
 # --- Models of Megatron Bridge -----------------------------------------------------------------------------------------
