@@ -10,9 +10,10 @@ then a few multiplications for each stage that could be the fullest.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from parlaunch.estimate.states import BUCKET, FRAGMENTS, Bytes, Keeping, bytes_a_parameter, keeping_of, loss_of
 from parlaunch.estimate.timing.software import software_of
@@ -112,7 +113,6 @@ class _Standing(NamedTuple):
     logit_gradients: float  # bytes a token, when the output matrix does
     largest_logits: float  # bytes a token of the widest of them
     buffers: float  # bytes a token
-    registered: float  # bytes a token of buffers outside of torch
     unit_dense: float  # parameters of the largest FSDP unit
     unit_routed: float
     embedding_gradient: float  # bytes: autograd makes it whole, before it is added to the main gradient
@@ -271,18 +271,18 @@ def _standing(place: _Place, p: _Plan) -> _Standing:
             other += rows * h
     return _Standing(
         dense, other, routed, adapters, encoder, logits, logit_gradients, largest_logits,
-        _communication(p, residual, kinds), _registered(p), unit_dense, unit_routed, embedding_gradient,
+        _communication(p, residual, kinds), unit_dense, unit_routed, embedding_gradient,
         _dummies(p, kinds), head_dummy,
     )  # fmt: skip
 
 
-def _left(place: _Place, p: _Plan, recompute: Recompute, s: Surroundings, microbatches: int) -> _Left:
+def _left(place: _Place, p: _Plan, recompute: Recompute, s: Surroundings, microbatches: int, *, overlap: bool) -> _Left:
     a, f, h = p.architecture, p.features, p.architecture.hidden_size
     i, residual, layers = place.at, _residual(p), 0
     saved = transient = first = one = most = 0.0
     last: _Chunk | None = None
     output = WIDE * h * residual if p.pp > 1 and keeping_of(f.framework).stage_outputs else 0.0
-    in_flight = held(i, p.pp, p.vp, microbatches, overlap=f.ep_overlap)
+    in_flight = held(i, p.pp, p.vp, microbatches, overlap=overlap)
     for count, chunk in zip(in_flight, place.chunks, strict=True):
         if chunk is not last:  # all but the first and the last mostly are the same
             (one, most), last = _chunk(chunk, a, recompute, s), chunk
@@ -338,16 +338,16 @@ def _communication(p: _Plan, residual: float, kinds: set[LayerKind]) -> float:
     return size
 
 
-def _registered(p: _Plan) -> float:
+def _written(recipe: Recipe, layout: Layout) -> float:
     """Bytes a token of buffers that GPUs write into each other's: their owners allocate them beside torch (`cudaMalloc` or `cuMemCreate`
     in Transformer Engine's `userbuffers-host.cpp` and in HybridEP's `allocator.cuh`)."""
-    a, h, size = p.architecture, p.architecture.hidden_size, 0.0
-    if p.tp > 1 and p.features.tp_overlap:
+    a, f, h, size = recipe.architecture, recipe.features, recipe.architecture.hidden_size, 0.0
+    if layout.tp > 1 and f.tp_overlap:
         size += 6 * WIDE * h  # user buffers of four layers' forward and two of their backward
-    if p.ep > 1 and p.features.dispatcher == "hybridep":
+    if layout.ep > 1 and f.dispatcher == "hybridep":
         # Receive buffers for dispatch and combine, sized for every rank of the group sending everything here.
         width = a.moe_latent_size or h
-        size += 2 * WIDE * width * p.ep / p.tp
+        size += 2 * WIDE * width * layout.ep / layout.tp
     return size
 
 
@@ -459,21 +459,31 @@ class _Stage(NamedTuple):
 class _Frame(NamedTuple):
     """What layouts share that differ in micro batch and recomputation alone."""
 
-    p: _Plan
+    p: _Plan  # with the switches `OFF`
     keeping: Keeping
     spread: int  # ranks that share the optimizer
     expert_spread: int
     around: tuple[object, ...]  # what activations depend on beside recomputation and micro batches in flight
     stages: tuple[_Stage, ...]  # those that could be the fullest
     in_flight: int  # micro batches: more change nothing
-    workspace: float  # bytes, as are the next two
-    registered: float
-    outside: float
-    wider: float  # the error bands, than those of runs like it
+    workspace: float  # bytes
+    outside: float  # bytes
+    features: Features
+    # What switches add:
+    written: float = 0.0  # bytes a token of what other GPUs write to, outside of torch
+    registered: float = 0.0  # bytes, whatever a micro batch is
+    wider: float = 0.0  # the error bands, than those of runs like it
 
 
-class _Model:
-    """Everything about one recipe on one machine that layouts share."""
+OFF: Mapping[str, Any] = {
+    "dispatcher": None, "ep_overlap": False, "cuda_graph": None, "cuda_graph_scope": (), "external_cuda_graph": False,
+}  # fmt: skip
+"""Switches that change neither what stands on a stage nor what one micro batch leaves there, turned off: recipes that differ in
+them alone share the rest, which a search would otherwise make for every combination."""
+
+
+class _Bare:
+    """What layouts share on one machine, for all recipes that are the same with those switches `OFF`."""
 
     def __init__(self, recipe: Recipe, rates: Rates) -> None:
         self.recipe, self.rates = recipe, rates
@@ -483,8 +493,7 @@ class _Model:
         self._frames: dict[tuple[object, ...], _Frame] = {}
         self._kept: dict[tuple[object, ...], tuple[_Left, ...]] = {}
 
-    def frame(self, x: Layout) -> _Frame:
-        key = (x.world, x.tp, x.pp, x.vp, x.cp, x.ep, x.etp, x.fsdp, x.cp_comm_type, x.layers_per_chunk)
+    def frame(self, key: tuple[object, ...], x: Layout) -> _Frame:
         known = self._frames.get(key)
         if known is None:
             known = self._frames[key] = self._frame(x)
@@ -526,11 +535,8 @@ class _Model:
             ),
             2 * pp + 1 if layout.vp else pp + 1,
             WORKSPACE.get(gpu, 4 * MIB) * (2 + (4 if a.num_moe_experts else 0)),
-            DEEPEP_BUFFER if layout.ep > 1 and f.dispatcher == "deepep" else 0,
-            (CONTEXT.get(gpu, 0.6) + keeping.loading) * GIB
-            + communicators * COMMUNICATOR
-            + (GRAPH if f.cuda_graph else 0),
-            _wider(recipe, layout),
+            (CONTEXT.get(gpu, 0.6) + keeping.loading) * GIB + communicators * COMMUNICATOR,
+            f,
         )
 
     def stage(self, place: _Place, p: _Plan, spread: int, expert_spread: int) -> _Stage:
@@ -549,15 +555,42 @@ class _Model:
     def kept(self, x: _Frame, layout: Layout) -> tuple[_Left, ...]:
         """What micro batches leave on each of the frame's stages."""
         microbatches = min(layout.num_microbatches, x.in_flight) or 1
-        key = (x.around, layout.recompute, microbatches)
+        key = (x.around, layout.recompute, microbatches, x.features.ep_overlap)
         known = self._kept.get(key)
         if known is None:
             known = self._kept[key] = self.left(x, layout.recompute, microbatches)
         return known
 
     def left(self, x: _Frame, recompute: Recompute, microbatches: int) -> tuple[_Left, ...]:
-        around = _surroundings(x.p, recompute, self.recipe.seq_length)
-        return tuple(_left(stage.place, x.p, recompute, around, microbatches) for stage in x.stages)
+        around, overlap = _surroundings(x.p, recompute, self.recipe.seq_length), x.features.ep_overlap
+        return tuple(_left(stage.place, x.p, recompute, around, microbatches, overlap=overlap) for stage in x.stages)
+
+
+class _Model:
+    """Everything about one recipe on one machine that layouts share."""
+
+    def __init__(self, recipe: Recipe, rates: Rates) -> None:
+        self.recipe, self.rates = recipe, rates
+        self.bare = _bare(replace(recipe, features=replace(recipe.features, **OFF)), rates)
+        self._frames: dict[tuple[object, ...], _Frame] = {}
+
+    def frame(self, x: Layout) -> _Frame:
+        key = (x.world, x.tp, x.pp, x.vp, x.cp, x.ep, x.etp, x.fsdp, x.cp_comm_type, x.layers_per_chunk)
+        known = self._frames.get(key)
+        if known is None:
+            known = self._frames[key] = self._frame(self.bare.frame(key, x), x)
+        return known
+
+    def _frame(self, bare: _Frame, x: Layout) -> _Frame:
+        """The frame with the recipe's switches."""
+        f = self.recipe.features
+        return bare._replace(
+            outside=bare.outside + (GRAPH if f.cuda_graph else 0),
+            features=f,
+            written=_written(self.recipe, x),
+            registered=DEEPEP_BUFFER if x.ep > 1 and f.dispatcher == "deepep" else 0,
+            wider=_wider(self.recipe, x),
+        )
 
     def tokens(self, layout: Layout) -> float:
         """Of a micro batch on one rank."""
@@ -585,6 +618,11 @@ class _Model:
         )
 
 
+@lru_cache(maxsize=16)
+def _bare(recipe: Recipe, rates: Rates) -> _Bare:
+    return _Bare(recipe, rates)
+
+
 @lru_cache(maxsize=32)
 def _model(recipe: Recipe, rates: Rates) -> _Model:
     return _Model(recipe, rates)
@@ -604,14 +642,14 @@ def _parts(stage: _Stage, left: _Left, x: _Frame, tokens: float) -> tuple[float,
         optimizer += max(0.0, stage.stepping - activations - logits)
     largest = max(st.embedding_gradient, st.head_dummy, st.largest_logits * tokens)
     return (
-        stage.weights, stage.gradients, optimizer, activations, logits, buffers, st.registered * tokens, largest,
+        stage.weights, stage.gradients, optimizer, activations, logits, buffers, x.written * tokens, largest,
     )  # fmt: skip
 
 
 def _figures(parts: tuple[float, ...], x: _Frame) -> tuple[int, ...]:
     """What the memory of a stage is made of, as `Memory` has it: weights to runtime, which add up to the peak; slack, pool."""
     weights, gradients, optimizer, activations, logits, buffers, registered, largest = parts
-    f, keeping = x.p.features, x.keeping
+    f, keeping = x.features, x.keeping
     buffers += x.workspace
     if keeping.buckets and x.spread > 1:
         buffers += keeping.buckets.get(x.p.precision, 0) * min(1.0, weights / WIDE / BUCKET)  # no larger than the model
@@ -627,7 +665,7 @@ def _figures(parts: tuple[float, ...], x: _Frame) -> tuple[int, ...]:
 def _fullest(model: _Model, layout: Layout) -> tuple[_Stage, tuple[float, ...], _Frame]:
     """The stage that holds most, with its parts."""
     x, tokens, most = model.frame(layout), model.tokens(layout), -1.0
-    for stage, left in zip(x.stages, model.kept(x, layout), strict=True):
+    for stage, left in zip(x.stages, model.bare.kept(x, layout), strict=True):
         parts = _parts(stage, left, x, tokens)
         total = sum(parts[:-1])
         if total > most:
@@ -650,13 +688,11 @@ def peak_bytes(recipe: Recipe, layout: Layout, rates: Rates) -> int:
 def stage_memories(recipe: Recipe, layout: Layout, rates: Rates, *, headroom: float = HEADROOM) -> tuple[Memory, ...]:
     """The same for every pipeline stage, in order."""
     model = _model(recipe, rates)
-    x, tokens = model.frame(layout), model.tokens(layout)
+    bare, x, tokens = model.bare, model.frame(layout), model.tokens(layout)
     p = x.p
     chunks = _chunks(p.architecture, p.pp, p.vp, p.layers_per_chunk)
-    x = x._replace(
-        stages=tuple(model.stage(_place(i, chunks, p.pp), p, x.spread, x.expert_spread) for i in range(p.pp))
-    )
-    kept = model.left(x, layout.recompute, min(layout.num_microbatches, x.in_flight) or 1)
+    x = x._replace(stages=tuple(bare.stage(_place(i, chunks, p.pp), p, x.spread, x.expert_spread) for i in range(p.pp)))
+    kept = bare.left(x, layout.recompute, min(layout.num_microbatches, x.in_flight) or 1)
     return tuple(
         model.memory(stage, _parts(stage, left, x, tokens), x, headroom)
         for stage, left in zip(x.stages, kept, strict=True)

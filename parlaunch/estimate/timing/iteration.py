@@ -68,7 +68,7 @@ class _Model:
     def __init__(self, recipe: Recipe, rates: Rates) -> None:
         self.recipe, self.rates = recipe, rates
         self.software = software_of(recipe.features.framework)
-        self.kernels, self.links = Kernels(rates), Links(rates)
+        self.kernels, self.links = _machine(rates)
         self.layers = Layers(recipe, self.software, self.kernels, self.links)
         self.mtp = tuple(self.layers.number[kind] for kind in recipe.architecture.mtp_layers())
         self.graphed = _graphed(recipe)
@@ -182,7 +182,12 @@ def _graphed(recipe: Recipe) -> float:
     return min(0.95, 0.30 * len(scope)) if "attn" in scope else 0.15 * len(scope)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
+def _machine(rates: Rates) -> tuple[Kernels, Links]:
+    return Kernels(rates), Links(rates)
+
+
+@lru_cache(maxsize=32)
 def _model(recipe: Recipe, rates: Rates) -> _Model:
     return _Model(recipe, rates)
 
