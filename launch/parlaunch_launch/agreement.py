@@ -372,6 +372,7 @@ class _Host(Party):
     ) -> Agreement:
         crash: BaseException | None = None
         watch: socket.socket | None = None
+        connection: socket.socket | None = None
         first = self.order is None
         try:
             brought = self._first(mine) if first else self._again(mine, patience_s)
@@ -409,11 +410,11 @@ class _Host(Party):
             self._flush(5.0)
         except ParlaunchError as error:
             unhurried()
-            if watch is not None:
-                watch.close()
+            _close(watch, connection)
             self._refuse(error)
             raise crash or error from None
         except BaseException:
+            _close(watch, connection)
             self._refuse(ParlaunchError(f"the first node, {_name(self.situation)}, was interrupted"), linger_s=2.0)
             raise
         self.order = list(seats)
@@ -704,6 +705,12 @@ def _ahead(theirs: Any, came: float | None, heard: float) -> float | None:
     if came is None or not isinstance(theirs, int | float):
         return None
     return max(0.0, theirs - heard) or min(0.0, theirs - came)
+
+
+def _close(*sockets: socket.socket | None) -> None:
+    for made in sockets:
+        if made is not None:
+            made.close()
 
 
 def _nodes(count: int) -> str:

@@ -51,8 +51,8 @@ def open_meeting(situation: Situation, keys: Keys, *, timeout_s: float) -> Meeti
         return _join(situation, keys, ports, timeout_s)
     elsewhere = None
     if situation.node_rank is None:
-        # Two nodes of one host may both have found nobody: the one with the first port is the host.
-        elsewhere = functools.partial(_there, situation, keys, ports, patience=3.0)
+        # Two nodes of one host may both have found nobody: the one with the first port is the host, once it answers.
+        elsewhere = functools.partial(_there, situation, keys, ports, patience=10.0)
     try:
         listeners = _listen(ports, addresses.of_the_job(situation), elsewhere)
     except Elsewhere:

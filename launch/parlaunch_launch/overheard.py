@@ -15,6 +15,8 @@ import threading
 from collections import deque
 from types import TracebackType
 
+from parlaunch_launch.awake import Awake
+
 KEPT = 1 << 18
 """Bytes of the end that are kept."""
 
@@ -55,7 +57,9 @@ class Overheard:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._copy is not None:
             os.dup2(self._real, self.fd)
-            self._copy.join(DRAIN_S)
+            awake = Awake()
+            while self._copy.is_alive() and awake() < DRAIN_S:
+                self._copy.join(0.1)
 
     def tell(self) -> str:
         """The end of what was said."""

@@ -6,11 +6,11 @@ import contextlib
 import os
 import re
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from parlaunch.frozen import dataclass
+from parlaunch_launch.awake import Awake
 from parlaunch_launch.family import GRACE_S, Orders, environ_of, members, state_of
 from parlaunch_launch.training_log import without_prefix
 
@@ -58,11 +58,11 @@ def stands(mark: str, lines: Iterator[str | None], orders: Orders) -> tuple[Stan
             os.kill(pid, signal.SIGABRT)
     frames: dict[str, list[str]] = {}
     dumping: set[str] = set()
-    began = heard = time.monotonic()
+    awake, heard = Awake(), 0.0
     for line in lines:
-        now = time.monotonic()
+        now = awake()
         quiet = any(frames.values()) and now - heard > QUIET_S
-        if now > began + GRACE_S or quiet or orders.hurry or (line is None and _all_said(frames, local, dumping)):
+        if now > GRACE_S or quiet or orders.hurry or (line is None and _all_said(frames, local, dumping)):
             break
         if line is not None:
             heard = now
