@@ -174,13 +174,14 @@ def measure(
     progress: Callable[[Progress], None] | None = None,
     sample: Callable[[], int | None] | None = None,
     orders: Orders | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Run:
     """Run one launch to its end, or until it gives no sign of life for `silence_s` seconds, or until we are told to end.
 
     Before the first iteration any line is a sign of life, after it only iterations are. A run that hangs is asked where it
     stands (Python prints its stack on SIGABRT) before it is ended. Raises ParlaunchError when it cannot be started.
     """
-    started = time.monotonic()
+    started = clock()
     orders = orders or Orders()
     reader, ended, peak, mark = LogReader(), None, None, new_mark()
     # Ranks print their stack when we abort them, print at all before they end, and say what memory they took.
@@ -192,7 +193,7 @@ def measure(
     ):
         alive = started
         for line in _lines(child):
-            now = time.monotonic()
+            now = clock()
             if orders.told is not None:
                 ended = "interrupted"
                 break
@@ -224,7 +225,7 @@ def measure(
         precision=launch.precision, sampled_peak=peak, tolerance=tolerance,
     )  # fmt: skip
     return Run(
-        launch=launch, measured=measured, verdict=verdict, returncode=returncode, seconds=time.monotonic() - started, log=log,
+        launch=launch, measured=measured, verdict=verdict, returncode=returncode, seconds=clock() - started, log=log,
         sampled_peak=peak, rank_log=_rank_log(launch.ranks, measured),
     )  # fmt: skip
 

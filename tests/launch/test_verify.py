@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from parlaunch.environment import torchrun
 from parlaunch.errors import ParlaunchError
 from parlaunch.model.layout import Layout
 from parlaunch.planning.plan import Candidate
-from parlaunch_launch.family import GRACE_S, MARK, environ_of
+from parlaunch_launch.elastic import children
+from parlaunch_launch.family import MARK, environ_of
 from parlaunch_launch.verify import Launch, Outcome, Progress, Run, measure, tapped, verify, verify_overrides
 from tests.check.test_verdict import CANDIDATE
-from tests.conftest import need
+from tests.conftest import HANGS_S, need
 
 LINE = (
     "print(f' [2026-01-01 00:00:00] iteration {n:8d}/{of:8d} | elapsed time per iteration (ms): {ms:.1f} |"
@@ -39,15 +41,18 @@ OUT_OF_MEMORY = (
 HANG = (
     "import os, subprocess, sys, time\n"
     "of, ms, n = 3, 5.0, 1\n"
-    f"{LINE}\n"
     # As torchrun does: the ranks stand in sessions of their own, and one hears nothing.
-    "rank = 'import time\\ndef all_reduce():\\n    time.sleep(600)\\nall_reduce()'\n"
-    "deaf = 'import faulthandler, signal, time\\nfaulthandler.disable()\\n'\n"
-    "deaf += 'for n in (6, 15, 1, 2): signal.signal(n, signal.SIG_IGN)\\ntime.sleep(600)'\n"
+    'stay = \'open(os.environ["UP"] + os.environ["RANK"], "w").close(); time.sleep(1200)\\n\'\n'
+    "rank = f'import os, time\\ndef all_reduce():\\n    {stay}all_reduce()'\n"
+    "deaf = 'import faulthandler, os, signal, time\\nfaulthandler.disable()\\n'\n"
+    "deaf += f'for n in (6, 15, 1, 2): signal.signal(n, signal.SIG_IGN)\\n{stay}'\n"
     "named = lambda n: subprocess.Popen(['sed', '-u', f's/^/[default{n}]:/'], stdin=subprocess.PIPE).stdin\n"
     "start = lambda n, code: subprocess.Popen([sys.executable, '-c', code], start_new_session=True, stderr=named(n),\n"
     "    env={**os.environ, 'RANK': n, 'LOCAL_RANK': n})\n"
-    "for each in [start('0', rank), start('1', deaf if sys.argv[1:] == ['deaf'] else rank)]: each.wait()\n"
+    "ranks = [start('0', rank), start('1', deaf if sys.argv[1:] == ['deaf'] else rank)]\n"
+    "while not all(os.path.exists(os.environ['UP'] + n) for n in '01'): time.sleep(0.02)\n"
+    f"{LINE}\n"
+    "for each in ranks: each.wait()\n"
     "sys.exit(1)\n"
 )
 
@@ -59,12 +64,24 @@ def left_behind(tester: int | None = None) -> list[int]:
     return [pid for pid, env in found.items() if env.get("PARLAUNCH_TEST") == mine and MARK in env]
 
 
-def launch(program: str, *args: str, candidate: Candidate = CANDIDATE) -> Launch:
+def launch(program: str, *args: str, up: Path = Path()) -> Launch:
+    """`up` is the folder in which ranks say that they are there."""
     return Launch(
         argv=(sys.executable, "-c", program, *args),
-        env={**os.environ, "PARLAUNCH_TEST": str(os.getpid())},
-        candidate=candidate,
+        env={**os.environ, "PARLAUNCH_TEST": str(os.getpid()), "UP": str(up / "up-")},
+        candidate=CANDIDATE,
     )
+
+
+def after_an_iteration(log: Path) -> Callable[[], float]:
+    """A clock that begins to go once an iteration is logged, a second a look: nobody is too slow before."""
+    seconds = [0.0]
+
+    def clock() -> float:
+        seconds[0] += log.exists() and "iteration" in log.read_text()
+        return seconds[0]
+
+    return clock
 
 
 def tried(launches: Sequence[Launch], *, top: int = 1, retries: int = 0, **given: Any) -> Outcome:
@@ -148,7 +165,9 @@ def test_top_measures_as_many_as_asked_whatever_becomes_of_the_first(tmp_path: P
 
 
 def test_a_run_that_hangs_is_asked_where_it_stands_and_leaves_no_process_behind(tmp_path: Path) -> None:
-    run = measure(launch(HANG), log=tmp_path / "hang.log", iterations=3, silence_s=3.0)
+    log = tmp_path / "hang.log"
+    hangs = launch(HANG, up=tmp_path)
+    run = measure(hangs, log=log, iterations=3, silence_s=3.0, clock=after_an_iteration(log))
     assert run.verdict.status == "hang"
     assert run.returncode is None
     assert "after iteration 1" in run.verdict.sentences[0]
@@ -157,7 +176,9 @@ def test_a_run_that_hangs_is_asked_where_it_stands_and_leaves_no_process_behind(
 
 
 def test_a_hang_names_the_rank_that_does_not_answer_and_kills_it(tmp_path: Path) -> None:
-    run = measure(launch(HANG, "deaf"), log=tmp_path / "hang.log", iterations=3, silence_s=3.0)
+    log = tmp_path / "hang.log"
+    hangs = launch(HANG, "deaf", up=tmp_path)
+    run = measure(hangs, log=log, iterations=3, silence_s=3.0, clock=after_an_iteration(log))
     assert "rank 1 does not answer" in run.verdict.sentences[0]
     assert not left_behind()
 
@@ -165,31 +186,41 @@ def test_a_hang_names_the_rank_that_does_not_answer_and_kills_it(tmp_path: Path)
 ALONE = """
 import os, sys
 from pathlib import Path
+from parlaunch_launch import verify
 from tests.launch.test_verify import HANG, launch, tried
-outcome = tried([launch(HANG, "deaf"), launch(HANG)], log_dir=Path(sys.argv[1]), iterations=3, top=2, silence_s=600)
+folder, verify.GRACE_S = Path(sys.argv[1]), float(sys.argv[2])
+launches = [launch(HANG, "deaf", up=folder), launch(HANG, up=folder)]
+outcome = tried(launches, log_dir=folder, iterations=3, top=2, silence_s=3600)
 print([run.verdict.status for run in outcome.runs], flush=True)
 sys.exit(outcome.exit_code)
 """
 
 
 @pytest.mark.parametrize(
-    ("sent", "code"), [((signal.SIGTERM,), 143), ((signal.SIGHUP,), 129), ((signal.SIGINT, signal.SIGINT), 130)]
+    ("sent", "grace_s", "code"),
+    [
+        ((signal.SIGTERM,), 1, 143),
+        ((signal.SIGHUP,), 1, 129),
+        ((signal.SIGINT, signal.SIGINT), 3600, 130),  # in a hurry nothing is waited for
+    ],
 )
-def test_told_to_end_it_takes_every_rank_with_it(tmp_path: Path, sent: tuple[signal.Signals, ...], code: int) -> None:
-    command = [sys.executable, "-c", ALONE, str(tmp_path)]
+def test_told_to_end_it_takes_every_rank_with_it(
+    tmp_path: Path, sent: tuple[signal.Signals, ...], grace_s: float, code: int
+) -> None:
+    command = [sys.executable, "-c", ALONE, str(tmp_path), str(grace_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as child:
         try:
             log = tmp_path / "verify-1.log"
-            until = time.monotonic() + 300
-            while not (log.exists() and "iteration" in log.read_text() and len(left_behind(child.pid)) >= 3):
+            until = time.monotonic() + HANGS_S
+            while not (log.exists() and "iteration" in log.read_text()):
                 assert time.monotonic() < until
                 time.sleep(0.1)
-            began = time.monotonic()
             for number in sent:
                 child.send_signal(number)
-                time.sleep(0.7)
-            said, _ = child.communicate(timeout=300)
-            took = time.monotonic() - began
+                while children(child.pid):  # what it started is told to end: it has heard, and two are not one
+                    assert time.monotonic() < until
+                    time.sleep(0.1)
+            said, _ = child.communicate(timeout=HANGS_S)
         finally:
             left = left_behind(child.pid)
             for pid in (child.pid, *left):
@@ -198,8 +229,6 @@ def test_told_to_end_it_takes_every_rank_with_it(tmp_path: Path, sent: tuple[sig
     assert not left
     assert child.returncode == code
     assert said.strip() == "['interrupted']"
-    if len(sent) > 1:  # in a hurry nothing is waited for
-        assert took < GRACE_S
 
 
 def test_torchrun_s_command_gets_a_log_for_each_rank_and_nothing_else_changes(tmp_path: Path) -> None:
@@ -211,12 +240,18 @@ def test_torchrun_s_command_gets_a_log_for_each_rank_and_nothing_else_changes(tm
 
 def test_progress_is_reported_every_second(tmp_path: Path) -> None:
     seen: list[Progress] = []
-    slow = GOOD + "import time\ntime.sleep(2.5)\n"
-    samples = iter([5, 9, 7, *[1] * 1000])
+    slow = GOOD + "import os, time\nwhile not os.path.exists(sys.argv[2]): time.sleep(0.05)\n"
+    samples = chain([5, 9, 7], repeat(1))
+
+    def progress(made: Progress) -> None:
+        seen.append(made)
+        if len(seen) > 3 and made.iteration == 3:
+            (tmp_path / "go").touch()
+
     run = measure(
-        launch(slow, "100"), log=tmp_path / "a.log", iterations=3, progress=seen.append, sample=lambda: next(samples)
-    )
-    assert len(seen) >= 2
+        launch(slow, "100", str(tmp_path / "go")), log=tmp_path / "a.log", iterations=3, progress=progress,
+        sample=lambda: next(samples),
+    )  # fmt: skip
     assert (seen[-1].iteration, seen[-1].of) == (3, 3)
     assert run.sampled_peak == 9
 
