@@ -52,7 +52,7 @@ class Turning:
         end = time.monotonic() + HANGS_S
         while True:
             try:
-                made = knock("127.0.0.1", self.port, lambda _: KEY, seconds=10)
+                made = knock("127.0.0.1", self.port, lambda _: KEY, seconds=HANGS_S)
                 break
             except (OSError, Refused):  # driven out by the crowd
                 assert time.monotonic() < end

@@ -14,7 +14,7 @@ import pytest
 
 from parlaunch_launch import addresses, elastic
 from parlaunch_launch.ends import Failure, code_of, first
-from tests.conftest import need
+from tests.conftest import HANGS_S, need
 
 
 @pytest.mark.parametrize(("status", "code"), [(42, 42), (1, 1), (-9, 137), (-11, 139), (0, 1)])
@@ -80,8 +80,12 @@ def test_sigterm_to_a_node_whose_ranks_have_ended_is_no_failure_of_it(tmp_path: 
     need(importlib.util.find_spec("torch"), "torch")
     script = tmp_path / "rank.py"
     script.write_text(UNEVEN)
+    # Bound and not listening: nobody is given the port, and who asks for it by name gets it (SO_REUSEADDR).
     with addresses._bind(0, "127.0.0.1") as held:
-        port = held.getsockname()[1]
+        _uneven(tmp_path, script, held.getsockname()[1])
+
+
+def _uneven(tmp_path: Path, script: Path, port: int) -> None:
     words = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     agents = [
@@ -92,7 +96,7 @@ def test_sigterm_to_a_node_whose_ranks_have_ended_is_no_failure_of_it(tmp_path: 
         for n in (0, 1)
     ]  # fmt: skip
     try:
-        end = time.monotonic() + 300
+        end = time.monotonic() + HANGS_S
         while not all((tmp_path / f"up-{n}").exists() for n in (0, 1)):
             assert time.monotonic() < end
             time.sleep(0.1)
@@ -103,7 +107,7 @@ def test_sigterm_to_a_node_whose_ranks_have_ended_is_no_failure_of_it(tmp_path: 
         agents[0].terminate()
         time.sleep(0.5)
         (tmp_path / "go-1").touch()
-        assert [agent.wait(300) for agent in agents] == [0, 0]
+        assert [agent.wait(HANGS_S) for agent in agents] == [0, 0]
     finally:
         for agent in agents:
             agent.kill()
@@ -114,5 +118,5 @@ def test_sigterm_before_there_are_ranks_ends_torchrun_as_any_process() -> None:
     script = "import os, signal; from parlaunch_launch import elastic\n"
     script += "elastic._patient([]); os.kill(os.getpid(), signal.SIGTERM)"
     need(importlib.util.find_spec("torch"), "torch")
-    done = subprocess.run([sys.executable, "-c", script], timeout=300, check=False)
+    done = subprocess.run([sys.executable, "-c", script], timeout=HANGS_S, check=False)
     assert done.returncode == -signal.SIGTERM
