@@ -19,6 +19,9 @@ from typing import Any, Protocol
 # -S: no site, hence no .pth hooks (the retired `pynvml` package has one that costs 20 ms); the path is handed over.
 BOOT = "import sys,json;sys.path[:]=json.loads(sys.argv[1]);from parlaunch_probes.nvml_reader import main;main(sys.argv[2])"
 
+REAP_S = 1.0
+"""How long a child that was killed may take to go."""
+
 
 @dataclass(slots=True)
 class NvmlReading:
@@ -148,10 +151,11 @@ class LibraryNvml:
         except OSError as error:
             reading.error = f"the reader of NVML cannot be started: {error}"
             return None
+        end = self.clock() + limit_s
         at, ended = self._listen(child, reading, limit_s, stall_s)
         if not ended:
             child.kill()
-        code = _reap(child)
+        code = _reap(child, max(REAP_S, end - self.clock()) if ended else REAP_S)
         if not ended:
             return at, "TIMEOUT"
         return (at, "CRASH") if code else None
@@ -182,10 +186,10 @@ class LibraryNvml:
         return at, False
 
 
-def _reap(child: subprocess.Popen[bytes]) -> int:
-    """Its exit code. One that a dead driver holds in the kernel cannot be waited for; it is nobody's to wait for."""
+def _reap(child: subprocess.Popen[bytes], seconds: float) -> int:
+    """Its exit code, waited for so long. One that a dead driver holds in the kernel cannot be waited for; it is nobody's to wait for."""
     try:
-        return child.wait(1.0)
+        return child.wait(seconds)
     except subprocess.TimeoutExpired:
         child.returncode = -9
         return -9

@@ -17,6 +17,7 @@ from parlaunch.errors import ProbeError
 from parlaunch.hardware.cluster import Cluster, cluster_to_json
 from parlaunch_probes import Host, capture, node
 from parlaunch_probes.nvml import NoNvml, NvmlReading
+from tests.conftest import HANGS_S
 from tests.fake_nvml import Fake
 from tests.probes import machines, tree
 from tests.probes.chaos import SAVED, mutate, one
@@ -55,7 +56,11 @@ def test_the_recorded_values_of_a_capture_are_those_that_it_replays_to() -> None
 def test_machines_that_nobody_built_are_probed_saved_and_shown(
     fake_nvml_library: Path, tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> None:
-    assert one(seed, tmp_path_factory.mktemp("chaos"), fake_nvml_library) in ("probed", "read", "refused")
+    assert one(seed, tmp_path_factory.mktemp("chaos"), fake_nvml_library, seconds=HANGS_S) in (
+        "probed",
+        "read",
+        "refused",
+    )
 
 
 @settings(max_examples=250, suppress_health_check=list(HealthCheck))

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,11 +25,11 @@ def nothing(tmp_path: Path) -> Host:
     return Host(tmp_path / "root")
 
 
-def node_of(host: Host, *, timeout_s: float = 10.0, environ: dict[str, str] | None = None) -> Node:
+def node_of(host: Host, *, timeout_s: float = HANGS_S, environ: dict[str, str] | None = None) -> Node:
     return whole(host, timeout_s=timeout_s, environ=environ).nodes[0]
 
 
-def whole(host: Host, *, timeout_s: float = 10.0, environ: dict[str, str] | None = None) -> Cluster:
+def whole(host: Host, *, timeout_s: float = HANGS_S, environ: dict[str, str] | None = None) -> Cluster:
     return probe(host, LibraryNvml(), environ=environ or {}, timeout_s=timeout_s)
 
 
@@ -103,7 +102,7 @@ def test_a_library_that_does_not_start_is_a_reason(fake_nvml: Fake, nothing: Hos
 
 def test_no_library_at_all_is_a_reason(nothing: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LD_LIBRARY_PATH", "/nowhere")
-    reading = LibraryNvml().read(10.0)
+    reading = LibraryNvml().read(HANGS_S)
     if reading.error is None:
         pytest.skip("this machine has an NVIDIA driver")
     assert reading.error == "LIBRARY_NOT_FOUND"
@@ -176,22 +175,18 @@ def test_bytes_that_are_no_utf8_are_a_reason_not_a_crash(fake_nvml: Fake, nothin
 
 
 def test_one_hanging_gpu_is_named_and_the_others_are_read(fake_nvml: Fake, nothing: Host) -> None:
-    fake_nvml.use("l40s", extra="delay nvmlDeviceGetMemoryInfo* 60000 2")
-    start = time.monotonic()
-    cluster = whole(nothing, timeout_s=4.0)
-    assert time.monotonic() - start < 20
+    fake_nvml.use("l40s", extra="delay nvmlDeviceGetMemoryInfo* 3600000 2")
+    cluster = whole(nothing, timeout_s=16.0)  # half of it for a GPU that is silent
     (node,) = cluster.nodes
     assert [g.index for g in node.gpus] == [0, 1, 3]
     assert [(g.index, g.error) for g in node.gpus_unusable] == [(2, "TIMEOUT")]
-    assert "GPU 2: NVML did not answer within 4 s" in cluster.notes
+    assert "GPU 2: NVML did not answer within 16 s" in cluster.notes
 
 
 def test_an_init_that_hangs_ends_in_time(fake_nvml: Fake, nothing: Host) -> None:
-    fake_nvml.use("l40s", extra="delay nvmlInit* 60000")
-    start = time.monotonic()
-    node = node_of(nothing, timeout_s=1.0)
-    assert time.monotonic() - start < 15
-    assert node.nvml_error == "TIMEOUT: no answer to nvmlInit within 1 s"
+    fake_nvml.use("l40s", extra="delay nvmlInit* 3600000")
+    node = node_of(nothing, timeout_s=8.0)
+    assert node.nvml_error == "TIMEOUT: no answer to nvmlInit within 8 s"
 
 
 def test_a_library_that_crashes_takes_only_its_own_process(fake_nvml: Fake, nothing: Host) -> None:
@@ -202,9 +197,8 @@ def test_a_library_that_crashes_takes_only_its_own_process(fake_nvml: Fake, noth
 
 
 def test_a_probe_that_hangs_does_not_keep_the_process_from_exiting(fake_nvml: Fake) -> None:
-    variables = fake_nvml.variables("l40s", extra="delay nvmlInit* 60000")
+    variables = fake_nvml.variables("l40s", extra="delay nvmlInit* 3600000")
     code = "import threading, parlaunch_probes as p; p.probe(timeout_s=0.5); print(threading.active_count())"
-    start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **variables},
@@ -213,14 +207,13 @@ def test_a_probe_that_hangs_does_not_keep_the_process_from_exiting(fake_nvml: Fa
         timeout=HANGS_S,
         check=True,
     )
-    assert time.monotonic() - start < 30
     assert done.stdout == "1\n"
     assert done.stderr == ""
 
 
 def test_slow_answers_within_the_time_are_taken(fake_nvml: Fake, nothing: Host) -> None:
     fake_nvml.use("l40s", "x_slow")  # 0.2 s a GPU
-    node = node_of(nothing, timeout_s=20)
+    node = node_of(nothing)
     assert len(node.gpus) == 4
     assert not node.gpus_unusable
 
@@ -228,7 +221,7 @@ def test_slow_answers_within_the_time_are_taken(fake_nvml: Fake, nothing: Host) 
 def test_the_library_is_shut_down_as_often_as_started(fake_nvml: Fake, tmp_path: Path) -> None:
     log = tmp_path / "calls"
     fake_nvml.use("l40s", log=log)
-    LibraryNvml().read(10.0)
+    LibraryNvml().read(HANGS_S)
     calls = [line.split()[0] for line in log.read_text().splitlines()]
     assert calls.count("nvmlInitWithFlags") == 1
     assert "nvmlDeviceGetP2PStatus" in calls
@@ -296,7 +289,7 @@ def test_bindings_of_another_age_are_named_with_the_way_out(fake_nvml: Fake, not
 
 def test_a_reading_survives_its_json(fake_nvml: Fake) -> None:
     fake_nvml.use("gb200_tray")
-    reading = LibraryNvml().read(10.0)
+    reading = LibraryNvml().read(HANGS_S)
     assert NvmlReading.from_json(reading.to_json()) == reading
 
 
