@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from parlaunch.check.verdict import Measured
-from tests.conftest import need
+from tests.conftest import HANGS_S, need
 from tests.launch.logs import read
 
 pytestmark = pytest.mark.bridge
@@ -38,7 +38,7 @@ def parlaunch(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache")}
     return subprocess.run(
         [python, "-m", "parlaunch", "--device", "cpu", "-v", *args, "train.train_iters=3"],
-        capture_output=True, text=True, timeout=500, check=False, cwd=folder, env=env,
+        capture_output=True, text=True, timeout=2 * HANGS_S, check=False, cwd=folder, env=env,
     )  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def test_our_runner_finds_recipes_steps_and_tasks_in_the_installed_bridge(tmp_pa
     config = {k: v for k, v in (SIZES | CONFIGS["llama"]).items() if v is not None}
     ask = f"LLAMA = {config!r}\n{ASK_BRIDGE}"
     done = subprocess.run(
-        [str(python), "-c", ask], capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path
+        [str(python), "-c", ask], capture_output=True, text=True, timeout=2 * HANGS_S, check=False, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(done.stdout.splitlines()[-1])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import need
+from tests.conftest import HANGS_S, need
 
 pytestmark = pytest.mark.training
 
@@ -41,7 +41,7 @@ def argv(folder: Path, iterations: int, *words: str) -> list[str]:
 def train(folder: Path, iterations: int, *words: str) -> tuple[list[float], str]:
     """Losses by iteration, and all that was said."""
     done = subprocess.run(
-        argv(folder, iterations, *words), capture_output=True, text=True, timeout=600, cwd=folder.parent
+        argv(folder, iterations, *words), capture_output=True, text=True, timeout=HANGS_S, cwd=folder.parent
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [float(x) for x in re.findall(r"lm loss: (\S+)", done.stdout)], done.stdout
@@ -62,7 +62,7 @@ def test_a_training_in_two_parts_computes_what_one_would(tmp_path: Path) -> None
 
 def test_sigterm_saves_and_the_next_start_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "saved"
-    words = argv(folder, 400, "train.exit_signal_handler=True")
+    words = argv(folder, 100_000, "train.exit_signal_handler=True")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=env) as started:
         assert started.stdout is not None
@@ -71,7 +71,7 @@ def test_sigterm_saves_and_the_next_start_goes_on(tmp_path: Path) -> None:
                 break
         started.send_signal(signal.SIGTERM)
         rest = started.stdout.read()
-        assert started.wait(600) == 0, rest
+        assert started.wait(HANGS_S) == 0, rest
     at = re.search(r"saved checkpoint of iteration (\d+)", rest)
     assert at is not None, rest
     _, said = train(folder, int(at[1]) + 1)

@@ -25,7 +25,7 @@ from parlaunch.model.layout import layout_to_json
 from parlaunch.model.tiny import shrink, tiny_overrides
 from parlaunch.planning.plan import Wishes
 from parlaunch.planning.planner import plan
-from tests.conftest import need
+from tests.conftest import HANGS_S, need
 from tests.launch.logs import read
 
 pytestmark = pytest.mark.training
@@ -60,7 +60,7 @@ def planned(name: str, pins: dict[str, Any]) -> tuple[dict[str, object], list[st
 def launch(*runner: str, ranks: int = WORLD) -> subprocess.CompletedProcess[str]:
     argv = torchrun.command(list(runner), python=sys.executable, nnodes=1, nproc_per_node=ranks)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(argv, capture_output=True, text=True, timeout=900, check=False, env=env)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=2 * HANGS_S, check=False, env=env)
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +114,7 @@ def main_job(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedPr
         *("--tp", "2", "--pp", "2", "train.train_iters=3"),
     ]
     folder = tmp_path_factory.mktemp("main")
-    return subprocess.run(argv, capture_output=True, text=True, timeout=900, check=False, cwd=folder)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=2 * HANGS_S, check=False, cwd=folder)
 
 
 def test_the_main_job_ends_well_with_a_finite_loss_at_iteration_3(main_job: subprocess.CompletedProcess[str]) -> None:
@@ -137,7 +137,7 @@ def test_verify_with_switches_trains_with_them(tmp_path: Path) -> None:
         *("--ep", "2", "--pp", "2", "--vp", "2", "--switches", "dp_overlap=on,dp_bucket=20000,p2p_overlap=on,bias_fusion=on"),
     ]  # fmt: skip
     env = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=900, check=False, cwd=tmp_path, env=env)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=2 * HANGS_S, check=False, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     logs = "".join(file.read_text() for file in tmp_path.rglob("*.log"))
     has = re.search(r"running with: (.*)", logs)

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from parlaunch.estimate.memory import LOGIT
-from tests.conftest import need
+from tests.conftest import HANGS_S, need
 
 SCRIPT = """
 import torch
@@ -54,7 +54,7 @@ BYTES = {"float32": 4, "bfloat16": 2}
 def compiled() -> str:
     need(importlib.util.find_spec("torch") and importlib.util.find_spec("megatron"), "megatron-core")
     need(shutil.which("g++"), "g++")
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=HANGS_S, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -70,7 +70,7 @@ def test_the_native_loss_holds_ten_bytes_a_logit_in_backward_and_four_until_then
 
 def test_the_loss_that_is_not_fused_keeps_its_softmax_in_float32_and_makes_the_gradient_beside_it() -> None:
     need(importlib.util.find_spec("torch") and importlib.util.find_spec("megatron"), "megatron-core")
-    done = subprocess.run([sys.executable, "-c", UNFUSED], capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run([sys.executable, "-c", UNFUSED], capture_output=True, text=True, timeout=HANGS_S, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     kept, gradient = map(float, done.stdout.split())
     # In forward the logits themselves stand beside what becomes the softmax: as wide as their gradient.

@@ -17,7 +17,7 @@ from parlaunch.model.catalog import recipe as catalog_recipe
 from parlaunch.model.parameters import total_params
 from parlaunch_launch.cpu import hub_cache
 from parlaunch_probes import bridge
-from tests.conftest import need
+from tests.conftest import HANGS_S, need
 
 NAMED = os.environ.get("BRIDGE_PYTHON")  # read before the tests' environment is cleaned
 BUILD = "parlaunch_launch.bridge_runner:found"
@@ -102,7 +102,7 @@ def test_the_real_bridge_builds_the_recipe_of_the_catalog(tmp_path: Path) -> Non
     hub_cache.write(tmp_path / "hub", str(known.model_id), config)
     done = subprocess.run(
         [str(python), "-m", "parlaunch_probes.bridge_child", NAME, BUILD, "parlaunch_launch.cpu.bridge_runner:importable"],
-        capture_output=True, text=True, timeout=300, check=True,
+        capture_output=True, text=True, timeout=HANGS_S, check=True,
         env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     answer = json.loads(done.stdout.splitlines()[-1])
