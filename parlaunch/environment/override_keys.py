@@ -15,7 +15,7 @@ from parlaunch.data import load
 from parlaunch.environment.user_overrides import planned_keys
 from parlaunch.errors import UsageError
 from parlaunch.model.recipe import Recipe
-from parlaunch.model.sections import HANDED, OVERLAP, PRECISION, places
+from parlaunch.model.sections import HANDED, OVERLAP, PRECISION, SHARDED_DDP, heard, places
 
 HARMLESS: Mapping[str, str] = {
     "checkpoint": "*",
@@ -75,7 +75,11 @@ OVERRULED = (
 def not_planned_for(keys: Iterable[str], recipe: Recipe) -> tuple[str, ...]:
     """Those of the keys that a plan neither takes into account nor can leave aside, in order, each once."""
     planned = planned_keys(recipe)
-    return tuple(dict.fromkeys(k for k in keys if k not in planned and not harmless(k) and not set_last_by(k, recipe)))
+
+    def acts(key: str) -> bool:
+        return not harmless(key) and set_last_by(key, recipe) is None and not _unasked(key, recipe)
+
+    return tuple(dict.fromkeys(k for k in keys if k not in planned and acts(k)))
 
 
 def harmless(key: str) -> bool:
@@ -92,11 +96,20 @@ def _among(field: str, words: str) -> bool:
 def overruled(keys: Iterable[str], recipe: Recipe) -> tuple[str, ...]:
     """One sentence for each key that Bridge overwrites: it is heard under another name or not at all."""
     option = {PRECISION: ", or --precision"}
-    return tuple(
-        f"{key} does nothing: {section} sets it last; say {section}.{key.partition('.')[2]}{option.get(section, '')}"
-        for key in dict.fromkeys(keys)
-        if (section := set_last_by(key, recipe))
-    )
+    sentences = []
+    for key in dict.fromkeys(keys):
+        if section := set_last_by(key, recipe):
+            last = f"{section}.{key.partition('.')[2]}{option.get(section, '')}"
+            sentences.append(f"{key} does nothing: {section} sets it last; say {last}")
+        elif _unasked(key, recipe):
+            say = " and ".join(places(key, recipe))
+            sentences.append(f"{key} does nothing where {SHARDED_DDP} is off; say {say}, or {SHARDED_DDP}=True")
+    return tuple(sentences)
+
+
+def _unasked(key: str, recipe: Recipe) -> bool:
+    """Whether the section is there and takes the value, and hands it to nobody."""
+    return OVERLAP not in recipe.bare and not heard(key, recipe)
 
 
 def set_last_by(key: str, recipe: Recipe) -> str | None:
@@ -104,8 +117,8 @@ def set_last_by(key: str, recipe: Recipe) -> str | None:
     if re.fullmatch(OVERRULED, key):
         return PRECISION
     place, _, field = key.partition(".")
-    acts = place == "model" or recipe.features.distributed_optimizer  # bridge/training/comm_overlap.py:628
-    return OVERLAP if acts and OVERLAP not in recipe.bare and place in HANDED.get(field, ()) else None
+    handed = place in HANDED.get(field, ()) and heard(f"{OVERLAP}.{field}", recipe)
+    return OVERLAP if handed else None
 
 
 def shipped_keys(version: str | None = None) -> frozenset[str]:
@@ -139,6 +152,11 @@ def check_keys(pairs: Sequence[str], recipe: Recipe, own: Collection[str] | None
         if bare.partition(".")[0] in recipe.bare and "." in bare:
             raise _nothing_there(pair, bare, recipe)
         there = _has(keys, bare)
+        if bare.startswith("peft.") and recipe.task != "peft" and (own is None or not there):
+            raise UsageError(
+                f"{pair}: {recipe.name} trains all weights, and has no adapters",
+                hint="leave it out, or choose a recipe with peft in its name: `parlaunch recipes --task peft` lists them",
+            )
         if key.startswith("+") and there and own is not None:
             raise UsageError(f"{pair}: {bare} is there already, and + only adds", hint=f"write {pair.lstrip('+')}")
         if not there and not key.startswith("+"):

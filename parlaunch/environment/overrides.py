@@ -17,7 +17,7 @@ from parlaunch.hardware.cluster import Cluster
 from parlaunch.model import catalog
 from parlaunch.model.layout import SELECTIVE_RECOMPUTE, SIZES, Layout
 from parlaunch.model.parameters import chunk_sizes
-from parlaunch.model.recipe import Recipe
+from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import PRECISION, placed
 from parlaunch.planning.plan import Switched
 from parlaunch.rules.switches import (
@@ -27,6 +27,7 @@ from parlaunch.rules.switches import (
     OVERLAP,
     QUANTIZED,
     TP_OVERLAP,
+    UNREGISTERED,
     dispatcher_problem,
     gpu_of,
     graphed_biases,
@@ -184,6 +185,12 @@ def _fsdp(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
     return values | {"checkpoint.ckpt_format": "fsdp_dtensor" if x.fsdp else "torch_dist"}
 
 
+def _registration(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
+    own = _own(r, "features")
+    taken_back = isinstance(own, Features) and own.nccl_ub and not r.features.nccl_ub
+    return dict(UNREGISTERED) if x.fsdp and taken_back else {}
+
+
 def _ep_overlap(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
     # Benchmark recipes turn it on or off between releases of Bridge: where it would be illegal, they hear it always.
     may_be_on = r.features.ep_overlap or "ep_overlap" in r.unsettled
@@ -263,6 +270,7 @@ TABLE: tuple[_Row, ...] = (
         True,
     ),
     _Row(_fsdp, "Megatron-FSDP in place of the distributed optimizer, or the other way round", True),
+    _Row(_registration, "Megatron-FSDP registers NCCL's user buffers only, and they are off", True),
     _Row(_ep_overlap, "expert all-to-all overlap off", True, problem=lambda r, x, _c: OVERLAP.problem(x, r, None)),
     _Row(_delayed, "CUDA graphs over attention with biases exclude delayed weight gradients", True),
     _Row(_tp_overlap, "tensor parallel overlap off", True, problem=lambda r, x, _c: TP_OVERLAP.problem(x, r, None)),

@@ -18,7 +18,7 @@ from parlaunch.model.architecture import Architecture
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute, selective
 from parlaunch.model.precision import BRIDGE_NAMES, short_name, switched
 from parlaunch.model.recipe import Features, Recipe
-from parlaunch.model.sections import PRECISION, places
+from parlaunch.model.sections import OVERLAP, OVERLAP_OF_DP, PRECISION, SHARDED_DDP, places
 from parlaunch.model.stages import EMBEDDING, FIRST, LAST, LAYOUT, LOSS, PREFIX, StageWish
 
 PINS: Mapping[str, tuple[str, str]] = {
@@ -220,8 +220,17 @@ def changed(recipe: Recipe, said: UserOverrides) -> Recipe:
         architecture=_architecture(recipe, said.given),
         precision=said.precision or recipe.precision,
         features=_features(recipe, said.given),
-        bare=tuple(dict.fromkeys((*recipe.bare, *((PRECISION,) if PRECISION in said.given else ())))),
+        bare=_bare(recipe, said.given),
     )
+
+
+def _bare(recipe: Recipe, given: Mapping[str, str]) -> tuple[str, ...]:
+    """Sections in which a key does nothing, with what the user's own keys change of that."""
+    named = (PRECISION,) if PRECISION in given else ()
+    kept = [name for name in recipe.bare if name != OVERLAP_OF_DP or SHARDED_DDP not in given]
+    if SHARDED_DDP in given and OVERLAP not in recipe.bare and not _read(SHARDED_DDP, given[SHARDED_DDP], "bool"):
+        kept.append(OVERLAP_OF_DP)
+    return tuple(dict.fromkeys((*kept, *named)))
 
 
 def _architecture(recipe: Recipe, given: Mapping[str, str]) -> Architecture:
@@ -232,10 +241,6 @@ def _architecture(recipe: Recipe, given: Mapping[str, str]) -> Architecture:
             f"model.mtp_num_layers={given['model.mtp_num_layers']}: a hybrid model's pattern says how it predicts further tokens",
             hint="leave it out",
         )
-    derived = bool(recipe.model_id and recipe.model_id.startswith("explicit:"))  # not read from a config of the hub
-    if derived and {"hidden_size", "num_attention_heads"} & changes.keys() and "kv_channels" not in changes:
-        width, heads = (changes.get(n, getattr(a, n)) for n in ("hidden_size", "num_attention_heads"))
-        changes["kv_channels"] = width // heads
     if MOE_LAYERS in given:
         changes |= {"moe_layer_pattern": _read(MOE_LAYERS, given[MOE_LAYERS], "layers"), "first_k_dense": None}
     if not changes:
@@ -248,7 +253,7 @@ def _architecture(recipe: Recipe, given: Mapping[str, str]) -> Architecture:
         )
     if changes.get("hybrid_layer_pattern") and "num_layers" not in changes:
         changes["num_layers"] = len(replace(a, **changes).layers())
-    made = replace(a, **changes)
+    made = a.with_sizes(changes)
     _agrees(a, made, changes)
     return made
 
@@ -407,7 +412,7 @@ def _mixed(given: Given, _f: Features) -> dict[str, Any]:
 DISPATCHER, BACKEND = "model.moe_token_dispatcher_type", "model.moe_flex_dispatcher_backend"
 GRAPH, GRAPH_MODULES = "model.cuda_graph_impl", ("model.cuda_graph_scope", "model.cuda_graph_modules")
 OFFLOAD, OFFLOAD_SHARE = "optimizer.optimizer_cpu_offload", "optimizer.optimizer_offload_fraction"
-SHARDED = ("ddp.use_distributed_optimizer", "optimizer.use_distributed_optimizer")
+SHARDED = (SHARDED_DDP, "optimizer.use_distributed_optimizer")
 LAYERS_OFF, LAYERS_OFF_NUMBER = "model.cpu_offloading", "model.cpu_offloading_num_layers"
 FINE, FINE_MODULES = "model.fine_grained_activation_offloading", "model.offload_modules"
 CROSS, CROSS_KIND = "model.cross_entropy_loss_fusion", "model.cross_entropy_fusion_impl"

@@ -6,8 +6,8 @@ kind hold the same weights and do the same work, so models of a hundred layers h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -72,6 +72,7 @@ class Architecture:
     vocab_size: int
     kv_channels: int
     kind: str = "llm"  # llm | multimodal | diffusion
+    derived: tuple[str, ...] = ()  # sizes that its provider leaves out: they follow from the others, changed ones too
     model_type: str | None = None  # its family, as config.json names it: which of Megatron Bridge's providers builds it
     gated_linear_unit: bool = False
     activation_func: str = "gelu"
@@ -161,6 +162,14 @@ class Architecture:
         """Computed once: estimates are cached by architecture and asked for thousands of times."""
         return self._hash
 
+    def with_sizes(self, sizes: Mapping[str, Any]) -> Architecture:
+        """The model with other sizes, and with those that follow from them."""
+        made = replace(self, **sizes)
+        follow: dict[str, Any] = {
+            n: rule(made) for n, rule in FOLLOWING.items() if n in self.derived and n not in sizes
+        }
+        return replace(made, **follow)
+
     @property
     def complete(self) -> bool:
         """False for a template whose sizes the user must give."""
@@ -245,6 +254,14 @@ class Architecture:
         if isinstance(skip, int):
             return window if (i + 1) % skip else None
         return window if skip is None or skip[i] else None
+
+
+FOLLOWING: Mapping[str, Callable[[Architecture], int]] = {
+    "ffn_hidden_size": lambda a: 4 * a.hidden_size,
+    "kv_channels": lambda a: a.hidden_size // a.num_attention_heads,
+    "num_query_groups": lambda a: a.num_attention_heads,
+}
+"""Sizes that Megatron makes of the others where a provider leaves them out (megatron/core/transformer/transformer_config.py:1329)."""
 
 
 def _letters(pattern: str) -> str:

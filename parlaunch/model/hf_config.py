@@ -140,6 +140,13 @@ FAMILIES: Mapping[str, Family] = {
 }  # fmt: skip
 
 
+HEADS_FOLLOW = (
+    "ernie4_5_moe", "exaone4", "exaone4_5", "exaone_moe", "glm4_moe", "glm4v_moe", "glm4v_moe_text", "olmoe", "qwen2", "qwen2_5_vl",
+    "qwen2_5_vl_text", "qwen2_audio", "qwen3_moe", "qwen3_omni_moe", "qwen3_omni_moe_text",
+)  # fmt: skip
+"""Families for which transformers keeps no head size where the file has none: Megatron makes it of width and heads, changed ones too."""
+
+
 def architecture_from_hf(config: Mapping[str, Any]) -> Architecture:
     """The architecture that a Hugging Face config.json describes.
 
@@ -187,6 +194,8 @@ def architecture_from_hf(config: Mapping[str, Any]) -> Architecture:
     if vision:
         found["kind"] = "multimodal"
     found["model_type"] = str(config.get("model_type") or kind)
+    if "kv_channels" not in found and kind in HEADS_FOLLOW:
+        found["derived"] = ("kv_channels",)
     for name in (n for names in ENCODER_NAMES.values() for n in names if (vision or {}).get(n) is not None):
         _size(name, vision[name], least=1)  # type: ignore[index]
     return replace(architecture_from_json(found), encoder=encoder_from_json(vision) if vision else None)

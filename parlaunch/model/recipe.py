@@ -143,7 +143,9 @@ class Recipe(HashedOnce):
     train_iters: int | None = None  # iterations of the whole run, where known
     added_mtp_layers: int = 0  # multi-token prediction layers that it adds to its model's
     unsettled: tuple[str, ...] = ()  # switches that releases of Megatron Bridge turn on or off for it
-    bare: tuple[str, ...] = ()  # sections of its configuration without parts to set: empty, or a preset's name
+    bare: tuple[
+        str, ...
+    ] = ()  # sections, or parts of them, in which a key does nothing: empty, a preset's name, not handed on
     lacks: tuple[str, ...] = ()  # what the installed Megatron Core cannot do, of what newer ones can: mhc
     env: Mapping[str, str] = field(
         default_factory=dict, hash=False

@@ -127,3 +127,17 @@ def recompute_refused(x: Layout, r: Recipe, _m: Rates) -> str | None:
     if "layernorm" not in again.modules:
         return None
     return f"{r.model} normalizes for its router, shared and routed experts apart, and cannot recompute layernorm"
+
+
+@MODELS.rule(
+    "rc-exaone45", "EXAONE 4.5 and full, uniform recomputation -> layers of its vision encoder % num_layers == 0",
+    "bridge/models/exaone/exaone45/modelling_exaone45/transformer_block.py:156",
+)  # fmt: skip
+def recompute_units(x: Layout, r: Recipe, _m: Rates) -> str | None:
+    a, again = r.architecture, x.recompute
+    layers = a.encoder.num_layers if a.encoder else None
+    if a.model_type != "exaone4_5" or not layers or again.granularity != "full" or again.method != "uniform":
+        return None
+    if layers % (again.num_layers or 1) == 0:
+        return None
+    return f"the {layers} layers of the vision encoder of {r.model} recompute in units of one size, and {again.num_layers} does not divide them"

@@ -180,6 +180,11 @@ MODULE_OFFLOAD = Condition(
 )
 
 
+UNREGISTERED = {"ddp.fsdp_manual_registration": False}
+"""What goes with NCCL's user buffers off: Megatron-FSDP registers no others (bridge/training/config.py:1110), and recipes that have
+them on may ask for it."""
+
+
 def _deepep_size(x: Layout, _r: Recipe, _gpu: Product | None) -> str | None:
     return None if x.ep * x.etp > 1 else "DeepEP sends tokens between experts' GPUs, and EP and ETP are 1"
 

@@ -158,6 +158,18 @@ def _refuses(r: Recipe, precision: str) -> bool:
     return precision == "fp16" and r.optimizer == "muon"
 
 
+@WORKING.rule(
+    "opt-muon", "Muon -> no Megatron-FSDP, no precision-aware optimizer",
+    "megatron/training/arguments.py:1685, megatron/core/optimizer/optimizer_config.py:431",
+)  # fmt: skip
+def muon(x: Layout, r: Recipe, _m: Rates) -> str | None:
+    if r.optimizer != "muon":
+        return None
+    if x.fsdp:
+        return "Muon does not run with Megatron-FSDP"
+    return "the precision-aware optimizer is Adam's, and this is Muon" if r.features.precision_aware_optimizer else None
+
+
 PRECISIONS_ON: Mapping[str, tuple[str, tuple[int, int], tuple[int, int]]] = {
     "bf16": ("bf16", (8, 0), (99, 0)),
     "fp8cs": ("FP8", (8, 9), (99, 0)),

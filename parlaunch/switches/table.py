@@ -16,7 +16,7 @@ from parlaunch.hardware.rates import GPU_DRIVEN, Rates
 from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import PRECISION
-from parlaunch.rules.switches import DISPATCHERS, EXPERTS_OWN, GRAPHS, OVERLAP, TP_OVERLAP, graphed_biases
+from parlaunch.rules.switches import DISPATCHERS, EXPERTS_OWN, GRAPHS, OVERLAP, TP_OVERLAP, UNREGISTERED, graphed_biases
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,7 +300,6 @@ def _sharded(x: Layout, _r: Recipe, value: str) -> str | None:
 
 
 def _of_distributed_optimizer(x: Layout, r: Recipe, value: str) -> str | None:
-    # Bridge hands them on only then (bridge/training/comm_overlap.py:628).
     there = x.fsdp or r.features.distributed_optimizer
     return None if there or value == "off" else "it is the distributed optimizer's, which is off"
 
@@ -309,10 +308,29 @@ def _gathered_in_step(x: Layout, r: Recipe, value: str) -> str | None:
     if value == "on" and r.precision == "fp8mx" and not x.fsdp and r.features.fp8_param_gather:
         # megatron/core/optimizer/optimizer_config.py:424
         return "MXFP8 weights are gathered into the gradients' buffer (reuse_grad_buf_for_mxfp8_param_ag), which it excludes"
+    if value == "on" and x.fsdp:
+        return "Megatron-FSDP gathers a unit's weights when its layers come"
+    if value == "on" and r.optimizer == "muon":
+        return "Muon's step does not go by chunks of the model"  # megatron/core/optimizer/__init__.py:761
     return _interleaved(x, r, value) or _of_distributed_optimizer(x, r, value)
 
 
+def _gather_in_step_keys(_r: Recipe, value: str) -> dict[str, object]:
+    # It starts the gathering that overlaps (megatron/training/arguments.py:1035).
+    begun: dict[str, object] = dict.fromkeys(DP_OVERLAP, True) if value == "on" else {}
+    return {"comm_overlap.overlap_param_gather_with_optimizer_step": value == "on"} | begun
+
+
+DP_OVERLAP = ("comm_overlap.overlap_grad_reduce", "comm_overlap.overlap_param_gather")
+
+
+def _user_buffers(_r: Recipe, value: str) -> dict[str, object]:
+    return {"ddp.nccl_ub": True} if value == "on" else {"ddp.nccl_ub": False, **UNREGISTERED}
+
+
 def _registered(x: Layout, r: Recipe, value: str) -> str | None:
+    if value == "off" and x.fsdp and r.features.nccl_ub:
+        return "Megatron Bridge registers Megatron-FSDP's buffers by hand wherever nccl_ub is on"
     if value == "on" and not r.features.nccl_ub:
         return "it registers NCCL's user buffers: nccl_ub=on"
     return _sharded(x, r, value)
@@ -337,6 +355,13 @@ def _deferred_keys(_r: Recipe, value: str) -> dict[str, object]:
         return {key: False}
     # Bridge's own limit, -1, is refused where it is on; this is its recipes' for 405B (bridge/recipes/llama/h100/llama3.py:2086).
     return {key: True, "comm_overlap.wgrad_deferral_limit": 22, "model.gradient_accumulation_fusion": True}
+
+
+def _fusion_keys(_r: Recipe, value: str) -> dict[str, object]:
+    key = "model.gradient_accumulation_fusion"
+    # Refused without it: the first always, the second where modules are named for graphs, even if none is captured.
+    needy = ("comm_overlap.defer_embedding_wgrad_compute", "comm_overlap.delay_wgrad_compute")
+    return {key: True} if value == "on" else dict.fromkeys((key, *needy), False)
 
 
 FUSED_ACTIVATIONS = ("gelu", "silu", "quick_gelu")
@@ -518,7 +543,7 @@ SWITCHES: tuple[Switch, ...] = (
     ),
     Switch(
         name="nccl_ub", what="NCCL's own buffers for data parallel traffic", **_flag("nccl_ub"),
-        keys=lambda _r, value: {"ddp.nccl_ub": value == "on"}, user_keys=("ddp.nccl_ub",), error={"": 0.05}, numerics=ORDER,
+        keys=_user_buffers, user_keys=("ddp.nccl_ub",), error={"": 0.05}, numerics=ORDER,
         source="megatron/core/distributed/distributed_data_parallel_config.py:262",
     ),
     Switch(
@@ -557,7 +582,7 @@ SWITCHES: tuple[Switch, ...] = (
         stops=_overlapped, numerics=SAME, source="megatron/core/model_parallel_config.py:348",
     ),
     Switch(
-        name="dp_overlap", on_cpu=_any, what="gradients and weights travel under compute", **_plain("comm_overlap.overlap_grad_reduce", "comm_overlap.overlap_param_gather"),
+        name="dp_overlap", on_cpu=_any, what="gradients and weights travel under compute", **_plain(*DP_OVERLAP),
         numerics=SAME, stops=_of_distributed_optimizer, source="bridge/training/comm_overlap.py:590",
     ),
     Switch(
@@ -573,8 +598,8 @@ SWITCHES: tuple[Switch, ...] = (
     ),
     Switch(
         name="gather_in_step", stops=_gathered_in_step, what="weights are gathered while the optimizer steps",
-        **_plain("comm_overlap.overlap_param_gather_with_optimizer_step"), numerics=SAME,
-        source="megatron/training/arguments.py:1066",
+        **_plain("comm_overlap.overlap_param_gather_with_optimizer_step") | {"keys": _gather_in_step_keys}, numerics=SAME,
+        source="megatron/training/arguments.py:1032, megatron/core/optimizer/__init__.py:761, :1049",
     ),
     Switch(
         name="deferred_embedding", stops=_staged, what="weight gradients of the embedding in the pipeline's bubble",
@@ -606,8 +631,10 @@ SWITCHES: tuple[Switch, ...] = (
         numerics=KERNEL, source="megatron/core/transformer/transformer_config.py:508",
     ),
     Switch(
-        name="gradient_fusion", what="weight gradients are summed by the product itself", **_plain("model.gradient_accumulation_fusion"),
-        numerics="the same format of the sum, added in the product's epilogue", source="megatron/core/model_parallel_config.py:250",
+        name="gradient_fusion", what="weight gradients are summed by the product itself",
+        **_plain("model.gradient_accumulation_fusion") | {"keys": _fusion_keys},
+        numerics="the same format of the sum, added in the product's epilogue",
+        source="megatron/core/model_parallel_config.py:250, :550, bridge/training/comm_overlap.py:549",
     ),
 )  # fmt: skip
 """Every switch, in the order in which they are shown. Those without `choices` are set when asked for, never by the planner."""

@@ -9,9 +9,9 @@ import sys
 from functools import cache
 from typing import Any
 
-from parlaunch.model.architecture import Architecture
+from parlaunch.model.architecture import FOLLOWING, Architecture
 from parlaunch.model.precision import short_name, switched
-from parlaunch.model.sections import OVERLAP, PRECISION
+from parlaunch.model.sections import OVERLAP, OVERLAP_OF_DP, PRECISION
 
 
 def precision(config: Any) -> str | None:
@@ -160,6 +160,7 @@ def describe(config: Any, module: str = "") -> dict[str, Any]:
     model = {f: getattr(m, f) for f in Architecture.__dataclass_fields__ if getattr(m, f, None) is not None}
     model = {k: list(v) if isinstance(v, tuple) else v for k, v in model.items() if plain(v)}
     model |= {f: None for f in PARTS if hasattr(m, f) and getattr(m, f) is None}
+    model["derived"] = [f for f in FOLLOWING if getattr(m, f, 0) is None]
     model["vocab_size"] = getattr(config.model, "vocab_size", None) or getattr(m, "vocab_size", 0)
     seq = getattr(d, "seq_length", None) or getattr(d, "sequence_length", None) or config.model.seq_length
     return {
@@ -179,10 +180,18 @@ def describe(config: Any, module: str = "") -> dict[str, Any]:
         },
         "features": features(config),
         "facts": facts(config, module),
-        "bare": [name for name in (OVERLAP, PRECISION) if isinstance(getattr(config, name), str | None)],
+        "bare": bare(config),
         "lacks": [name for name in NEWER if f"{name!r}" not in core and f'"{name}"' not in core],
         "env": {k: str(v) for k, v in (getattr(config, "env_vars", None) or {}).items()},
     }  # fmt: skip
+
+
+def bare(config: Any) -> list[str]:
+    """Sections, or their parts, in which a key does nothing."""
+    found = [name for name in (OVERLAP, PRECISION) if isinstance(getattr(config, name), str | None)]
+    if OVERLAP not in found and not config.ddp.use_distributed_optimizer:
+        found.append(OVERLAP_OF_DP)
+    return found
 
 
 NEWER = ("mhc",)

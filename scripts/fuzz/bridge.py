@@ -28,6 +28,7 @@ import multiprocessing
 import os
 import pkgutil
 import random
+import shlex
 import sys
 import time
 import types
@@ -36,6 +37,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -44,6 +46,7 @@ from overrides import MACHINES, NODES, built_layers, draw_layout, kind_of
 
 from parlaunch.cli.job import finish, job_of
 from parlaunch.cli.launch import situation_of
+from parlaunch.cli.options import described
 from parlaunch.cli.request import Request
 from parlaunch.environment.bridge_versions import said
 from parlaunch.errors import ParlaunchError
@@ -71,24 +74,17 @@ class Case:
     request: Request
 
     def __str__(self) -> str:
-        r = self.request
-        words = ["parlaunch plan"]
-        for f in fields(Request):
-            value = getattr(r, f.name)
-            if f.name in ("command", "overrides", "evidence", "numa", "env", "runner_args") or value in (
-                f.default,
-                None,
-                (),
-            ):
-                continue
-            words.append(f"--{f.name.replace('_', '-')} {value}" if value is not True else f"--{f.name}")
-        return " ".join((*words, *r.overrides))
+        """As it is typed in a shell."""
+        asked = ((option, getattr(self.request, option.field)) for option in described(Request))
+        options = (option.spelled(value) for option, value in asked if value != option.default)
+        return shlex.join(["parlaunch", "plan", *chain.from_iterable(options), *self.request.overrides])
 
 
 CHANGES: tuple[tuple[str, ...], ...] = (
     ("model.num_layers=8",),
     ("model.num_layers=16",),
     ("model.num_layers=12", "model.hidden_size=2048", "model.ffn_hidden_size=8192"),
+    ("model.num_attention_heads=32",),
     ("model.num_moe_experts=16",),
     ("model.mtp_num_layers=null",),
     ("mixed_precision=bf16_mixed",),
@@ -101,6 +97,11 @@ CHANGES: tuple[tuple[str, ...], ...] = (
     ("model.cuda_graph_impl=none",),
     ("dataset.seq_length=2048",),
     ("train.train_iters=50", "logger.log_interval=1"),
+    ("model.recompute_num_layers=1000",),
+    ("model.recompute_granularity=full", "model.recompute_method=block", "model.recompute_num_layers=3"),
+    ("ddp.use_distributed_optimizer=False",),
+    ("ddp.nccl_ub=False",),
+    ("peft.dim=16",),
     ("optimizer.lr=0.0001",),
 )
 """What users type. A recipe that has no such section or part may refuse it: that is an answer too."""

@@ -107,7 +107,7 @@ def _plain(a: Sizes) -> Config:
         "torch_dtype": "bfloat16", "hidden_act": "silu", "num_hidden_layers": a["num_layers"], "hidden_size": a["hidden_size"],
         "intermediate_size": a.get("ffn_hidden_size") or a["moe_ffn_hidden_size"],
         "num_attention_heads": heads, "num_key_value_heads": a["num_query_groups"],
-        "head_dim": None if a.get("multi_latent_attention") else a.get("kv_channels"),
+        "head_dim": None if a.get("multi_latent_attention") or "kv_channels" in a.get("derived", ()) else a.get("kv_channels"),
         "vocab_size": a["vocab_size"], "rms_norm_eps": 1e-5, "initializer_range": 0.02,
         "tie_word_embeddings": bool(a.get("share_embeddings_and_output_weights")),
         "max_position_embeddings": a.get("max_position_embeddings") or 8192,

@@ -262,6 +262,16 @@ def test_megatron_fsdp_comes_and_goes_with_its_checkpoints() -> None:
     assert not any("fsdp" in k for k in lines())
 
 
+def test_user_buffers_of_a_recipe_that_are_taken_back_are_not_registered() -> None:
+    recipe = catalog.recipe("llama3_70b_pretrain_64gpu_vr200_bf16_config")
+    said, off = "ddp.fsdp_manual_registration=False", replace(recipe, features=replace(recipe.features, nccl_ub=False))
+    layout = Layout(world=64, global_batch_size=256, fsdp=True)
+    assert recipe.features.nccl_ub
+    assert said in overrides(off, layout)
+    assert said not in overrides(recipe, layout)
+    assert said not in overrides(off, replace(layout, fsdp=False))
+
+
 def test_masked_tokens_with_context_parallelism_are_averaged_by_token() -> None:
     tuning = replace(DENSE, task="sft")
     assert lines(tuning, cp=2)["model.calculate_per_token_loss"] == "True"

@@ -21,6 +21,7 @@ from parlaunch.model import catalog
 from parlaunch.model.layout import Layout
 from parlaunch.model.parameters import total_params
 from parlaunch.model.recipe import Recipe
+from parlaunch.model.sections import places
 
 DENSE = catalog.recipe("llama3_8b_pretrain_config")
 MOE = catalog.recipe("qwen3_30b_a3b_pretrain_config")
@@ -58,6 +59,48 @@ def test_a_changed_shape_is_the_planned_model() -> None:
     assert (made.architecture.num_layers, made.architecture.hidden_size) == (16, 2048)
     assert total_params(made.architecture) < total_params(DENSE.architecture) / 3
     assert as_changed(MOE, "model.num_moe_experts=64").architecture.num_moe_experts == 64
+
+
+@pytest.mark.parametrize(
+    ("recipe", "pair", "sizes"),
+    [
+        ("gemma3_1b_pretrain_config", "model.hidden_size=2048", {"kv_channels": 256}),  # its provider has a number of its own
+        ("llama3_8b_pretrain_config", "model.hidden_size=2048", {"kv_channels": 128}),  # so has its config.json
+        ("olmoe_7b_pretrain_config", "model.hidden_size=4096", {"kv_channels": 128, "num_query_groups": 16}),
+        ("qwen25_7b_pretrain_config", "model.hidden_size=7168", {"kv_channels": 256, "num_query_groups": 4}),
+        ("nemotronh_8b_pretrain_config", "model.num_attention_heads=64", {"kv_channels": 64, "num_query_groups": 8}),
+        ("gpt3_175b_pretrain_32gpu_h100_bf16_config", "model.num_attention_heads=64", {"kv_channels": 192, "num_query_groups": 64}),
+        ("gpt3_175b_pretrain_32gpu_h100_bf16_config", "model.kv_channels=64", {"kv_channels": 64, "num_query_groups": 96}),
+    ],
+)  # fmt: skip
+def test_a_size_follows_another_only_where_the_provider_leaves_it_out(
+    recipe: str, pair: str, sizes: dict[str, int]
+) -> None:
+    made = as_changed(catalog.recipe(recipe), pair).architecture
+    assert {name: getattr(made, name) for name in sizes} == sizes
+
+
+def test_overlap_of_data_parallel_traffic_is_said_to_whom_it_is_for_where_the_section_hands_nothing_on() -> None:
+    recipe, key = catalog.recipe("minimax_m3_sft_config"), "comm_overlap.overlap_param_gather"
+    there = ("ddp.overlap_param_gather", "optimizer.overlap_param_gather")
+    assert places(key, recipe) == there
+    assert places(key, as_changed(recipe, "ddp.use_distributed_optimizer=True")) == (key,)
+    assert places(key, as_changed(MOE, "ddp.use_distributed_optimizer=False")) == there
+    assert places("comm_overlap.tp_comm_overlap", recipe) == ("comm_overlap.tp_comm_overlap",)
+    assert overruled([key], recipe) == (
+        f"{key} does nothing where ddp.use_distributed_optimizer is off; say {' and '.join(there)}, or ddp.use_distributed_optimizer=True",
+    )
+    assert overruled(there, recipe) == ()
+    assert not_planned_for([key], recipe) == ()
+    assert not_planned_for([key], MOE) == (key,)
+
+
+def test_adapters_of_a_recipe_without_them_are_an_error_with_or_without_bridge() -> None:
+    for own in (None, frozenset({"peft", "model", "model.num_layers"})):
+        with pytest.raises(UsageError, match="has no adapters") as caught:
+            check_keys(("peft.dim=16",), DENSE, own)
+        assert "--task peft" in caught.value.hint
+    check_keys(("peft.dim=16",), catalog.recipe("llama3_8b_peft_config"))
 
 
 def test_a_changed_model_reaches_the_plan_and_what_bridge_hears_of_its_stages() -> None:
@@ -208,10 +251,12 @@ def test_a_key_that_bridge_lacks_is_an_error_with_the_nearest(pair: str, near: s
 
 
 def test_the_configuration_s_own_keys_are_stricter_than_those_of_all() -> None:
-    own = {"peft", "train", "train.train_iters"}  # a recipe without adapters
-    check_keys(["peft.dim=8", "dataset.dataset_kwargs.x=1", "++anything.at.all=1", "~checkpoint.save"], MOE)
+    own = {"mixed_precision", "train", "train.train_iters"}  # of a version without FP4
+    check_keys(
+        ["mixed_precision.fp4=e2m1", "dataset.dataset_kwargs.x=1", "++anything.at.all=1", "~checkpoint.save"], MOE
+    )
     with pytest.raises(UsageError, match="this recipe's configuration"):
-        check_keys(["peft.dim=8", "train.nothing=1"], MOE, own)
+        check_keys(["mixed_precision.fp4=e2m1", "train.nothing=1"], MOE, own)
     with pytest.raises(UsageError, match="is there already"):
         check_keys(["+train.train_iters=5"], MOE, own)
 

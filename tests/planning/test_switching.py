@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -26,7 +27,8 @@ from parlaunch.hardware.datasheet import preset
 from parlaunch.hardware.installed import Installed, newest
 from parlaunch.hardware.rates import rates_of
 from parlaunch.model import catalog
-from parlaunch.model.recipe import Recipe
+from parlaunch.model.layout import Layout
+from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.tiny import shrink
 from parlaunch.planning.plan import Plan, Wishes, plan_from_json, plan_to_json
 from parlaunch.planning.planner import plan, why_not_switched
@@ -34,7 +36,7 @@ from parlaunch.planning.search import Search
 from parlaunch.planning.switching import Chooser
 from parlaunch.rules import why_not
 from parlaunch.switches.never import never
-from parlaunch.switches.table import SWITCHES, Switch, problem, switch
+from parlaunch.switches.table import SWITCHES, Switch, problem, stopped, switch
 from parlaunch.switches.wanted import Wanted, wanted_from
 from tests.check.test_verdict import verdict
 
@@ -173,6 +175,48 @@ def test_a_switch_that_was_asked_for_where_it_cannot_be_is_refused_with_the_reas
     wishes = Wishes(switches=wanted_from(said), **sizes)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=re.escape(sentence)):
         plan(preset("dgx-h100", 1), catalog.recipe("llama3_8b_pretrain_config"), wishes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "layout", "changes", "sentence"),
+    [
+        ("gather_in_step=on", {}, {}, None),
+        ("gather_in_step=on", {"fsdp": True}, {}, "Megatron-FSDP gathers a unit's weights"),
+        ("gather_in_step=on", {}, {"optimizer": "muon"}, "Muon's step does not go by chunks"),
+        ("nccl_registration=off", {"fsdp": True}, {}, None),
+        ("nccl_registration=off", {"fsdp": True}, {"features": Features(nccl_ub=True)}, "registers Megatron-FSDP's buffers by hand"),
+    ],
+)  # fmt: skip
+def test_what_bridge_would_have_otherwise_is_refused(
+    asked: str, layout: dict[str, Any], changes: dict[str, Any], sentence: str | None
+) -> None:
+    recipe = replace(catalog.recipe("llama3_8b_pretrain_config"), **changes)
+    name, _, value = asked.partition("=")
+    said = stopped(Layout(world=8, pp=2, vp=2, global_batch_size=512, **layout), recipe, {name: value})
+    assert said is None if sentence is None else sentence in str(said)
+
+
+def test_gathering_in_the_step_brings_the_overlap_that_it_starts() -> None:
+    recipe = catalog.recipe("llama3_8b_pretrain_config")
+    keys = dict.fromkeys(
+        ("overlap_grad_reduce", "overlap_param_gather", "overlap_param_gather_with_optimizer_step"), True
+    )
+    row = next(row for row in SWITCHES if row.name == "gather_in_step")
+    assert row.keys(recipe, "on") == {f"comm_overlap.{key}": value for key, value in keys.items()}
+    both = stopped(
+        Layout(world=8, pp=2, vp=2, global_batch_size=512), recipe, {"dp_overlap": "off", "gather_in_step": "on"}
+    )
+    assert "dp_overlap=off" in str(both)
+
+
+def test_without_gradient_fusion_nothing_is_deferred_or_delayed_that_needs_it() -> None:
+    row = next(row for row in SWITCHES if row.name == "gradient_fusion")
+    recipe = catalog.recipe("qwen3_30b_a3b_pretrain_config")
+    fused, deferred, delayed = (
+        "model.gradient_accumulation_fusion", "comm_overlap.defer_embedding_wgrad_compute", "comm_overlap.delay_wgrad_compute",
+    )  # fmt: skip
+    assert row.keys(recipe, "on") == {fused: True}
+    assert row.keys(recipe, "off") == {fused: False, deferred: False, delayed: False}
 
 
 def test_levels_of_context_parallelism_reach_bridge_with_how_they_exchange() -> None:

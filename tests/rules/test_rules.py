@@ -158,6 +158,19 @@ def test_the_deepseek_layout_of_these_tests_is_legal() -> None:
     assert broken(deepseek(), replace(DEEPSEEK, features=Features()), GB200) == set()
 
 
+@pytest.mark.parametrize(
+    ("layout", "changes"),
+    [
+        ({"fsdp": True}, {}),
+        ({}, {"features": Features(precision_aware_optimizer=True)}),
+    ],
+)
+def test_muon_runs_neither_with_fsdp_nor_aware_of_precision(layout: dict[str, Any], changes: dict[str, Any]) -> None:
+    recipe = replace(LLAMA, **changes)
+    assert "opt-muon" not in broken(llama(**layout), recipe)
+    assert "opt-muon" in broken(llama(**layout), replace(recipe, optimizer="muon"))
+
+
 def test_hybrid_models_are_not_interleaved() -> None:
     layout = Layout(world=64, tp=8, pp=2, vp=2, global_batch_size=192)
     assert "pp-hybrid-bridge" in broken(layout, HYBRID)
@@ -247,6 +260,7 @@ MODELS = (
     ("wan_14b_pretrain_config", {"pp": 2, "vp": 2}, "vp-unstaged"),
     ("flux_12b_pretrain_config", {"pp": 2}, "pp-flux"),
     ("gemma4_vl_26b_sft_config", {"recompute": Recompute(granularity="selective", modules=("layernorm",))}, "rc-gemma4"),
+    ("exaone45_vl_33b_sft_config", {"recompute": Recompute(granularity="full", method="uniform", num_layers=3)}, "rc-exaone45"),
 )  # fmt: skip
 """A recipe, what of it is changed, and the rule that refuses it."""
 
