@@ -108,13 +108,14 @@ enter() {      # NODE CMD... : run inside NODE's namespaces, keeping the working
 }
 INTR=; go_on() { [ -z "$INTR" ] || { say "interrupted"; exit 130; }; }
 make_ns() {    # NODE: a process that holds the namespaces open
-  local n=$1 p i
+  local n=$1 p
   setsid unshare -u -m -n --propagation slave \
     /bin/bash -c 'hostname "$1" && mount --bind "$2/hosts" /etc/hosts \
       && mount -t tmpfs -o mode=1777 tmpfs /dev/shm; : > "$2/run/.ready-$1"; exec -a "slurm_cluster:$1" sleep infinity' \
     bash "$n" "$W" >"$W/log/ns-$n.out" 2>&1 </dev/null 9>&- &
   p=$!; record "ns-$n" "$p"
-  for ((i = 0; i < 100; i++)); do [ -e "$RUN/.ready-$n" ] && break; sleep 0.02; done
+  local deadline=$((SECONDS + TIMEOUT))
+  while [ ! -e "$RUN/.ready-$n" ] && [ $SECONDS -le $deadline ] && alive "ns-$n" >/dev/null; do sleep 0.02; done
   go_on
   [ -e "$RUN/.ready-$n" ] || die "cannot make namespaces for $n: $(cat "$W/log/ns-$n.out")"
   rm -f "$RUN/.ready-$n"
@@ -237,7 +238,7 @@ print_env() {
 params()      { declare -p NODES GRES CPUS HOOK TOPOLOGY EXTRA | sed 's/^declare /declare -g /'; }
 save_params() { params > "$W/params"; }
 load_params() { [ -r "$W/params" ] && . "$W/params"; }   # our own file, in our own directory
-states() { enter login timeout 5 sinfo -h -N -o '%N %T' 2>/dev/null; }
+states() { enter login timeout 60 sinfo -h -N -o '%N %T' 2>/dev/null; }
 healthy() {    # every daemon of ours lives and every node is usable
   local n i; alive munged >/dev/null && alive slurmctld >/dev/null || return 1
   for ((i = 1; i <= NODES; i++)); do alive "slurmd-$(node_name $i)" >/dev/null || return 1; done
@@ -297,13 +298,14 @@ do_start() {
   for ((i = 1; i <= NODES; i++)); do
     n=$(node_name $i); make_ns "$n"; net_node "$n" $i || die "network of $n"
   done
-  for ((i = 0; i < 100; i++)); do [ -S "$W/munge/sock" ] && break; sleep 0.02; done
+  # a limit on each try is for one that hangs: on a busy machine a client that is cut off too soon never answers
+  local deadline=$((SECONDS + TIMEOUT))
+  while [ ! -S "$W/munge/sock" ] && [ $SECONDS -le $deadline ] && alive munged >/dev/null; do sleep 0.02; done
   setsid nsenter -t "$(alive ns-login)" -u -m -n -- slurmctld -D -c >"$W/log/slurmctld.out" 2>&1 </dev/null 9>&- &
   record slurmctld $!
   # a slurmd that is up before slurmctld registers a second later, so wait for the controller
-  local deadline=$((SECONDS + TIMEOUT))
   while [ $SECONDS -le $deadline ]; do
-    go_on; enter login timeout 2 scontrol ping 2>/dev/null | grep -q UP && break
+    go_on; enter login timeout 60 scontrol ping 2>/dev/null | grep -q UP && break
     alive munged >/dev/null || { explain; die "munged died"; }
     alive slurmctld >/dev/null || { explain; die "slurmctld died"; }; sleep 0.02
   done

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ PATIENCE_S = HANGS_S
 nobody ends stay for twice as long."""
 
 NODES = ("gpu01", "gpu02", "gpu03", "gpu04")
+
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+"""States that a job does not leave. Others have many names: one that is being signalled is SIGNALING."""
 
 # A busy machine: a node that answers late is not down, a job that starts late is not lost, a save takes its time.
 PATIENT = (
@@ -137,12 +141,14 @@ class Cluster:
         """Submit a batch script; its job id. Its output is `text(job)`."""
         (self.place / "job.sh").write_text(f"#!/bin/bash\n{body}\n")
         command = ["sbatch", "--parsable", "--open-mode=append", f"--output={self.place}/out.txt", *options, "job.sh"]
-        return self.call(*command, **environ).strip()
+        job = self.call(*command, **environ).strip()
+        assert job.isdigit(), f"no job: {shlex.join(command)}"
+        return job
 
     def wait(self, job: str) -> Done:
         """The end of a job: 0 or not, and its output."""
         began = time.monotonic()
-        while (state := self.state(job)) in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"):
+        while (state := self.state(job)) not in ENDS:
             if time.monotonic() - began > PATIENCE_S:
                 self.call("scancel", "--signal=KILL", job)
                 pytest.fail(f"job {job} is {state} after {PATIENCE_S} s:\n{self.text()}")
@@ -218,8 +224,8 @@ def started_cluster(tmp_path_factory: pytest.TempPathFactory, fake_nvml_library:
     need(all(map(shutil.which, ("slurmctld", "slurmd", "munged", "srun", "ip"))), "Slurm (Debian's packages)")
     need(os.geteuid() == 0, "root, to give each node its own network")
     # Slurm's sockets must fit into 108 bytes, and pytest's folders are long.
-    folder = Path(f"/tmp/parlaunch-slurm-{os.getpid()}")
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="parlaunch-slurm-", dir="/tmp"))
+    folder.chmod(0o755)
     (folder / "hook").write_text(HOOK)
     (folder / "hook").chmod(0o755)
     (folder / "topology").write_text(TOPOLOGY)
@@ -236,17 +242,17 @@ def started_cluster(tmp_path_factory: pytest.TempPathFactory, fake_nvml_library:
         "-T",
         f"{folder}/topology",
         "-t",
-        "120",
+        f"{PATIENCE_S:.0f}",
         *(word for setting in PATIENT for word in ("-x", setting)),
     ]
     try:
-        made = subprocess.run(command, capture_output=True, text=True, env=base, timeout=PATIENCE_S)
+        made = subprocess.run(command, capture_output=True, text=True, env=base, timeout=2 * PATIENCE_S)
         if made.returncode:
             need(False, f"a cluster on this machine ({made.stderr.strip()[-400:]})")
         for name, value in re.findall(r"export (\w+)=(.*)", made.stdout):
             base[name] = value.replace("$PATH", base["PATH"])
         base |= {"LD_LIBRARY_PATH": str(fake_nvml_library.parent), "FAKE_NVML_MACHINE": f"{folder}/c/machine/gpu.txt"}
-        base |= {"OMP_NUM_THREADS": "1"}
+        base |= {"OMP_NUM_THREADS": "1", "PARLAUNCH_AGREE_TIMEOUT": f"{PATIENCE_S}"}
         yield Cluster(folder / "c", base, fake_nvml_library, tmp_path_factory.mktemp("jobs"))
     finally:
         subprocess.run([str(SCRIPT), "stop", "-w", f"{folder}/c"], capture_output=True, timeout=PATIENCE_S)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.slurm.conftest import Cluster
+from tests.slurm.conftest import PATIENCE_S, Cluster
 
 pytestmark = pytest.mark.slurm
 
@@ -14,7 +14,8 @@ pytestmark = pytest.mark.slurm
 def test_all_nodes_of_a_job_come_into_one_report(cluster: Cluster) -> None:
     words = cluster.parlaunch(script=False)
     doctor = [*words[: words.index("parlaunch") + 1], "doctor", "--format", "json"]
-    done = cluster.srun("-N2", "--ntasks-per-node=1", argv=doctor)
+    patient = [*doctor, "--agree-timeout", f"{PATIENCE_S}"]
+    done = cluster.srun("-N2", "--ntasks-per-node=1", argv=patient)
     said = json.loads(done.out)
     assert said["schema"] == "parlaunch.doctor/1"
     assert len(said["nodes"]) == 2
@@ -23,4 +24,4 @@ def test_all_nodes_of_a_job_come_into_one_report(cluster: Cluster) -> None:
     assert {node for _, node in seen} == set(said["nodes"]), said
     assert not {check for check, _ in seen} & {"node-absent", "node-unreadable", "nodes-clock"}
     alone = cluster.srun("-N2", "--ntasks-per-node=1", argv=[*doctor, "--alone"])
-    assert alone.text.count('"schema": "parlaunch.doctor/1"') == 2
+    assert alone.out.count('"schema": "parlaunch.doctor/1"') == 2
