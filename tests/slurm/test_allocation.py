@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -48,9 +51,23 @@ def test_eight_tasks_a_node_as_megatron_bridge_documents_it_work_as_they_stand(c
 
 def test_the_other_tasks_stay_until_the_launching_one_ends(cluster: Cluster) -> None:
     """Clusters with a WaitTime end a step some seconds after its first task has left."""
-    argv = ["srun", "--wait=2", "-N2", "--ntasks-per-node=3", *cluster.parlaunch()]
-    done = cluster.finish(cluster.start(argv, WORKER="sleep:6"))
+    argv = ["srun", "-N2", "--ntasks-per-node=3", *cluster.parlaunch()]
+    started = cluster.start(argv, WORKER="until")
+    cluster.until(lambda: [_holds_on(pid) for pid in cluster.processes("-m parlaunch --recipe")] == [True] * 4)
+    cluster.until(lambda: len(list(cluster.place.glob("said-*"))) == 2)
+    assert [_holds_on(pid) for pid in cluster.processes("-m parlaunch --recipe")] == [True] * 4
+    cluster.go()
+    done = cluster.finish(started)
     assert done.code == 0, done.text
+
+
+def _holds_on(pid: int) -> bool:
+    """Whether a process waits on a connected socket of this node (SS_CONNECTED is 3)."""
+    with contextlib.suppress(OSError):  # it is gone, or a descriptor is
+        held = {os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()}
+        rows = [line.split() for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]]
+        return any(row[5] == "03" and f"socket:[{row[6]}]" in held for row in rows)
+    return False
 
 
 def test_a_heterogeneous_job_is_launched_on_all_its_components(cluster: Cluster) -> None:

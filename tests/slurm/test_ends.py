@@ -12,8 +12,9 @@ import time
 import pytest
 
 from parlaunch_launch.become import installed
+from parlaunch_launch.family import state_of
 from tests.conftest import need
-from tests.slurm.conftest import SCRIPT, Cluster, Done
+from tests.slurm.conftest import NODES, SCRIPT, Cluster, Done
 
 pytestmark = pytest.mark.slurm
 
@@ -40,6 +41,12 @@ def running(cluster: Cluster) -> bool:
     return len(list(cluster.place.glob("said-*"))) == 2
 
 
+def stopped(cluster: Cluster) -> list[bool]:
+    """Of every process of the job, whether it is stopped."""
+    found = [state_of(pid) for node in NODES for pid in cluster.processes(node=node)]
+    return [state[0] == "T" for state in found if state is not None]
+
+
 @pytest.mark.parametrize(
     ("worker", "code"), [("exit:42", 42), (f"signal:{signal.SIGSEGV:d}", 139), (f"signal:{signal.SIGKILL:d}", 137)]
 )
@@ -60,6 +67,8 @@ def test_a_suspended_and_resumed_job_ends_well(cluster: Cluster, ours: bool) -> 
     job = cluster.job
     for verb, pause in (("suspend", 5), ("resume", 1), ("suspend", 3), ("resume", 0)):
         cluster.call("scontrol", verb, job)
+        # Nodes hear of it one by one, and of two orders on their way the later one may come first.
+        cluster.until(lambda stops=verb == "suspend": set(stopped(cluster)) == {stops})
         time.sleep(pause)
     cluster.go()
     done = cluster.finish(started)
@@ -203,13 +212,16 @@ sleep 600"""
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_the_last_word_is_the_option_that_goes_without_the_switch_that_failed(cluster: Cluster, nodes: int) -> None:
-    """Once, by the first node, behind what torchrun has to say on all of them: ranks of the other nodes are ended."""
+    """Once, by the first node, behind what torchrun has to say: ranks of the other nodes are ended."""
     words = cluster.parlaunch("--tp", "1")
-    done = cluster.srun(f"-N{nodes}", "--ntasks-per-node=1", argv=words, WORKER="train:switch")
+    done = cluster.srun(f"-N{nodes}", "--ntasks-per-node=1", "--label", argv=words, WORKER="train:switch")
     assert done.code == 1, done.text
     said = [line for line in done.text.splitlines() if "failed: HybridEP does not work here" in line]
     assert len(said) == 1, done.text
-    assert said[0].startswith("parlaunch: rank 0 failed: ")
+    assert said[0].startswith("0: parlaunch: rank 0 failed: ")
     assert "--switches dispatcher=alltoall goes without it" in said[0]
-    assert "Root Cause" not in done.text[done.text.index(said[0]) :]
+    # srun keeps the order of what one task says, and no other.
+    first = [line for line in done.text.splitlines() if line.startswith("0: ")]
+    assert "Root Cause" in "".join(first), done.text
+    assert "Root Cause" not in "".join(first[first.index(said[0]) :])
     cluster.nothing_left()

@@ -80,7 +80,7 @@ def test_the_exit_code_of_training_is_the_jobs(cluster: Cluster) -> None:
 
 def test_a_requeued_job_makes_its_plan_anew(cluster: Cluster) -> None:
     own = shlex.join(cluster.parlaunch("--explain"))
-    body = f'{own}\n[ -n "$SLURM_RESTART_COUNT" ] || {{ scontrol requeue $SLURM_JOB_ID; sleep 30; }}'
+    body = f'{own}\n[ -n "$SLURM_RESTART_COUNT" ] || {{ scontrol requeue $SLURM_JOB_ID; sleep 600; }}'
     job = cluster.sbatch(*TWO, "--requeue", body=body, XDG_CACHE_HOME=str(cluster.place))
     cluster.until(lambda: cluster.text().count("nodes agreed on one plan") == 2)
     done = cluster.wait(job)

@@ -89,10 +89,13 @@ elif what == "signal" and last:
 elif what in ("exit", "signal"):
     time.sleep(LONG_S)  # no communication: nobody would notice
 elif what == "follow" and last:
-    (here / "gone").touch()
+    (here / "going").write_text(str(os.getppid()))
+    (here / "going").rename(here / "gone")
     sys.exit(int(much))
 elif what == "follow":
     while not (here / "gone").exists():
+        time.sleep(0.05)
+    while Path("/proc", (here / "gone").read_text()).exists():  # its torchrun, which notes when it ended
         time.sleep(0.05)
     time.sleep(4)  # more than what torchrun's whole seconds hide, less than the grace until the others are ended
     sys.exit(1)
