@@ -40,8 +40,8 @@ COMMANDS = (
     "schema",
 )
 ALL_HELP = "--help-all"
-ALIKE_S = 1.5
-"""Between the starts of the tasks of one step."""
+ALIKE_S = 5.0
+"""Between the starts of the tasks of one step, on nodes that are busy too."""
 
 
 COLLECTED = (100_000, 20, 50)
