@@ -28,11 +28,15 @@ os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 from parlaunch.hardware.cluster import cluster_to_json
 from parlaunch.hardware.datasheet import preset
 from parlaunch.where.situation import Situation
+from parlaunch_launch import meeting
 from parlaunch_launch.agreement import agree
 from parlaunch_launch.secret import Secret
 
 SIZES = (16, 64, 256, 512, 1024)
 A_PROCESS = 64  # nodes; with many more, threads wait for Python's lock and not for each other's messages
+
+PATIENCE_S = 600.0
+"""How long nodes wait for each other: what is too slow is for `--limit` to say."""
 
 SECRET = Secret(value=b"proved by every node of the benchmark", source="the benchmark")
 PROBE = cluster_to_json(preset("dgx-h100", 1))
@@ -56,7 +60,7 @@ def node(number: int, nodes: int, job: str) -> str:
     )  # fmt: skip
     try:
         made = agree(
-            situation, mine(number), plan, secret=SECRET, timeout_s=60, check=lambda data, rank: None, say=lambda line: None
+            situation, mine(number), plan, secret=SECRET, timeout_s=PATIENCE_S, check=lambda data, rank: None, say=lambda line: None
         )  # fmt: skip
     except BaseException as error:
         return f"failed: {error}"
@@ -95,6 +99,7 @@ def measure(nodes: int) -> float:
 def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # five descriptors a node
+    meeting.LOOPBACK_PATIENCE_S = PATIENCE_S  # on one address, since on one machine, and not by mistake
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="*", type=int, help="numbers of nodes")
     parser.add_argument("--limit", type=float, default=10.0, help="seconds that are too many")

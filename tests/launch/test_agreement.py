@@ -85,6 +85,13 @@ class Gathering:
         return self.results
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All these nodes meet on a loopback address, and on a busy machine not soon."""
+    monkeypatch.setattr(meeting, "LOOPBACK_PATIENCE_S", HANGS_S)
+    monkeypatch.setattr(agreement, "LOOPBACK_PATIENCE_S", HANGS_S)
+
+
 @pytest.fixture
 def nodes() -> Iterator[Callable[[int], Gathering]]:
     made: list[Gathering] = []
