@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 HERE = Path(__file__).parent
+
+TESTS = count()
 
 HANGS_S = 600.0
 """What a test waits for at most: a bound for what hangs, never for what is slow."""
@@ -44,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No variable of the machine that runs the tests decides anything, and no run that it has measured."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / f"state-{next(TESTS)}"))
     for name in list(os.environ):
         if name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR") or name.startswith(
             ("SLURM", "PMI", "OMPI", "CUDA", "NCCL", "NVTE", "TORCH", "MASTER_", "PARLAUNCH", "PET_")

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import typer
 
-from parlaunch.cli import arguments
+from parlaunch.cli import arguments, sbatch
 from parlaunch.cli.app import app
 from parlaunch.cli.request import Request, Trial
 from tests.cli.conftest import Said
+from tests.conftest import HANGS_S
 
 
 @pytest.mark.parametrize(
@@ -118,6 +119,7 @@ def test_an_option_that_the_sbatch_here_does_not_have_is_caught(
     parlaunch: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, said: str
 ) -> None:
     words = ("plan", "--recipe", "llama32_1b_pretrain_config", "--hardware", "dgx-h100", "--format", "sbatch")
+    monkeypatch.setattr(sbatch, "TIMEOUT_S", HANGS_S)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert parlaunch(*words, f"--sbatch-arg={option}").code == 0  # no sbatch here to ask
     program = tmp_path / "sbatch"

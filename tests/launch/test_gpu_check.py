@@ -28,8 +28,8 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     need(importlib.util.find_spec("torch") and importlib.util.find_spec("megatron"), "torch and megatron-core")
     folder = tmp_path_factory.mktemp("gpu") / "check"
     done = subprocess.run(
-        [str(ROOT / "scripts" / "gpu_check"), str(folder), "--device", "cpu", "--only", "7", "8"],
-        capture_output=True, text=True, timeout=HANGS_S, check=False,
+        [str(ROOT / "scripts" / "gpu_check"), str(folder), "--device", "cpu", "--only", "7", "8", "--minutes", "60"],
+        capture_output=True, text=True, timeout=2 * HANGS_S, check=False,
         env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

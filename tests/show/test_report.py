@@ -21,7 +21,7 @@ from parlaunch.show.report import report
 from tests.conftest import HANGS_S, need
 
 CHROMIUM = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--headless", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--virtual-time-budget=5000", "--dump-dom",
 )  # fmt: skip
 
