@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -211,8 +212,11 @@ class Cluster:
         return said
 
     def kill(self, pids: list[int]) -> None:
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+        """End all of them as at one time: none lives to see the end of another."""
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def nothing_left(self) -> None:
         """No process of the newest job is there any more, a moment after its end."""

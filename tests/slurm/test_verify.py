@@ -162,7 +162,8 @@ def test_told_to_end_between_and_in_the_runs_every_node_leaves_and_the_table_is_
     words = verifying(cluster, "--top", "2")
     started = cluster.start(["srun", *TWO, *words], WORKER="train:stays", XDG_STATE_HOME=state(cluster))
     cluster.until(lambda: len(list(cluster.place.glob("ready-*"))) == 2)
-    for pid in cluster.processes("-m parlaunch verify"):
+    # The first node first: it would take the end of another, which was told before it, for one that went away.
+    for pid in [pid for node in NODES for pid in cluster.processes("-m parlaunch verify", node)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     done = cluster.finish(started)
