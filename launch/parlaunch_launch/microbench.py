@@ -9,10 +9,11 @@ forward and in both its backward passes as the plan has them.
 from __future__ import annotations
 
 import os
-import socket
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from parlaunch.errors import ParlaunchError
@@ -303,20 +304,14 @@ def _sizes(asked: Shapes | None, count: int) -> list[int]:
     return sorted({c.ranks for c in asked.collectives if c.ranks < count}) if asked else []
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _worker(rank: int, count: int, port: int, device: str, asked: Shapes | None, queue: Any) -> None:
+def _worker(rank: int, count: int, store: str, device: str, asked: Shapes | None, queue: Any) -> None:
     import torch
     import torch.distributed as dist
 
     if device == "cuda":
         torch.cuda.set_device(rank)
     dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count
+        "nccl" if device == "cuda" else "gloo", store=dist.FileStore(store, count), rank=rank, world_size=count
     )
     rows = _carried(torch, device, dist.group.WORLD, count, asked)
     for size in _sizes(asked, count):
@@ -336,6 +331,8 @@ def _spawned(torch: Any, device: str, count: int, asked: Shapes | None) -> Seque
 
     context = mp.get_context("spawn")
     queue = context.SimpleQueue()
-    mp.spawn(_worker, args=(count, _free_port(), device, asked, queue), nprocs=count, join=True)
+    # They meet at a file: a port that is free now may be taken when all of them have imported torch.
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_worker, args=(count, str(Path(folder, "store")), device, asked, queue), nprocs=count, join=True)
     rows: Sequence[dict[str, Any]] = queue.get()
     return rows
