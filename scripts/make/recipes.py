@@ -4,8 +4,9 @@
     python scripts/make/recipes.py --write       takes Bridge's word into the table, new names too
     python scripts/make/recipes.py NAME ...      these recipes only
 
-Every recipe function of `megatron.bridge.recipes`, or each named one as Bridge's script finds it, is built and described by the probe's own child
-(`parlaunch_probes.bridge_child`), so a row says what a plan with Bridge installed would be told. Recipes whose Hugging Face
+Every recipe function of `megatron.bridge.recipes`, or each named one as Bridge's script finds it (a benchmark, whose layout is
+evidence.json's), is built and described by the probe's own child (`parlaunch_probes.bridge_child`), so a row says what a plan with
+Bridge installed would be told. Recipes whose Hugging Face
 configuration is not at hand (no network, no cache: `scripts/fuzz/bridge_hub.py` makes one of our own table) are named and
 left alone.
 
@@ -32,8 +33,10 @@ FACTS = ("folder", "packing", "loader", "train_iters")
 SWITCHED = (
     "cross_entropy", "frozen_language_model", "frozen_encoder", "external_cuda_graph", "precision_aware_optimizer",
     "grad_reduce_fp32", "no_distributed_optimizer", "router_padding", "fp8_attention", "adapter_rank", "adapter_targets",
-    "adapter_dropout",
+    "adapter_dropout", "tp_overlap", "transpose_cache",
 )  # fmt: skip
+USUAL = {"transpose_cache": True}
+"""What a switch is where a row does not say it; else off."""
 NAMED = re.compile(
     r"(?P<model>.+?)_(?P<task>pretrain|sft|peft)_(?P<gpus>\d+)gpu_(?P<hardware>[a-z0-9]+)_(?P<precision>[a-z0-9]+)"
 )
@@ -66,9 +69,11 @@ def row_of(name: str, said: dict[str, Any], old: dict[str, Any] | None) -> dict[
     for ours, theirs in FIELDS.items():
         if said[theirs] is not None and not (ours == "seq" and row.get("mock_tokens")):
             row[ours] = said[theirs]
-    layout = dict(row.get("layout") or {})
-    layout |= {k: said["layout"][k] for k in SIZES} | {"mbs": said["layout"]["micro_batch_size"]}
-    row["layout"] = layout
+    row["kind"] = "benchmark" if ".perf_recipes." in said["facts"]["module"] else "library"
+    if row["kind"] == "library":
+        layout = dict(row.get("layout") or {})
+        layout |= {k: said["layout"][k] for k in SIZES} | {"mbs": said["layout"]["micro_batch_size"]}
+        row["layout"] = layout
     for field in FACTS:
         row.pop(field, None)
         if said["facts"][field] and not (field == "train_iters" and row["kind"] == "benchmark"):
@@ -80,11 +85,11 @@ def row_of(name: str, said: dict[str, Any], old: dict[str, Any] | None) -> dict[
     if said["facts"]["optimizer"] != "adam":
         row["optimizer"] = said["facts"]["optimizer"]
     features = dict(row.get("features") or {})
-    row["kind"] = "benchmark" if ".perf_recipes." in said["facts"]["module"] else "library"
     for field in SWITCHED:
         features.pop(field, None)
-        if said["features"].get(field) and said["features"][field] not in ("native", "unfused"):
-            features[field] = said["features"][field]
+        value = said["features"].get(field) or False
+        if value != USUAL.get(field, False) and value not in ("native", "unfused"):
+            features[field] = value
     row.pop("added_mtp_layers", None)
     if added := _added_layers(said["model"], row["model_id"]):
         row["added_mtp_layers"] = added

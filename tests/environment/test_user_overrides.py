@@ -284,11 +284,10 @@ def test_a_preset_of_precision_has_no_parts() -> None:
 
 
 def test_overlap_is_planned_with_where_the_recipe_s_configuration_hears_it() -> None:
-    said = ("comm_overlap.tp_comm_overlap=True",)
-    heard_of_all = ("model.tp_comm_overlap=True",)
-    assert as_changed(MOE, *said).features.tp_overlap
-    assert not as_changed(MOE, *heard_of_all).features.tp_overlap
-    assert as_changed(DENSE, *heard_of_all).features.tp_overlap
+    assert MOE.features.tp_overlap
+    assert not as_changed(MOE, "comm_overlap.tp_comm_overlap=False").features.tp_overlap
+    assert as_changed(MOE, "model.tp_comm_overlap=False").features.tp_overlap
+    assert as_changed(DENSE, "model.tp_comm_overlap=True").features.tp_overlap
     assert "comm_overlap sets it last; say comm_overlap.tp_comm_overlap" in overruled(["model.tp_comm_overlap"], MOE)[0]
     assert overruled(["model.tp_comm_overlap"], DENSE) == ()
     assert not_planned_for(["model.tp_comm_overlap"], DENSE) == not_planned_for(["model.tp_comm_overlap"], MOE) == ()

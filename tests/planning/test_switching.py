@@ -90,7 +90,7 @@ def test_whatever_is_turned_on_is_legal_and_touches_nothing_of_convergence(
     for found in search.run(keep=3).ranked:
         best = chooser.best(found, headroom=Wishes().headroom)
         mine = replace(recipe, features=best.features or recipe.features)
-        assert problem(best.layout, mine, chooser.place) is None
+        assert chooser.problem(best.layout, mine) is None
         assert why_not(best.layout, mine, chooser.rates) is None
         said = [key for row in SWITCHES if (value := row.read(mine.features)) for key in row.keys(mine, value)]
         assert not forbidden(said)
@@ -134,7 +134,7 @@ def test_no_dispatcher_crosses_a_network_that_gpus_cannot_drive() -> None:
     recipe = replace(recipe, features=replace(recipe.features, dispatcher="deepep"))
     chooser = Chooser(recipe, rates_of(preset("p5.48xlarge", 8)), newest(), AUTO)
     made = auto(recipe, preset("p5.48xlarge", 8), ep=64)
-    assert problem(made.layout, made.configured, chooser.place) is None
+    assert chooser.problem(made.layout, made.configured) is None
     assert made.configured.features.dispatcher == "alltoall"
 
 
