@@ -552,13 +552,12 @@ class _Bare:
         weights, gradients, optimizer, working = _states(st, p, self.each, held_back, spread, expert_spread)
         return _Stage(place, st, weights, gradients, optimizer, working, stepping)
 
-    def kept(self, x: _Frame, layout: Layout) -> tuple[_Left, ...]:
+    def kept(self, x: _Frame, recompute: Recompute, microbatches: int) -> tuple[_Left, ...]:
         """What micro batches leave on each of the frame's stages."""
-        microbatches = min(layout.num_microbatches, x.in_flight) or 1
-        key = (x.around, layout.recompute, microbatches, x.features.ep_overlap)
+        key = (x.around, recompute, microbatches, x.features.ep_overlap)
         known = self._kept.get(key)
         if known is None:
-            known = self._kept[key] = self.left(x, layout.recompute, microbatches)
+            known = self._kept[key] = self.left(x, recompute, microbatches)
         return known
 
     def left(self, x: _Frame, recompute: Recompute, microbatches: int) -> tuple[_Left, ...]:
@@ -662,10 +661,11 @@ def _figures(parts: tuple[float, ...], x: _Frame) -> tuple[int, ...]:
     return (*map(int, made), runtime, slack, pool)
 
 
-def _fullest(model: _Model, layout: Layout) -> tuple[_Stage, tuple[float, ...], _Frame]:
+def _fullest(model: _Model, layout: Layout, recompute: Recompute) -> tuple[_Stage, tuple[float, ...], _Frame]:
     """The stage that holds most, with its parts."""
     x, tokens, most = model.frame(layout), model.tokens(layout), -1.0
-    for stage, left in zip(x.stages, model.bare.kept(x, layout), strict=True):
+    kept = model.bare.kept(x, recompute, min(layout.num_microbatches, x.in_flight) or 1)
+    for stage, left in zip(x.stages, kept, strict=True):
         parts = _parts(stage, left, x, tokens)
         total = sum(parts[:-1])
         if total > most:
@@ -676,12 +676,12 @@ def _fullest(model: _Model, layout: Layout) -> tuple[_Stage, tuple[float, ...], 
 def estimate_memory(recipe: Recipe, layout: Layout, rates: Rates, *, headroom: float = HEADROOM) -> Memory:
     """Peak memory of the fullest GPU of the fullest stage, in bytes, with the machine's capacity beside it."""
     model = _model(recipe, rates)
-    return model.memory(*_fullest(model, layout), headroom)
+    return model.memory(*_fullest(model, layout, layout.recompute), headroom)
 
 
-def peak_bytes(recipe: Recipe, layout: Layout, rates: Rates) -> int:
-    """The peak of `estimate_memory` alone, in a fraction of its time."""
-    _, parts, x = _fullest(_model(recipe, rates), layout)
+def peak_bytes(recipe: Recipe, layout: Layout, rates: Rates, recompute: Recompute | None = None) -> int:
+    """The peak of `estimate_memory` alone, in a fraction of its time; with `recompute` in place of the layout's own."""
+    _, parts, x = _fullest(_model(recipe, rates), layout, recompute or layout.recompute)
     return sum(_figures(parts, x)[:7])
 
 

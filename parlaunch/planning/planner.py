@@ -156,7 +156,7 @@ def _chooser(
 def _search(chooser: Chooser, wishes: Wishes, *, full: bool) -> Search:
     """The search over layouts: with everything on that helps, or with what the recipe has; less what each layout forbids."""
     if not chooser.open:
-        whole = None if chooser.fixed is chooser.recipe else lambda _layout: chooser.fixed
+        whole = None if chooser.fixed is chooser.recipe else lambda _layout, _recompute: chooser.fixed
         forbids = None if chooser.wanted == AS_RECIPE else chooser.forbids
         return Search(chooser.fixed, chooser.rates, wishes, at=whole, forbids=forbids)
     if full:

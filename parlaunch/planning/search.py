@@ -107,6 +107,7 @@ class _Step(NamedTuple):
 
     cost: float
     recompute: Recompute
+    modules: frozenset[str] = frozenset()  # those of a selective one
 
 
 @dataclass(slots=True)
@@ -154,12 +155,12 @@ class Search:
         rates: Rates,
         wishes: Wishes,
         *,
-        at: Callable[[Layout], Recipe] | None = None,
+        at: Callable[[Layout, Recompute], Recipe] | None = None,
         forbids: Callable[[Layout, Recipe], str | None] | None = None,
         like: Search | None = None,
     ) -> None:
-        """`at` gives the recipe with the switches that a layout allows; `recipe` is then with all that help anywhere, and no
-        layout is faster than what it makes of it. None: the recipe is as it is in every layout. `forbids` says why a layout
+        """`at` gives the recipe with the switches that a layout allows while it recomputes that; `recipe` is then with all that help
+        anywhere, and no layout is faster than what it makes of it. None: the recipe is as it is in every layout. `forbids` says why a layout
         cannot run for reasons that are not Megatron's. `like` is a search with other switches: what it found leanest is asked first."""
         self.recipe, self.rates, self.wishes, self._at, self._forbids = recipe, rates, wishes, at, forbids
         self.seen: list[Bounded] = []  # nodes that the walk came by
@@ -173,7 +174,7 @@ class Search:
         ] = {}  # the same with less on, where a layout forbids it
         self._fastest = float("inf")  # GPU seconds a sequence, of the passes known
         self._candidates: dict[Layout, Candidate] = {}
-        self._peaks: dict[Layout, int] = {}
+        self._peaks: dict[tuple[Layout, Recompute], int] = {}
         self._prices: dict[tuple[_Core, Features], _Prices] = {}
         self._known_steps: dict[tuple[_Core, int, Features], list[_Step]] = {}
         self._sets: dict[tuple[_Core, Features], dict[tuple[str, ...], float]] = {}
@@ -191,23 +192,26 @@ class Search:
 
     # --- estimates ----------------------------------------------------------------------------------------------------
 
-    def at(self, layout: Layout) -> Recipe:
-        """The recipe as it is in this layout."""
-        return self.recipe if self._at is None else self._at(layout)
+    def at(self, layout: Layout, recompute: Recompute | None = None) -> Recipe:
+        """The recipe as it is in this layout, with that recomputed in place of the layout's own."""
+        return self.recipe if self._at is None else self._at(layout, recompute or layout.recompute)
 
     def memory(self, layout: Layout) -> Memory:
         return estimate_memory(self.at(layout), layout, self.rates, headroom=self.wishes.headroom)
 
-    def peak(self, layout: Layout) -> int:
-        """Bytes that the fullest GPU holds."""
-        known = self._peaks.get(layout)
+    def peak(self, base: Layout, recompute: Recompute | None = None) -> int:
+        """Bytes that the fullest GPU holds, with that recomputed in place of the layout's own: no layout is made for it, since most
+        do not fit."""
+        again = recompute or base.recompute
+        key = (base, again)
+        known = self._peaks.get(key)
         if known is None:
             self.found.legal += 1
-            known = self._peaks[layout] = peak_bytes(self.at(layout), layout, self.rates)
+            known = self._peaks[key] = peak_bytes(self.at(base, again), base, self.rates, again)
         return known
 
-    def fits(self, layout: Layout) -> bool:
-        return self.peak(layout) <= self._limit
+    def fits(self, base: Layout, recompute: Recompute | None = None) -> bool:
+        return self.peak(base, recompute) <= self._limit
 
     def candidate(self, layout: Layout) -> Candidate:
         known = self._candidates.get(layout)
@@ -358,14 +362,13 @@ class Search:
             return known
         # With everything on: no layout needs less for it.
         useful, prices = self._useful(base), self._priced(self.recipe, _core_of(base))
-        steps: list[tuple[float, int, Recompute]] = []
-        for i, r in enumerate(recomputes(self.recipe, self.wishes, chunk)):
+        steps: list[_Step] = []
+        for r in recomputes(self.recipe, self.wishes, chunk):
             if r.granularity == "selective" and r.modules in useful:
-                steps.append((useful[r.modules], i, r))
+                steps.append(_Step(useful[r.modules], r, frozenset(r.modules)))
             elif r.granularity == "full":
-                steps.append((self._more(prices, r, chunk), i, r))
-        known = [_Step(more, r) for more, _, r in sorted(steps, key=lambda t: t[:2])]
-        self._known_steps[key] = known
+                steps.append(_Step(self._more(prices, r, chunk), r))
+        known = self._known_steps[key] = sorted(steps, key=_cost)
         return known
 
     def _useful(self, base: Layout) -> dict[tuple[str, ...], float]:
@@ -385,7 +388,7 @@ class Search:
         )  # fmt: skip
 
         def peak(r: Recompute) -> int:
-            return peak_bytes(recipe, replaced(alone, recompute=r), self.rates)
+            return peak_bytes(recipe, alone, self.rates, r)
 
         plain = peak(NO_RECOMPUTE)
         sets = module_sets(self.recipe.architecture)
@@ -417,8 +420,8 @@ class Search:
         # The split that is leanest for one micro batch nearly always is for the next: ask for the others only when it fails.
         sizes = (node.tp, node.pp, node.cp, node.ep, node.etp)
         at = self._leanest.get(sizes)
-        if at is None or not self.fits(replaced(forms[at], recompute=FULL_RECOMPUTE)):
-            peak, at = min((self.peak(replaced(f, recompute=FULL_RECOMPUTE)), i) for i, f in enumerate(forms))
+        if at is None or not self.fits(forms[at], FULL_RECOMPUTE):
+            peak, at = min((self.peak(form, FULL_RECOMPUTE), i) for i, form in enumerate(forms))
             self._leanest[sizes] = at
             if peak > self._limit:
                 grid = grid_of(node)
@@ -443,44 +446,43 @@ class Search:
             steps = [step for step in steps if step.cost < below]
             blocks = [step.recompute for step in steps if step.recompute.method == "block"]
             most = max(blocks, key=lambda r: r.num_layers or 0, default=None)
-            if most is not None and not self.fits(replaced(base, recompute=most)):
+            if most is not None and not self.fits(base, most):
                 steps = [step for step in steps if step.recompute.method != "block"]
         ladder = _Ladder(base, steps)
         ladder.short = self._short(ladder)
-        step = self._next(ladder, base)
+        step = self._next(ladder)
         while step is not None:
-            made = ladder.recomputing(step.recompute)
-            if self.fits(made):
+            if self.fits(base, step.recompute):
                 return step.cost
-            step = self._next(ladder, made)
+            step = self._next(ladder, step.modules)
         return None
 
     def _rungs(self, base: Layout, floor: float, than: float) -> list[_Step]:
         """Everything that may be recomputed and costs at least `floor`, by rising bound up to `than` seconds; empty when not even
         all of it makes the base fit."""
-        if self.wishes.recompute is not None or not self.fits(replaced(base, recompute=FULL_RECOMPUTE)):
+        if self.wishes.recompute is not None or not self.fits(base, FULL_RECOMPUTE):
             return []
         m, chunk = base.num_microbatches, self._chunk(base)
         rungs = [
-            _Step(_bound(self._pass_again(base, r, chunk), base.pp, base.vp, m), r)
-            for more, r in self._steps(base)
-            if more >= floor * (1 - 1e-9)
+            step._replace(cost=_bound(self._pass_again(base, step.recompute, chunk), base.pp, base.vp, m))
+            for step in self._steps(base)
+            if step.cost >= floor * (1 - 1e-9)
         ]
-        return sorted((step for step in rungs if step.cost <= than), key=lambda step: step.cost)
+        return sorted((step for step in rungs if step.cost <= than), key=_cost)
 
     def _chunk(self, base: Layout) -> int:
         """Layers of the largest chunk."""
         return max(base.layers_per_chunk) if base.layers_per_chunk else self.layers // base.chunks
 
-    def _next(self, ladder: _Ladder, failed: Layout) -> _Step | None:
-        """The next step, given that `failed` does not fit. What a set of modules does not free, no subset of it frees, and what
-        a block of layers does not free, no smaller one."""
-        if failed.recompute.granularity == "selective":
-            ladder.short.append(frozenset(failed.recompute.modules))
+    def _next(self, ladder: _Ladder, failed: frozenset[str] = frozenset()) -> _Step | None:
+        """The next step, given that recomputing the modules `failed` does not free enough. What a set of them does not free, no
+        subset of it frees, and what a block of layers does not free, no smaller one."""
+        if failed:
+            ladder.short.append(failed)
         for step in (ladder.steps or [])[ladder.at :]:
             ladder.at += 1
             again = step.recompute
-            if again.granularity == "selective" and any(frozenset(again.modules) <= s for s in ladder.short):
+            if step.modules and any(step.modules <= s for s in ladder.short):
                 continue
             if again.method == "block":
                 if ladder.block is None:
@@ -492,27 +494,27 @@ class Search:
 
     def _least_block(self, ladder: _Ladder) -> int:
         """The fewest layers of a block whose recomputation makes the base fit; one more than there are when none does."""
-        blocks = {r.num_layers or 0: r for _, r in ladder.steps or [] if r.method == "block"}
+        again = [step.recompute for step in ladder.steps or []]
+        blocks = {r.num_layers or 0: r for r in again if r.method == "block"}
         sizes = sorted(blocks)
-        at = bisect_left(sizes, True, key=lambda n: self.fits(ladder.recomputing(blocks[n])))
+        at = bisect_left(sizes, True, key=lambda n: self.fits(ladder.base, blocks[n]))
         return sizes[at] if at < len(sizes) else sizes[-1] + 1
 
     def _short(self, ladder: _Ladder) -> list[frozenset[str]]:
         """The largest sets of modules that do not make it fit: asked first, since they speak for all their subsets."""
         short: list[frozenset[str]] = []
-        selective = [r for _, r in ladder.steps or [] if r.granularity == "selective"]
-        for again in sorted(selective, key=lambda r: -len(r.modules)):
-            modules = frozenset(again.modules)
-            if any(modules <= s for s in short):
+        selective = [step for step in ladder.steps or [] if step.modules]
+        for step in sorted(selective, key=lambda step: -len(step.modules)):
+            if any(step.modules <= s for s in short):
                 continue
-            if self.fits(ladder.recomputing(again)):
+            if self.fits(ladder.base, step.recompute):
                 break
-            short.append(modules)
+            short.append(step.modules)
         return short
 
     def _pass_again(self, base: Layout, recompute: Recompute, chunk: int) -> float:
         """Seconds of one micro batch through all layers that recomputes so, with the switches that this allows."""
-        prices = self._priced(self.at(replaced(base, recompute=recompute)), _core_of(base))
+        prices = self._priced(self.at(base, recompute), _core_of(base))
         return prices.once + self._more(prices, recompute, chunk)
 
     def _priced(self, recipe: Recipe, core: _Core) -> _Prices:
@@ -577,13 +579,15 @@ class Search:
         if ladder is None:
             self._open(layout, bound, heap, number, than)
             return None
-        if self.fits(layout) and (layout is ladder.base or self.legal(layout)):
+        base, again = ladder.base, layout.recompute
+        if self.fits(base, again) and (layout is base or self.legal(layout)):
             return self.candidate(layout)
         self.tight.add((grid_of(layout), layout.micro_batch_size))
         if ladder.steps is None:
-            ladder.steps = self._rungs(ladder.base, ladder.floor, than)
+            ladder.steps = self._rungs(base, ladder.floor, than)
             ladder.short = self._short(ladder)
-        if (step := self._next(ladder, layout)) is not None:
+        failed = frozenset(again.modules) if again.granularity == "selective" else frozenset()
+        if (step := self._next(ladder, failed)) is not None:
             heapq.heappush(heap, _Entry(step.cost, next(number), ladder.recomputing(step.recompute), ladder))
         return None
 
@@ -697,6 +701,10 @@ class Search:
     def _opening(self, world: int) -> float:
         """Seconds that no layout on so many GPUs can beat: the fastest pass known, spread without any bubble."""
         return self._fastest * self.recipe.global_batch_size / world if self._passes else 0.0
+
+
+def _cost(step: _Step) -> float:
+    return step.cost
 
 
 def _core_of(layout: Layout) -> _Core:

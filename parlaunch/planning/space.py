@@ -6,7 +6,7 @@ of the space is left out for a reason that no estimate could overturn, and each 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import combinations
 
 from parlaunch.hardware.rates import Rates
@@ -229,6 +229,15 @@ def recomputes(recipe: Recipe, wishes: Wishes, layers_a_chunk: int) -> tuple[Rec
     """What may be recomputed, nothing first and everything last."""
     if wishes.recompute is not None:
         return (wishes.recompute,)
-    selective = tuple(Recompute(granularity="selective", modules=m) for m in module_sets(recipe.architecture))
-    block = tuple(Recompute(granularity="full", method="block", num_layers=n) for n in range(1, layers_a_chunk))
-    return (NO_RECOMPUTE, *selective, *block, FULL_RECOMPUTE)
+    return _recomputes(module_sets(recipe.architecture), layers_a_chunk)
+
+
+@lru_cache(maxsize=1024)
+def _recomputes(sets: tuple[tuple[str, ...], ...], layers_a_chunk: int) -> tuple[Recompute, ...]:
+    selective = tuple(Recompute(granularity="selective", modules=modules) for modules in sets)
+    return (NO_RECOMPUTE, *selective, *(_block(n) for n in range(1, layers_a_chunk)), FULL_RECOMPUTE)
+
+
+@cache
+def _block(layers: int) -> Recompute:
+    return Recompute(granularity="full", method="block", num_layers=layers)

@@ -16,10 +16,11 @@ from parlaunch.errors import UsageError
 from parlaunch.estimate.memory import estimate_memory
 from parlaunch.estimate.timing import estimate_time, micro_batch_time
 from parlaunch.estimate.values import Estimate, Memory
+from parlaunch.frozen import replaced
 from parlaunch.hardware.cpu import CPU_RANK
 from parlaunch.hardware.installed import Installed
 from parlaunch.hardware.rates import Rates
-from parlaunch.model.layout import Layout
+from parlaunch.model.layout import Layout, Recompute
 from parlaunch.model.recipe import Recipe
 from parlaunch.model.sections import OVERLAP, placed
 from parlaunch.planning.plan import Candidate, Switched, Wishes
@@ -152,21 +153,21 @@ class Chooser:
 
         return min(able, key=charged, default="alltoall")
 
-    def at(self, layout: Layout) -> Recipe:
-        """`fullest` less what cannot be on in this layout: switches of ours fall, what the user fixed stays."""
-        return self._legal("fullest", self.fullest, layout)
+    def at(self, layout: Layout, recompute: Recompute) -> Recipe:
+        """`fullest` less what cannot be on in this layout that recomputes so: switches of ours fall, what the user fixed stays."""
+        return self._legal("fullest", self.fullest, layout, recompute)
 
-    def plain(self, layout: Layout) -> Recipe:
-        """The recipe's own switches less what cannot be on in this layout."""
-        return self._legal("plain", self.fixed, layout)
+    def plain(self, layout: Layout, recompute: Recompute) -> Recipe:
+        """The recipe's own switches less what cannot be on in this layout that recomputes so."""
+        return self._legal("plain", self.fixed, layout, recompute)
 
-    def _legal(self, kind: str, recipe: Recipe, x: Layout) -> Recipe:
+    def _legal(self, kind: str, recipe: Recipe, x: Layout, recompute: Recompute) -> Recipe:
         if not self.open:
             return self.fixed
-        key = (kind, x.world, x.tp, x.pp > 1, x.vp is None, x.ep, x.etp, x.recompute, x.fsdp)
+        key = (kind, x.world, x.tp, x.pp > 1, x.vp is None, x.ep, x.etp, recompute, x.fsdp)
         known = self._settled.get(key)
         if known is None:
-            known = self._settled[key] = self._settle(recipe, x)
+            known = self._settled[key] = self._settle(recipe, replaced(x, recompute=recompute))
         return known
 
     def _settle(self, recipe: Recipe, layout: Layout) -> Recipe:
@@ -264,8 +265,8 @@ class Chooser:
         return self.margin(replace(self.fixed, features=features), c.layout)
 
 
-def _always(recipe: Recipe) -> Callable[[Layout], Recipe]:
-    return lambda _layout: recipe
+def _always(recipe: Recipe) -> Callable[[Layout, Recompute], Recipe]:
+    return lambda _layout, _recompute: recipe
 
 
 # --- What the choice says of itself -----------------------------------------------------------------------------------
