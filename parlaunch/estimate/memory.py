@@ -146,6 +146,11 @@ def _scores_are_kept(a: Architecture) -> bool:
     return any(keeps_scores(a, kind) for kind in a.layers())
 
 
+def _squares(p: _Plan) -> bool:
+    """Whether activations grow with the square of the sequence."""
+    return not software_of(p.features.framework).fused_attention or _scores_are_kept(p.architecture)
+
+
 def _surroundings(p: _Plan, recompute: Recompute, seq_length: int) -> Surroundings:
     f = p.features
     software = software_of(f.framework)
@@ -166,7 +171,7 @@ def _surroundings(p: _Plan, recompute: Recompute, seq_length: int) -> Surroundin
         swapped_heads=p.cp > 1 and p.cp_comm_type == "a2a",
         dropout=software.dropout,
         unfused_attention=not software.fused_attention,
-        seq_length=0 if software.fused_attention and not _scores_are_kept(p.architecture) else seq_length // p.cp,
+        seq_length=seq_length // p.cp if _squares(p) else 0,
     )
 
 
@@ -456,6 +461,15 @@ class _Stage(NamedTuple):
     stepping: float  # bytes of the optimizer's that are there while it steps, where nothing else is
 
 
+class _Around(NamedTuple):
+    """What activations depend on beside the recipe, recomputation and micro batches in flight."""
+
+    sharing: tuple[object, ...]  # all that `Surroundings` see of it
+    pp: int
+    vp: int | None
+    layers_per_chunk: tuple[int, ...] | None
+
+
 class _Frame(NamedTuple):
     """What layouts share that differ in micro batch and recomputation alone."""
 
@@ -463,7 +477,7 @@ class _Frame(NamedTuple):
     keeping: Keeping
     spread: int  # ranks that share the optimizer
     expert_spread: int
-    around: tuple[object, ...]  # what activations depend on beside recomputation and micro batches in flight
+    around: _Around
     stages: tuple[_Stage, ...]  # those that could be the fullest
     in_flight: int  # micro batches: more change nothing
     workspace: float  # bytes
@@ -492,6 +506,7 @@ class _Bare:
         self.step = _step_bytes(self.each, recipe.features, recipe.frozen)
         self._frames: dict[tuple[object, ...], _Frame] = {}
         self._kept: dict[tuple[object, ...], tuple[_Left, ...]] = {}
+        self._surroundings: dict[tuple[object, ...], Surroundings] = {}
 
     def frame(self, key: tuple[object, ...], x: Layout) -> _Frame:
         known = self._frames.get(key)
@@ -519,16 +534,18 @@ class _Bare:
             keeping,
             spread,
             expert_spread,
-            # Where experts stand and how sequences are split reaches activations through their surroundings alone.
-            (
-                p.tp,
+            _Around(
+                # Where experts stand and how sequences are split reaches activations through their surroundings alone.
+                (
+                    p.tp,
+                    p.ep > 1,
+                    p.etp,
+                    p.cp > 1 and p.cp_comm_type == "a2a",
+                    p.cp if _squares(p) else 0,
+                ),
                 pp,
                 p.vp,
-                p.ep > 1,
-                p.etp,
                 p.layers_per_chunk,
-                p.cp > 1 and p.cp_comm_type == "a2a",
-                0 if software_of(f.framework).fused_attention else p.cp,
             ),
             tuple(
                 self.stage(place, p, spread, expert_spread) for place in _places(a, pp, layout.vp, p.layers_per_chunk)
@@ -561,7 +578,10 @@ class _Bare:
         return known
 
     def left(self, x: _Frame, recompute: Recompute, microbatches: int) -> tuple[_Left, ...]:
-        around, overlap = _surroundings(x.p, recompute, self.recipe.seq_length), x.features.ep_overlap
+        key = (x.around.sharing, recompute.granularity, recompute.modules)
+        around, overlap = self._surroundings.get(key), x.features.ep_overlap
+        if around is None:  # one object for all: what is remembered by it is found at once
+            around = self._surroundings[key] = _surroundings(x.p, recompute, self.recipe.seq_length)
         return tuple(_left(stage.place, x.p, recompute, around, microbatches, overlap=overlap) for stage in x.stages)
 
 

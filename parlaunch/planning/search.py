@@ -463,12 +463,13 @@ class Search:
         if self.wishes.recompute is not None or not self.fits(base, FULL_RECOMPUTE):
             return []
         m, chunk = base.num_microbatches, self._chunk(base)
-        rungs = [
-            step._replace(cost=_bound(self._pass_again(base, step.recompute, chunk), base.pp, base.vp, m))
-            for step in self._steps(base)
-            if step.cost >= floor * (1 - 1e-9)
-        ]
-        return sorted((step for step in rungs if step.cost <= than), key=_cost)
+        rungs = []
+        for more, again, modules in self._steps(base):
+            if more >= floor * (1 - 1e-9):
+                bound = _bound(self._pass_again(base, again, chunk), base.pp, base.vp, m)
+                if bound <= than:
+                    rungs.append(_Step(bound, again, modules))
+        return sorted(rungs, key=_cost)
 
     def _chunk(self, base: Layout) -> int:
         """Layers of the largest chunk."""

@@ -21,7 +21,7 @@ from parlaunch.hardware.cpu import CPU_RANK
 from parlaunch.hardware.installed import Installed
 from parlaunch.hardware.rates import Rates
 from parlaunch.model.layout import Layout, Recompute
-from parlaunch.model.recipe import Recipe
+from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import OVERLAP, placed
 from parlaunch.planning.plan import Candidate, Switched, Wishes
 from parlaunch.planning.search import Search
@@ -164,7 +164,8 @@ class Chooser:
     def _legal(self, kind: str, recipe: Recipe, x: Layout, recompute: Recompute) -> Recipe:
         if not self.open:
             return self.fixed
-        key = (kind, x.world, x.tp, x.pp > 1, x.vp is None, x.ep, x.etp, recompute, x.fsdp)
+        again = recompute.granularity, recompute.modules  # how many layers of a chunk is nothing to a switch
+        key = (kind, x.world, x.tp, x.pp > 1, x.vp is None, x.ep, x.etp, again, x.fsdp)
         known = self._settled.get(key)
         if known is None:
             known = self._settled[key] = self._settle(recipe, replaced(x, recompute=recompute))
@@ -182,12 +183,12 @@ class Chooser:
                     break
         return self.with_(tuple((row.name, row.read(recipe.features) or "") for row in self.open))
 
-    def margin(self, recipe: Recipe, layout: Layout) -> float:
+    def margin(self, features: Features, layout: Layout) -> float:
         """What these switches have to gain over the recipe's own, as a share of the iteration; nothing where the recipe's own
         cannot be on."""
         total = 1.0
         for row in self.open:
-            own, value = row.read(self.fixed.features), row.read(recipe.features)
+            own, value = row.read(self.fixed.features), row.read(features)
             if value != own and row.refused(layout, self.fixed, self.place) is None:
                 total *= 1 + row.margin(value or "")  # so that each has to gain its own
         return total - 1
@@ -207,7 +208,7 @@ class Chooser:
             if self.forbids(x, recipe) is not None:
                 continue
             estimate = estimate_time(recipe, x, self.rates)
-            charged = estimate.iteration_time_s * (1 + self.margin(recipe, x))
+            charged = estimate.iteration_time_s * (1 + self.margin(recipe.features, x))
             if charged >= least or why_not(x, recipe, self.rates) is not None:
                 continue
             memory = estimate_memory(recipe, x, self.rates, headroom=headroom)
@@ -261,8 +262,7 @@ class Chooser:
 
     def charged(self, c: Candidate) -> float:
         """The candidate's margin, as a share of its time."""
-        features = c.features or self.fixed.features
-        return self.margin(replace(self.fixed, features=features), c.layout)
+        return self.margin(c.features or self.fixed.features, c.layout)
 
 
 def _always(recipe: Recipe) -> Callable[[Layout, Recompute], Recipe]:

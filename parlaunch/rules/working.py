@@ -125,10 +125,10 @@ def graph_scopes(_x: Layout, r: Recipe, _m: Rates) -> str | None:
         return "CUDA graphs over experts need experts"
     if "moe" in scope:
         return "a CUDA graph over moe needs experts that take a fixed number of tokens and drop the others"
-    a = r.architecture
-    dense = not a.num_moe_experts or (not a.hybrid_layer_pattern and any(k.mlp == "dense" for k in a.layers()))
-    if "mlp" in scope and not dense:
-        return f"a CUDA graph over mlp needs dense layers, and those of {r.model} have experts"
+    if "mlp" in scope:
+        a = r.architecture
+        dense = not a.num_moe_experts or (not a.hybrid_layer_pattern and any(k.mlp == "dense" for k in a.layers()))
+        return None if dense else f"a CUDA graph over mlp needs dense layers, and those of {r.model} have experts"
     return None
 
 

@@ -96,7 +96,7 @@ def _taken(off: Run, on: Run) -> bool:
     if not changed or not changed <= offered or problem(off.layout, recipe, chooser.place) is not None:
         return False
     before, after = (estimate_time(r, off.layout, off.rates).iteration_time_s for r in (off.recipe, recipe))
-    return before > after * (1 + chooser.margin(recipe, off.layout))
+    return before > after * (1 + chooser.margin(recipe.features, off.layout))
 
 
 def page(found: list[Score]) -> str:

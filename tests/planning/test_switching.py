@@ -27,7 +27,7 @@ from parlaunch.hardware.datasheet import preset
 from parlaunch.hardware.installed import Installed, newest
 from parlaunch.hardware.rates import rates_of
 from parlaunch.model import catalog
-from parlaunch.model.layout import Layout
+from parlaunch.model.layout import FULL_RECOMPUTE, Layout, Recompute
 from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.tiny import shrink
 from parlaunch.planning.plan import Plan, Wishes, plan_from_json, plan_to_json
@@ -65,7 +65,7 @@ def test_the_staged_search_loses_nothing_beside_one_for_each_combination(name: s
         variant = chooser.with_(values)
         for c in Search(variant, rates, wishes).run(keep=40).ranked:
             if problem(c.layout, variant, chooser.place) is None:
-                least = min(least, c.estimate.iteration_time_s * (1 + chooser.margin(variant, c.layout)))
+                least = min(least, c.estimate.iteration_time_s * (1 + chooser.margin(variant.features, c.layout)))
     search = Search(chooser.fullest, rates, wishes, at=chooser.at, forbids=chooser.forbids)
     staged = chooser.together(search, search.run(keep=30).ranked, wishes)
     assert min(c.estimate.iteration_time_s * (1 + chooser.charged(c)) for c in staged) <= least * 1.001
@@ -432,3 +432,14 @@ def test_on_cpu_ranks_nothing_is_on_of_itself() -> None:
 def test_cpu_ranks_refuse_a_switch_that_needs_cuda(asked: str) -> None:
     with pytest.raises(UsageError, match=f"--switches {asked} does not run on CPU ranks"):
         on_cpu(f"bias_fusion=on,{asked}")
+
+
+def test_how_many_layers_are_recomputed_is_nothing_to_a_switch() -> None:
+    """`Chooser` remembers by layout what is on, and leaves that out."""
+    recipe, rates = catalog.recipe("deepseek_v3_pretrain_config"), rates_of(preset("dgx-h100", 16))
+    chooser = Chooser(recipe, rates, newest(), AUTO)
+    again = [FULL_RECOMPUTE, *(Recompute(granularity="full", method="block", num_layers=n) for n in (1, 5))]
+    for row in SWITCHES:
+        for layout in (Layout(world=128, ep=8), Layout(world=128, pp=4, vp=2, ep=16), Layout(world=128, tp=2, pp=4)):
+            found = {row.refused(replace(layout, recompute=r), chooser.fullest, chooser.place) for r in again}
+            assert len(found) == 1, (row.name, layout)
