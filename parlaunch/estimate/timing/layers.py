@@ -42,6 +42,7 @@ class Layers(Workload):
         self.number = {kind: i for i, kind in enumerate(self.kinds)}
         self._layers: dict[Split, tuple[LayerTime, ...]] = {}
         self._wholes: dict[Split, tuple[_Part, ...]] = {}
+        self._dense: dict[Split, tuple[tuple[_Part, _Part | None], ...]] = {}
         self._ends: dict[Split, tuple[LayerTime, LayerTime]] = {}
 
     def of(self, split: Split) -> tuple[LayerTime, ...]:
@@ -59,13 +60,22 @@ class Layers(Workload):
     def _whole(self, split: Split) -> tuple[_Part, ...]:
         known = self._wholes.get(split)
         if known is None:
+            builder, beside = _Builder(self, split), self._beside(split.dense)
+            experts = builder.experts() if any(mlp is None for _, mlp in beside) else NOTHING
+            known = self._wholes[split] = tuple(builder.layer(mixer, mlp or experts) for mixer, mlp in beside)
+        return known
+
+    def _beside(self, split: Split) -> tuple[tuple[_Part, _Part | None], ...]:
+        """Mixer and MLP of each of `kinds`; None: experts, whose spread is all that many a split differs in."""
+        known = self._dense.get(split)
+        if known is None:
             builder = _Builder(self, split)
-            known = self._wholes[split] = tuple(builder.layer(kind) for kind in self.kinds)
+            known = self._dense[split] = tuple((builder.mixer(kind), builder.dense(kind)) for kind in self.kinds)
         return known
 
     def ends(self, split: Split) -> tuple[LayerTime, LayerTime]:
         """The embedding, and the final norm with output layer and loss."""
-        split = split.plain
+        split = split.dense
         known = self._ends.get(split)
         if known is None:
             builder = _Builder(self, split)
@@ -101,14 +111,14 @@ def _repeated(part: _Part, modules: tuple[str, ...]) -> Cost:
 class _Builder(Mixers, FeedForward):
     """Adds up one layer for one split."""
 
-    def layer(self, kind: LayerKind) -> _Part:
-        """Mixer and MLP, as far as the layer has them."""
-        mixer, mlp = self._mixer(kind), self._mlp(kind)
+    def layer(self, mixer: _Part, mlp: _Part) -> _Part:
+        """The two together, and their norms."""
         forward, backward = add(mixer.forward, mlp.forward), add(mixer.backward, mlp.backward)
         norm = Cost(self._norm()[0], host=2 * self.host)
         return _Part(forward, backward, {**mixer.again, **mlp.again, "layernorm": norm})
 
-    def _mixer(self, kind: LayerKind) -> _Part:
+    def mixer(self, kind: LayerKind) -> _Part:
+        """What mixes tokens, as far as the layer has it."""
         if kind.mixer is None:
             return NOTHING
         if kind.mixer in ("mamba", "gated_delta_net"):
@@ -116,12 +126,17 @@ class _Builder(Mixers, FeedForward):
         f, b, core, up = self.attention(kind)
         return _Part(f, b, {"core_attn": core, "mla_up_proj": up})
 
-    def _mlp(self, kind: LayerKind) -> _Part:
+    def dense(self, kind: LayerKind) -> _Part | None:
+        """The MLP, as far as the layer has it; None: experts."""
         if kind.mlp is None:
             return NOTHING
-        if kind.mlp == "dense":
-            f, b = self.mlp()
-            return _Part(f, b, {"mlp": f})
+        if kind.mlp != "dense":
+            return None
+        f, b = self.mlp()
+        return _Part(f, b, {"mlp": f})
+
+    def experts(self) -> _Part:
+        """The same in every layer that has them."""
         f, b, act, shared = self.moe()
         return _Part(f, b, {"moe": f, "moe_act": act, "shared_experts": shared})
 

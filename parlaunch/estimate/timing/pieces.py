@@ -68,6 +68,11 @@ class Split:
             return self
         return Split(self.tp, self.cp, self.ep, self.etp, self.mbs, self.cp_comm_type, (), full=False)
 
+    @property
+    def dense(self) -> Split:
+        """The same with nothing recomputed and experts on every rank: all that is not of experts takes as long."""
+        return Split(self.tp, self.cp, 1, 1, self.mbs, self.cp_comm_type, (), full=False)
+
 
 def split_of(layout: Layout) -> Split:
     """What of the layout a layer's time depends on."""
