@@ -21,6 +21,7 @@ from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import PRECISION, placed
 from parlaunch.planning.plan import Switched
 from parlaunch.rules.switches import (
+    GATHER_IN_STEP,
     GRAPHS,
     LAYER_OFFLOAD,
     MODULE_OFFLOAD,
@@ -209,6 +210,13 @@ def _tp_overlap(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
     return {"comm_overlap.tp_comm_overlap": False} if TP_OVERLAP.broken(x, r, None) else {}
 
 
+def _gather_in_step(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
+    may_be_on = r.features.gather_in_step or "gather_in_step" in r.unsettled
+    if not may_be_on or not GATHER_IN_STEP.problem(x, r, None):
+        return {}
+    return {"comm_overlap.overlap_param_gather_with_optimizer_step": False}
+
+
 def _deferred(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
     staged = r.defaults.pp is None or r.defaults.pp > 1
     may_be_on = r.features.tp_overlap or "deferred_embedding_wgrad" in r.unsettled
@@ -274,6 +282,12 @@ TABLE: tuple[_Row, ...] = (
     _Row(_ep_overlap, "expert all-to-all overlap off", True, problem=lambda r, x, _c: OVERLAP.problem(x, r, None)),
     _Row(_delayed, "CUDA graphs over attention with biases exclude delayed weight gradients", True),
     _Row(_tp_overlap, "tensor parallel overlap off", True, problem=lambda r, x, _c: TP_OVERLAP.problem(x, r, None)),
+    _Row(
+        _gather_in_step,
+        "gathering weights in the optimizer's step off",
+        True,
+        problem=lambda r, x, _c: GATHER_IN_STEP.problem(x, r, None),
+    ),
     _Row(_deferred, "deferred weight gradients of the embedding off: they hide in a pipeline's bubble", True),
     _Row(_shared_experts, "shared experts cannot be recomputed while they overlap with the dispatch"),
     _Row(_energon, "Energon's loader cuts micro batches itself, and Megatron Bridge asks for one size", True),

@@ -425,6 +425,7 @@ EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
     ((DISPATCHER, BACKEND), _dispatcher),
     _switch("comm_overlap.overlap_moe_expert_parallel_comm", "ep_overlap"),
     _switch("comm_overlap.tp_comm_overlap", "tp_overlap"),
+    _switch("comm_overlap.overlap_param_gather_with_optimizer_step", "gather_in_step"),
     ((GRAPH, *GRAPH_MODULES), _graph),
     _switch("ddp.nccl_ub", "nccl_ub"),
     (SHARDED, _sharded),

@@ -29,6 +29,7 @@ class Features(HashedOnce):
     dispatcher: str | None = None  # MoE: allgather | alltoall | deepep | hybridep; None: the default of the machine
     ep_overlap: bool = False  # expert all-to-all under the next micro batch's compute
     tp_overlap: bool = False  # userbuffer GEMM overlap
+    gather_in_step: bool = False  # weights are gathered while the optimizer steps
     cuda_graph: str | None = None  # None | "transformer_engine" | "local" | "full_iteration"
     cuda_graph_scope: tuple[str, ...] = ()  # modules captured; empty with a graph: everything the implementation takes
     fsdp: bool = False  # Megatron-FSDP
@@ -75,6 +76,7 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
         dispatcher=given.get("dispatcher"),
         ep_overlap=bool(given.get("ep_overlap")),
         tp_overlap=bool(given.get("tp_overlap")),
+        gather_in_step=bool(given.get("gather_in_step")),
         cuda_graph=impl,
         cuda_graph_scope=scope,
         fsdp=bool(given.get("fsdp")),

@@ -134,6 +134,29 @@ TP_OVERLAP = Condition(
 )
 
 
+def _gather_in_step(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
+    if x.vp is None:
+        return "it needs VP: only interleaved stages have work of their own meanwhile"
+    if x.fsdp:
+        return "Megatron-FSDP gathers a unit's weights when its layers come"
+    if r.optimizer == "muon":
+        return "Muon's step does not go by chunks of the model"
+    if not r.features.distributed_optimizer:
+        return "it is the distributed optimizer's, which is off"
+    if r.precision == "fp8mx" and r.features.fp8_param_gather:
+        return "MXFP8 weights are gathered into the gradients' buffer (reuse_grad_buf_for_mxfp8_param_ag), which it excludes"
+    return None
+
+
+GATHER_IN_STEP = Condition(
+    "gather-in-step",
+    "overlap_param_gather_with_optimizer_step -> VP, distributed optimizer, Adam, no Megatron-FSDP, no reused MXFP8 buffers",
+    "megatron/training/arguments.py:1032, megatron/core/optimizer/__init__.py:761, megatron/core/optimizer/optimizer_config.py:424",
+    on=lambda r: r.features.gather_in_step,
+    problem=_gather_in_step,
+)
+
+
 def _layer_offload(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
     n, layers = r.features.cpu_offload_layers, len(r.architecture.layers())
     if x.pp > 1:
@@ -250,6 +273,8 @@ def legal_features(recipe: Recipe, layout: Layout, cluster: Cluster | None = Non
         changes["ep_overlap"] = False
     if TP_OVERLAP.broken(layout, recipe, gpu):
         changes["tp_overlap"] = False
+    if GATHER_IN_STEP.broken(layout, recipe, gpu):
+        changes["gather_in_step"] = False
     if GRAPHS.broken(layout, recipe, gpu):
         changes |= {"cuda_graph": None, "cuda_graph_scope": ()}
     if LAYER_OFFLOAD.broken(layout, recipe, gpu):

@@ -16,7 +16,16 @@ from parlaunch.hardware.rates import GPU_DRIVEN, Rates
 from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import PRECISION
-from parlaunch.rules.switches import DISPATCHERS, EXPERTS_OWN, GRAPHS, OVERLAP, TP_OVERLAP, UNREGISTERED, graphed_biases
+from parlaunch.rules.switches import (
+    DISPATCHERS,
+    EXPERTS_OWN,
+    GATHER_IN_STEP,
+    GRAPHS,
+    OVERLAP,
+    TP_OVERLAP,
+    UNREGISTERED,
+    graphed_biases,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,14 +314,7 @@ def _of_distributed_optimizer(x: Layout, r: Recipe, value: str) -> str | None:
 
 
 def _gathered_in_step(x: Layout, r: Recipe, value: str) -> str | None:
-    if value == "on" and r.precision == "fp8mx" and not x.fsdp and r.features.fp8_param_gather:
-        # megatron/core/optimizer/optimizer_config.py:424
-        return "MXFP8 weights are gathered into the gradients' buffer (reuse_grad_buf_for_mxfp8_param_ag), which it excludes"
-    if value == "on" and x.fsdp:
-        return "Megatron-FSDP gathers a unit's weights when its layers come"
-    if value == "on" and r.optimizer == "muon":
-        return "Muon's step does not go by chunks of the model"  # megatron/core/optimizer/__init__.py:761
-    return _interleaved(x, r, value) or _of_distributed_optimizer(x, r, value)
+    return GATHER_IN_STEP.problem(x, r, None) if value == "on" else None
 
 
 def _gather_in_step_keys(_r: Recipe, value: str) -> dict[str, object]:
@@ -598,8 +600,9 @@ SWITCHES: tuple[Switch, ...] = (
     ),
     Switch(
         name="gather_in_step", stops=_gathered_in_step, what="weights are gathered while the optimizer steps",
-        **_plain("comm_overlap.overlap_param_gather_with_optimizer_step") | {"keys": _gather_in_step_keys}, numerics=SAME,
-        source="megatron/training/arguments.py:1032, megatron/core/optimizer/__init__.py:761, :1049",
+        **_plain("comm_overlap.overlap_param_gather_with_optimizer_step")
+        | {"keys": _gather_in_step_keys, "put": lambda f, value: replace(f, gather_in_step=value == "on")},
+        numerics=SAME, source="megatron/training/arguments.py:1032, megatron/core/optimizer/__init__.py:1049",
     ),
     Switch(
         name="deferred_embedding", stops=_staged, what="weight gradients of the embedding in the pipeline's bubble",

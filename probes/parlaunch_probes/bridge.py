@@ -20,7 +20,7 @@ from parlaunch.model.layout import recompute_from_json
 from parlaunch.model.recipe import Defaults, Recipe, features_from_json
 
 TIMEOUT_S = 180.0
-ANSWER = 7
+ANSWER = 8
 """Counts up when `bridge_child.describe` says more: what an older parlaunch kept is asked anew."""
 
 

@@ -68,6 +68,8 @@ def features(config: Any) -> dict[str, Any]:
     def overlaps(name: str) -> bool:
         return bool(getattr(m, name, False) or (before and getattr(overlap, name, False)))
 
+    in_section = getattr(overlap, "overlap_param_gather_with_optimizer_step", None)
+    said = [in_section] if before and ddp.use_distributed_optimizer and in_section is not None else []
     kind, backend = getattr(m, "moe_token_dispatcher_type", None), getattr(m, "moe_flex_dispatcher_backend", None)
     share = float(getattr(o, "optimizer_offload_fraction", 1.0)) if getattr(o, "optimizer_cpu_offload", False) else 0.0
     offloads = getattr(m, "fine_grained_activation_offloading", False)
@@ -90,6 +92,7 @@ def features(config: Any) -> dict[str, Any]:
         "dispatcher": (backend if kind == "flex" else kind) if getattr(m, "num_moe_experts", None) else None,
         "ep_overlap": overlaps("overlap_moe_expert_parallel_comm"),
         "tp_overlap": overlaps("tp_comm_overlap"),
+        "gather_in_step": bool(said[0] if said else o.overlap_param_gather_with_optimizer_step),
         "cuda_graph": graphs(m),
         "fsdp": bool(config.dist.use_megatron_fsdp or ddp.use_megatron_fsdp),
         "nccl_ub": bool(getattr(ddp, "nccl_ub", False)),

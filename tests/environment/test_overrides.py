@@ -272,6 +272,20 @@ def test_user_buffers_of_a_recipe_that_are_taken_back_are_not_registered() -> No
     assert said not in overrides(off, replace(layout, fsdp=False))
 
 
+def test_gathering_in_the_step_falls_where_the_layout_excludes_it() -> None:
+    recipe = catalog.recipe("llama3_70b_pretrain_64gpu_h100_bf16_config")  # Bridge 0.7 has it on
+    off, layout = (
+        "comm_overlap.overlap_param_gather_with_optimizer_step=False",
+        Layout(world=64, pp=4, vp=5, global_batch_size=256),
+    )
+    assert off not in overrides(recipe, layout)
+    assert off in overrides(recipe, replace(layout, vp=None))
+    assert off in overrides(recipe, replace(layout, fsdp=True))
+    on = replace(recipe, features=replace(recipe.features, gather_in_step=True))
+    assert legal_features(on, layout).gather_in_step
+    assert not legal_features(on, replace(layout, vp=None)).gather_in_step
+
+
 def test_masked_tokens_with_context_parallelism_are_averaged_by_token() -> None:
     tuning = replace(DENSE, task="sft")
     assert lines(tuning, cp=2)["model.calculate_per_token_loss"] == "True"
