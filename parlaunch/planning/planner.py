@@ -32,7 +32,7 @@ from parlaunch.rules import violations
 from parlaunch.rules import why_not as rule_broken
 from parlaunch.rules.switches import DEEPEP_GPU, GRAPHS, HYBRIDEP_GPU
 from parlaunch.rules.working import instead
-from parlaunch.switches.table import SWITCHES, not_on_cpu
+from parlaunch.switches.table import CPU_RANKS, SWITCHES, not_on_cpu
 from parlaunch.switches.wanted import AS_RECIPE, Wanted
 from parlaunch.units import gib, percent, seconds
 
@@ -146,7 +146,7 @@ def _chooser(
     if device_of(cluster) == "cpu":
         if refused := not_on_cpu(dict(wanted.fixed)):
             raise UsageError(
-                f"--switches {refused} does not run on CPU ranks: they have no CUDA kernels, no streams and no NCCL",
+                f"--switches {refused} does not run on CPU ranks: {CPU_RANKS}",
                 hint="leave it out, or plan it for GPUs: --hardware dgx-h100:1",
             )
         wanted = Wanted(fixed=wanted.fixed)
@@ -219,7 +219,8 @@ def why_not_switched(plan: Plan, name: str, value: str, wishes: Wishes) -> str:
     chooser = _chooser(
         plan.cluster, plan.recipe, plan.rates, plan.software, replace(wishes, switches=Wanted(auto=True))
     )
-    return why_not_switch(chooser, plan.chosen, name, value, headroom=wishes.headroom)
+    asked = {s.name: s.value for s in plan.switches if s.recipe_value is None}
+    return why_not_switch(chooser, plan.chosen, name, value, headroom=wishes.headroom, asked=asked)
 
 
 def frontier(recipe: Recipe, rates: Rates, wishes: Wishes, *, limit: int = 200) -> tuple[Candidate, ...]:

@@ -25,8 +25,9 @@ from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import OVERLAP, placed
 from parlaunch.planning.plan import Candidate, Switched, Wishes
 from parlaunch.planning.search import Search
+from parlaunch.planning.space import inside
 from parlaunch.rules import why_not
-from parlaunch.switches.table import SWITCHES, Place, Switch, problem, stopped, switch, with_values
+from parlaunch.switches.table import CPU_RANKS, SWITCHES, Place, Switch, problem, stopped, switch, with_values
 from parlaunch.switches.wanted import Wanted
 from parlaunch.units import percent, seconds
 
@@ -89,7 +90,9 @@ class Chooser:
             for value in others:
                 after = with_values(self.fixed, {row.name: value})
                 allowed = row.refused(layout, after, self.place) is None
-                if allowed and time / micro_batch_time(after, layout, self.rates) - 1 > row.margin(value):
+                if allowed and time / micro_batch_time(after, layout, self.rates) - 1 > self.least_gain(
+                    row, value, layout
+                ):
                     return True
         return False
 
@@ -148,7 +151,7 @@ class Chooser:
         able = {kind: recipe for kind, recipe in able.items() if self.problem(alone, recipe) is None}
 
         def charged(kind: str) -> float:
-            margin = 0.0 if kind == own else row.margin(kind)
+            margin = 0.0 if kind == own else self.least_gain(row, kind, alone)
             return (1 + margin) * micro_batch_time(able[kind], alone, self.rates)
 
         return min(able, key=charged, default="alltoall")
@@ -190,13 +193,23 @@ class Chooser:
         for row in self.open:
             own, value = row.read(self.fixed.features), row.read(features)
             if value != own and row.refused(layout, self.fixed, self.place) is None:
-                total *= 1 + row.margin(value or "")  # so that each has to gain its own
+                total *= 1 + self.least_gain(row, value or "", layout)  # so that each has to gain its own
         return total - 1
 
-    def _certain_margin(self, recipe: Recipe) -> float:
-        """The part of the margin that counts in every layout: the recipe has these switches off, which is allowed everywhere."""
+    def least_gain(self, row: Switch, value: str, layout: Layout) -> float:
+        """What a value of a switch has to gain in this layout, as a share of the iteration."""
+        return row.margin(value, near=self._near(layout))
+
+    def _near(self, x: Layout) -> bool:
+        """Whether experts stay inside an NVLink domain."""
+        return inside(x.ep * x.etp, self.rates, x.world)
+
+    def _certain_margin(self, recipe: Recipe, *, near: bool) -> float:
+        """The part of the margin that is known without asking Megatron: the recipe has these switches off, which is allowed
+        everywhere."""
         pairs = ((row, row.read(self.fixed.features), row.read(recipe.features)) for row in self.open)
-        return prod(1 + row.margin(value or "") for row, own, value in pairs if own == row.known_off != value) - 1
+        least = (row.margin(value or "", near=near) for row, own, value in pairs if own == row.known_off != value)
+        return prod(1 + share for share in least) - 1
 
     def best(self, found: Candidate, *, headroom: float) -> Candidate:
         """The layout with the switches that suit it best; as it was found where nothing of ours is legal and fits."""
@@ -228,26 +241,29 @@ class Chooser:
             return found
         least = min(c.estimate.iteration_time_s * (1 + self.charged(c)) for c in found)
         full = self.fullest.features
+        seen = [(bound, node, self._near(node)) for bound, node in search.seen]
         for values in self.variants():
             recipe = self.with_(values)
             if recipe is self.fullest:
                 continue
-            limit = least / (1 + self._certain_margin(recipe))
             slack = 1.0 if recipe.features.dispatcher == full.dispatcher else ANOTHER_DISPATCHER
             mine = Search(recipe, self.rates, wishes, at=_always(recipe), forbids=self.forbids, like=search)
-            dearer = (1 + self._certain_margin(recipe)) / (1 + self._certain_margin(self.fullest))
-            nodes = [
-                node
-                for bound, node in search.seen
-                if bound < limit * slack
-                and (mine.pass_of(node) * dearer < search.pass_of(node) or not search.roomy(node))
-            ]
-            made = mine.faster(nodes, limit)
-            if made is None:
-                continue
-            charged = made.estimate.iteration_time_s * (1 + self.charged(made))
-            if charged < least:
-                found, least = [made, *found], charged
+            for near in (True, False):  # each with a charge of its own
+                charge = 1 + self._certain_margin(recipe, near=near)
+                dearer = charge / (1 + self._certain_margin(self.fullest, near=near))
+                nodes = [
+                    node
+                    for bound, node, here in seen
+                    if here is near
+                    and bound * charge < least * slack
+                    and (mine.pass_of(node) * dearer < search.pass_of(node) or not search.roomy(node))
+                ]
+                made = mine.faster(nodes, least / charge)
+                if made is None:
+                    continue
+                charged = made.estimate.iteration_time_s * (1 + self.charged(made))
+                if charged < least:
+                    found, least = [made, *found], charged
         return found
 
     def forbids(self, layout: Layout, recipe: Recipe) -> str | None:
@@ -324,16 +340,29 @@ def _reason(row: Switch, asked: str | None, why_off: str | None, saved: float | 
     return f"{row.what}: {percent(share)} of the iteration, {seconds(saved or 0.0)}"
 
 
-def why_not_switch(chooser: Chooser, chosen: Candidate, name: str, value: str, *, headroom: float) -> str:
-    """Why the plan does not have this switch so: a rule, the memory, what it would cost, or that its gain is within its error."""
+def why_not_switch(
+    chooser: Chooser, chosen: Candidate, name: str, value: str, *, headroom: float, asked: Mapping[str, str]
+) -> str:
+    """Why the plan does not have this switch so: a rule, the memory, what it would cost, that its gain is within its error, or
+    that it is the user's to take. `asked`: what the user fixed of those that the estimates do not know."""
     row = switch(name)
     if row is None:
         raise UsageError(f"{name!r} is no switch", hint="one of: " + ", ".join(s.name for s in SWITCHES))
     mine = replace(chooser.fixed, features=chosen.features or chooser.fixed.features)
     other = with_values(mine, {name: value})
+    here = chooser.rates.product == CPU_RANK
+    if here and not row.on_cpu(value):
+        told = ", ".join(v for v in row.values if row.on_cpu(v))
+        left = (
+            f"of {name} they take {told}"
+            if told
+            else f"they run with {name}={row.read(mine.features) or row.known_off}"
+        )
+        return f"{name}={value} does not run on CPU ranks: {CPU_RANKS}; {left}."
     if sentence := stopped(chosen.layout, other, {name: value}):
         return f"not in {chosen.layout}: {sentence}."  # though the recipe has it, perhaps: it falls there
-    if row.read(mine.features) == value:
+    now = row.read(mine.features) or asked.get(name)
+    if (now or (row.known_off if here else None)) == value:
         return f"this is the plan: {name}={value}."
     if row.read(other.features) is None:
         return f"{name} is left as the recipe has it: the estimates do not know what it does; --switches {name}={value} sets it."
@@ -348,9 +377,12 @@ def why_not_switch(chooser: Chooser, chosen: Candidate, name: str, value: str, *
     times = f"{seconds(estimate.iteration_time_s)} against {seconds(chosen.estimate.iteration_time_s)}"
     if more >= 0:
         return f"{name}={value} runs and fits, and is {percent(more)} slower ({times})."
-    margin = row.margin(value)
+    margin = chooser.least_gain(row, value, chosen.layout)
+    faster = f"is predicted {percent(-more)} faster ({times})"
     if -more <= margin:
-        return f"{name}={value} is predicted {percent(-more)} faster ({times}), less than the {percent(margin)} that such a prediction may be wrong by."
+        return f"{name}={value} {faster}, less than the {percent(margin)} that such a prediction may be wrong by."
+    yours = row.unasked(value, chooser.fixed, chooser.place)
     return (
-        f"{name}={value} runs and fits, and is {percent(-more)} faster ({times}): --switches {name}={value} takes it."
+        f"{name}={value} runs and fits, and {faster}{f', but it is yours to take: {yours}' if yours else ''}. "
+        f"--switches {name}={value} takes it."
     )

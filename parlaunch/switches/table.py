@@ -62,10 +62,13 @@ class Switch:
     source: str
     # What the planner may take, beside the recipe's own; None: it never chooses.
     choices: Callable[[Recipe, Place], tuple[str, ...]] | None = None
+    # Why it leaves all other values to the user; None: there is nothing to say of it.
+    withheld: Callable[[Recipe, Place], str | None] = lambda _r, _p: None
     problem: Problem = _no_problem
     # Share of the iteration that a value has to gain before it is taken: how wrong the gain is on measured pairs, and what
     # may go wrong beside (docs/switches.md). By value, "" for all others.
     error: Mapping[str, float]
+    error_near: float | None = None  # the same where experts stay inside an NVLink domain; None: no other
     known_off: str = "off"  # what `read` gives where nothing is on
     # Why a value that was asked for, and that the recipe does not show, cannot be in this layout.
     stops: Callable[[Layout, Recipe, str], str | None] = lambda _x, _r, _value: None
@@ -91,9 +94,20 @@ class Switch:
         """Whether the planner chooses it."""
         return self.choices is not None
 
-    def margin(self, value: str) -> float:
-        """What a value has to gain, as a share of the iteration."""
+    def margin(self, value: str, *, near: bool) -> float:
+        """What a value has to gain, as a share of the iteration. `near`: experts stay inside an NVLink domain."""
+        if near and self.error_near is not None:
+            return self.error_near
         return self.error.get(value, self.error[""])
+
+    def unasked(self, value: str, recipe: Recipe, place: Place) -> str | None:
+        """Why the planner does not take the value by itself, however much it gains; None: it may."""
+        offered = self.choices(recipe, place) if self.choices else ()
+        if value in (self.read(recipe.features), *offered):
+            return None
+        if self.choices is None:
+            return self.withheld(recipe, place) or "it is set when asked for, never chosen"
+        return self.withheld(recipe, place) or f"of {self.name} parlaunch chooses among {', '.join(offered)}"
 
 
 def _modules(features: Features) -> str:
@@ -147,11 +161,18 @@ def _lacks(p: Place, need: Need) -> str | None:
     )
 
 
+def _uncaptured(r: Recipe, p: Place) -> str | None:
+    """Why no graphs are chosen, whatever the layout."""
+    static = r.task == "pretrain" and r.architecture.kind == "llm" and r.packing is None
+    if not static:
+        return "a graph is captured for one shape, and only you know whether your samples are padded to one"
+    if p.installed.missing("transformer_engine"):
+        return "they are Transformer Engine's, which is not installed"
+    return _lacks(p, GRAPHS_NEED)
+
+
 def _graph_choices(r: Recipe, p: Place) -> tuple[str, ...]:
-    static = r.task == "pretrain" and r.architecture.kind == "llm" and r.packing is None  # shapes that never change
-    if not static or _lacks(p, GRAPHS_NEED) or p.installed.missing("transformer_engine"):
-        return ("off",)
-    return ("off", "+".join(graphed_modules(r)))
+    return ("off",) if _uncaptured(r, p) else ("off", "+".join(graphed_modules(r)))
 
 
 def _graph_keys(r: Recipe, value: str) -> dict[str, object]:
@@ -488,6 +509,12 @@ def _any(_value: str) -> bool:
     return True
 
 
+OVERLAP_NEAR = 0.15
+"""What overlapping experts has to gain inside an NVLink domain, where it hides little and its kernels take multiprocessors from those
+beside them. NVIDIA's tables have Qwen3-235B on 256 GPUs without it (26.02) and with it and VP (26.04): predicted 1.10 and 1.15 times as
+fast on GB200 and GB300, measured 1.03 and 1.06; on B300, with it and half the micro batch, predicted 0.87 and measured 0.45."""
+
+
 SAME = "the same values: only the order in which work is issued changes"
 KERNEL = "the same mathematics in another kernel: other rounding"
 ORDER = "the same mathematics; sums are added in another order, as between any two runs"
@@ -503,7 +530,7 @@ SWITCHES: tuple[Switch, ...] = (
     Switch(
         name="ep_overlap", what="expert all-to-all under another micro batch's compute", **_flag("ep_overlap"),
         keys=_overlap_keys, user_keys=("comm_overlap.overlap_moe_expert_parallel_comm",), choices=_overlap_choices,
-        problem=_overlap_problem, error={"": 0.10}, numerics=SAME,
+        problem=_overlap_problem, error={"": 0.10}, error_near=OVERLAP_NEAR, numerics=SAME,
         source="megatron/core/model_parallel_config.py:343, bridge/training/comm_overlap.py:479",
     ),
     Switch(
@@ -511,7 +538,7 @@ SWITCHES: tuple[Switch, ...] = (
         values=("off", "full", "all", "attn", "attn+moe_router+moe_preprocess"), takes=_graph_value,
         read=_modules, put=_with_modules, keys=_graph_keys,
         user_keys=("model.cuda_graph_impl", "model.cuda_graph_scope", "model.cuda_graph_modules", "model.external_cuda_graph"),
-        choices=_graph_choices, problem=_graph_problem, error={"": 0.08},
+        choices=_graph_choices, withheld=_uncaptured, problem=_graph_problem, error={"": 0.08},
         numerics="the same values, with Transformer Engine's random number tracker, which comes with them; a graph of the whole "
         "iteration no longer looks for NaN in the loss",
         source="megatron/core/transformer/transformer_config.py:2778, megatron/training/arguments.py:1955",
@@ -520,7 +547,7 @@ SWITCHES: tuple[Switch, ...] = (
         name="tp_overlap", what="TP's traffic under the products around it", **_flag("tp_overlap"),
         keys=lambda _r, value: {"comm_overlap.tp_comm_overlap": value == "on"}, user_keys=("comm_overlap.tp_comm_overlap",),
         problem=_tp_problem, stops=lambda x, r, value: TP_OVERLAP.problem(x, r, None) if value == "on" else None,
-        error={"": 0.05}, numerics=ORDER,
+        withheld=lambda _r, _p: "no measured pair says how far off its predicted gain is", error={"": 0.05}, numerics=ORDER,
         source="bridge/training/comm_overlap.py:442",
     ),
     Switch(
@@ -645,6 +672,10 @@ SWITCHES: tuple[Switch, ...] = (
 
 _CONDITIONED = tuple(row for row in SWITCHES if row.problem is not _no_problem)
 """Those that something can be wrong with where nothing failed."""
+
+
+CPU_RANKS = "they have no CUDA kernels, no streams and no NCCL"
+"""Why CPU ranks cannot be told a switch."""
 
 
 def switch(name: str) -> Switch | None:

@@ -20,6 +20,7 @@ from parlaunch.check.measured import Machines, Run, run_of
 from parlaunch.errors import ParlaunchError
 from parlaunch.estimate.timing import estimate_time
 from parlaunch.hardware.installed import newest
+from parlaunch.planning.space import inside
 from parlaunch.planning.switching import Chooser
 from parlaunch.switches.never import NEVER
 from parlaunch.switches.table import SWITCHES, problem
@@ -80,9 +81,14 @@ def scores(pairs: list[Mapping[str, Any]]) -> Iterator[Score]:
         changed = [row for row in SWITCHES if row.read(off.recipe.features) != row.read(on.recipe.features)]
         yield Score(
             pair["id"], pair["switch"], pair["ratio_time"], times[0] / times[1], _taken(off, on),
-            margin=max([SMALL, *(row.margin(row.read(on.recipe.features) or "") for row in changed)]),
+            margin=max([SMALL, *(row.margin(row.read(on.recipe.features) or "", near=_near(off)) for row in changed)]),
             alike=not changed and off.layout == on.layout,
         )  # fmt: skip
+
+
+def _near(run: Run) -> bool:
+    """Experts stay inside an NVLink domain."""
+    return inside(run.layout.ep * run.layout.etp, run.rates, run.layout.world)
 
 
 def _taken(off: Run, on: Run) -> bool:
@@ -117,6 +123,7 @@ def page(found: list[Score]) -> str:
     ours = [s for s in SWITCHES if s.chosen]
     for s in ours:
         margin = ", ".join(f"{share:.0%}{f' for {value}' if value else ''}" for value, share in s.error.items())
+        margin += f", {s.error_near:.0%} inside an NVLink domain" if s.error_near else ""
         lines.append(f"| `{s.name}` | {s.what} | {s.numerics} | {margin} | {s.source} |")
     lines += [
         "",

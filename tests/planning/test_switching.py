@@ -263,7 +263,8 @@ def test_a_switch_is_turned_on_only_for_more_than_its_error() -> None:
                 row = next(r for r in SWITCHES if r.name == s.name)
                 if s.seconds is not None:
                     gain = s.seconds / made.chosen.estimate.iteration_time_s
-                    assert gain > row.margin(s.value) * 0.999, (name, machine, s)
+                    near = made.layout.ep <= made.rates.nvlink_domain
+                    assert gain > row.margin(s.value, near=near) * 0.999, (name, machine, s)
 
 
 def test_a_recipe_for_reproducible_runs_keeps_its_switches() -> None:
@@ -443,3 +444,51 @@ def test_how_many_layers_are_recomputed_is_nothing_to_a_switch() -> None:
         for layout in (Layout(world=128, ep=8), Layout(world=128, pp=4, vp=2, ep=16), Layout(world=128, tp=2, pp=4)):
             found = {row.refused(replace(layout, recompute=r), chooser.fullest, chooser.place) for r in again}
             assert len(found) == 1, (row.name, layout)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("graphs", "attn", "graphs=attn does not run on CPU ranks: they have no CUDA kernels, no streams and no NCCL; of graphs they take off."),
+        ("dispatcher", "deepep", "they run with dispatcher=allgather."),
+        ("tp_overlap", "on", "does not run on CPU ranks"),
+        ("optimizer_offload", "0.5", "of optimizer_offload they take 0."),
+        ("graphs", "off", "this is the plan: graphs=off."),
+        ("dp_overlap", "on", "this is the plan: dp_overlap=on."),
+        ("bias_fusion", "off", "this is the plan: bias_fusion=off."),
+        ("bias_fusion", "on", "--switches bias_fusion=on sets it."),
+        ("p2p_overlap", "on", "it needs VP"),
+    ],
+)  # fmt: skip
+def test_why_not_answers_for_what_runs_on_cpu_ranks(name: str, value: str, sentence: str) -> None:
+    made = on_cpu("dp_overlap=on")
+    assert sentence in why_not_switched(made, name, value, Wishes())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "machine", "name", "value", "why"),
+    [
+        ("llama3_70b_sft_config", "dgx-h100:4", "tp_overlap", "on", "no measured pair says how far off"),
+        ("qwen3_vl_30b_a3b_pretrain_mock_config", "dgx-b200:1", "graphs", "moe_router+moe_preprocess", "captured for one shape"),
+        ("olmoe_7b_pretrain_config", "dgx-h100:1", "graphs", "moe_router+moe_preprocess", "of graphs parlaunch chooses among off, attn"),
+    ],
+)  # fmt: skip
+def test_a_gain_that_is_left_to_the_user_is_said_to_be(
+    recipe: str, machine: str, name: str, value: str, why: str
+) -> None:
+    kind, _, nodes = machine.partition(":")
+    wished = catalog.recipe(recipe)
+    row = switch(name)
+    chooser = Chooser(wished, rates_of(preset(kind, int(nodes))), newest(), AUTO)
+    assert row is not None
+    assert why in (row.unasked(value, wished, chooser.place) or "")
+
+
+def test_overlapping_experts_inside_an_nvlink_domain_has_to_gain_more() -> None:
+    row = switch("ep_overlap")
+    assert row is not None
+    assert row.margin("on", near=True) > row.margin("on", near=False)
+    chooser = Chooser(catalog.recipe("qwen3_30b_a3b_pretrain_config"), rates_of(preset("dgx-h100", 2)), newest(), AUTO)
+    x = Layout(world=16, ep=8, global_batch_size=16)
+    near, far = (chooser.least_gain(row, "on", replace(x, ep=ep)) for ep in (8, 16))
+    assert near > far
