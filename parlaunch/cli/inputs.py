@@ -164,7 +164,7 @@ def named(request: Request) -> Recipe:
 
 def as_said(found: Recipe, request: Request, pins: Mapping[str, Any]) -> Recipe:
     """The recipe with the user's sequence length, batch and precision."""
-    from parlaunch.environment.user_overrides import changed, read_overrides, with_precision
+    from parlaunch.environment.user_overrides import changed, contradicted, read_overrides, with_precision
 
     said = read_overrides(request.overrides)
     found = changed(found, said)
@@ -194,6 +194,7 @@ def as_said(found: Recipe, request: Request, pins: Mapping[str, Any]) -> Recipe:
                 hint="keep one of the two",
             )
         found = with_precision(found, request.precision)
+        contradicted(found.spoken, said, f"--precision {request.precision}")
     return replace(found, features=replace(found.features, **features), **changes)
 
 

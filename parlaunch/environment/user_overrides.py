@@ -20,6 +20,7 @@ from parlaunch.model.precision import BRIDGE_NAMES, short_name, switched
 from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import OVERLAP, OVERLAP_OF_DP, PRECISION, SHARDED_DDP, places
 from parlaunch.model.stages import EMBEDDING, FIRST, LAST, LAYOUT, LOSS, PREFIX, StageWish
+from parlaunch.rules.switches import QUANTIZED
 
 PINS: Mapping[str, tuple[str, str]] = {
     "model.tensor_model_parallel_size": ("tp", "size"),
@@ -468,22 +469,39 @@ def planned_keys(recipe: Recipe) -> frozenset[str]:
     return frozenset({*PINS, *STAGES, *SHAPE, MOE_LAYERS, *switches, *precision})
 
 
+def contradicted(spoken: Sequence[str], said: UserOverrides, option: str) -> None:
+    """Raise `UsageError` for the first key of the user's that would undo what an option amounts to."""
+    for pair in spoken:
+        key, _, wanted = pair.partition("=")
+        text = said.given.get(key)
+        if text is not None and value(text) != value(wanted):
+            raise UsageError(f"{key}={text} contradicts {option}, which needs {pair}", hint=f"leave {key} out")
+
+
 def with_precision(recipe: Recipe, precision: str) -> Recipe:
     """The recipe in a precision asked for by option. What it was in already stays as the recipe has it."""
     if precision == recipe.precision:
         return recipe
     features = replace(recipe.features, **switched(BRIDGE_NAMES.get(precision, "")))
     return replace(
-        recipe, precision=precision, features=features, spoken=(*recipe.spoken, *_precision_said(precision)),
+        recipe, precision=precision, features=features, spoken=(*recipe.spoken, *_precision_said(precision, recipe.precision)),
         bare=tuple(dict.fromkeys((*recipe.bare, PRECISION))),
     )  # fmt: skip
 
 
-def _precision_said(precision: str) -> tuple[str, ...]:
-    """How Megatron Bridge hears of it. Everything of fp32 has to be said: without mixed precision, Bridge leaves the model's
-    and the optimizer's switches as the recipe has them."""
+def _precision_said(precision: str, before: str) -> tuple[str, ...]:
+    """How Megatron Bridge hears of it. Everything of fp32 has to be said: without mixed precision, Bridge leaves the model's,
+    DDP's and the optimizer's switches as the recipe has them."""
     if precision in BRIDGE_NAMES:
         return (f"{PRECISION}={BRIDGE_NAMES[precision]}",)
     off = [f"{where}.{kind}=False" for where in ("model", "optimizer") for kind in ("bf16", "fp16")]
+    off += [f"{key}=False" for key in QUANTIZED_WEIGHTS if before.startswith(QUANTIZED)]
     wide = ("model.params_dtype=torch.float32", "model.pipeline_dtype=torch.float32", "ddp.grad_reduce_in_fp32=True")
     return (f"{PRECISION}=null", *off, *wide)
+
+
+QUANTIZED_WEIGHTS = (
+    "model.fp8_param", "ddp.fp8_param_gather", "ddp.reuse_grad_buf_for_mxfp8_param_ag", "optimizer.reuse_grad_buf_for_mxfp8_param_ag",
+)  # fmt: skip
+"""Switches of weights in 8 bits that recipes set beside their mixed precision, and that are refused without it
+(megatron/core/transformer/transformer_config.py:1439, megatron/core/distributed/distributed_data_parallel_config.py:375)."""

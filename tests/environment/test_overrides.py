@@ -94,6 +94,8 @@ def test_a_precision_asked_for_by_option_is_said_with_what_it_switches() -> None
     assert (made.precision, made.features.fp8_param_gather, made.features.grad_reduce_fp32) == ("fp8cs", True, True)
     assert with_precision(DENSE, DENSE.precision) is DENSE  # the recipe's own needs no word
     assert "optimizer.bf16=False" in with_precision(DENSE, "fp32").spoken
+    assert "model.fp8_param=False" in with_precision(replace(DENSE, precision="fp8mx"), "fp32").spoken
+    assert "model.fp8_param=False" not in with_precision(DENSE, "fp32").spoken
 
 
 def test_recomputation_is_said_whole() -> None:

@@ -165,6 +165,11 @@ def test_precision_by_override_is_planned_and_contradicts_another_by_option() ->
         plan("llama3_8b_pretrain_config", "dgx-h100:1", precision="fp8cs", overrides=("mixed_precision=bf16_mixed",))
 
 
+def test_a_key_that_would_undo_an_option_contradicts_it() -> None:
+    with pytest.raises(UsageError, match=r"contradicts --precision fp32, which needs ddp\.grad_reduce_in_fp32=True"):
+        plan("llama3_8b_pretrain_config", "dgx-h100:1", precision="fp32", overrides=("ddp.grad_reduce_in_fp32=False",))
+
+
 @pytest.mark.parametrize(
     ("pairs", "pp", "chunks"),
     [
