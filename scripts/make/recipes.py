@@ -35,8 +35,8 @@ SWITCHED = (
     "grad_reduce_fp32", "no_distributed_optimizer", "router_padding", "fp8_attention", "adapter_rank", "adapter_targets",
     "adapter_dropout", "tp_overlap", "transpose_cache",
 )  # fmt: skip
-USUAL = {"transpose_cache": True}
-"""What a switch is where a row does not say it; else off."""
+USUAL = {"transpose_cache": True, "cross_entropy": "native"}
+"""What a switch is where a library recipe's row does not say it; else off."""
 NAMED = re.compile(
     r"(?P<model>.+?)_(?P<task>pretrain|sft|peft)_(?P<gpus>\d+)gpu_(?P<hardware>[a-z0-9]+)_(?P<precision>[a-z0-9]+)"
 )
@@ -88,7 +88,7 @@ def row_of(name: str, said: dict[str, Any], old: dict[str, Any] | None) -> dict[
     for field in SWITCHED:
         features.pop(field, None)
         value = said["features"].get(field) or False
-        if value != USUAL.get(field, False) and value not in ("native", "unfused"):
+        if value != USUAL.get(field, False) or (field == "cross_entropy" and row["kind"] == "benchmark"):
             features[field] = value
     row.pop("added_mtp_layers", None)
     if added := _added_layers(said["model"], row["model_id"]):

@@ -102,10 +102,10 @@ def test_a_changed_row_changes_one_line(name: str) -> None:
 @pytest.mark.bridge
 @pytest.mark.checkout
 def test_the_catalog_is_what_an_installed_bridge_says(tmp_path: Path) -> None:
-    """scripts/make/recipes.py, for one recipe (each takes half a minute); it prints what differs and exits 1."""
+    """scripts/make/recipes.py, for a recipe of either kind (each takes half a minute); it prints what differs and exits 1."""
     need(BRIDGE, "an environment with megatron-bridge (BRIDGE_PYTHON)")
     subprocess.run([BRIDGE, str(ROOT / "scripts/fuzz/bridge_hub.py"), str(tmp_path)], check=True, capture_output=True)
-    names = ("qwen3_8b_sft_config",)
+    names = ("qwen3_8b_sft_config", "llama3_70b_peft_8gpu_b200_bf16_config")
     done = subprocess.run(
         [BRIDGE, "-W", "ignore", str(ROOT / "scripts/make/recipes.py"), *names],
         capture_output=True, text=True, env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}, check=False,
