@@ -181,6 +181,8 @@ def _fsdp(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
     values: dict[str, object] = {"dist.use_megatron_fsdp": x.fsdp, "ddp.use_megatron_fsdp": x.fsdp}
     if x.fsdp:
         values["ddp.data_parallel_sharding_strategy"] = "optim_grads_params"
+        if r.features.fp4_param_gather and r.precision == "nvfp4" and PRECISION not in r.bare:
+            values["mixed_precision.fp4_param_gather"] = False  # it has no buffers for packed weights
     elif r.features.fp8_param_gather and r.precision == "fp8mx" and PRECISION not in r.bare:
         values["mixed_precision.reuse_grad_buf_for_mxfp8_param_ag"] = True  # asserted outside of FSDP
     return values | {"checkpoint.ckpt_format": "fsdp_dtensor" if x.fsdp else "torch_dist"}

@@ -423,6 +423,8 @@ EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
     _switch("mixed_precision.grad_reduce_in_fp32", "grad_reduce_fp32"),
     _switch("mixed_precision.fp8_param_gather", "fp8_param_gather"),
     _switch("mixed_precision.fp8_param", "fp8_param_gather"),
+    _switch("mixed_precision.fp4_param_gather", "fp4_param_gather"),
+    _switch("mixed_precision.fp4_param", "fp4_param_gather"),
     ((DISPATCHER, BACKEND), _dispatcher),
     _switch("comm_overlap.overlap_moe_expert_parallel_comm", "ep_overlap"),
     _switch("comm_overlap.tp_comm_overlap", "tp_overlap"),

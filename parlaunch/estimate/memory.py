@@ -503,6 +503,9 @@ class _Bare:
         self.recipe, self.rates = recipe, rates
         self.keeping = keeping_of(recipe.features.framework)
         self.each = bytes_a_parameter(recipe.precision, recipe.features, rates.product.arch)
+        # Megatron-FSDP has no buffers for packed weights (Bridge, `perf_recipes/nemotronh/common.py`).
+        unpacked = replace(recipe.features, fp4_param_gather=False)
+        self.each_of_fsdp = bytes_a_parameter(recipe.precision, unpacked, rates.product.arch)
         self.step = _step_bytes(self.each, recipe.features, recipe.frozen)
         self._frames: dict[tuple[object, ...], _Frame] = {}
         self._kept: dict[tuple[object, ...], tuple[_Left, ...]] = {}
@@ -566,7 +569,8 @@ class _Bare:
             dense = (st.layer_params + st.other_params + encoder) / spread
             routed = st.routed_params / expert_spread
             stepping = of_all * (dense + routed) + of_half * max(dense, routed)
-        weights, gradients, optimizer, working = _states(st, p, self.each, held_back, spread, expert_spread)
+        each = self.each_of_fsdp if p.fsdp else self.each
+        weights, gradients, optimizer, working = _states(st, p, each, held_back, spread, expert_spread)
         return _Stage(place, st, weights, gradients, optimizer, working, stepping)
 
     def kept(self, x: _Frame, recompute: Recompute, microbatches: int) -> tuple[_Left, ...]:

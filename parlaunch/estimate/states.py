@@ -109,15 +109,16 @@ def _quantized(precision: str, gpu_arch: str, transposes: bool) -> float:
 def bytes_a_parameter(precision: str, f: Features, gpu_arch: str) -> Bytes:
     """What is kept for each parameter that is trained.
 
-    - `fp8_param_gather`: the low-precision copy is the weight; else it stands beside a bf16 one, cached over micro batches.
+    - weights gathered in FP8 or FP4: the low-precision copy is the weight; else it stands beside a bf16 one, cached over micro
+      batches.
     - precision-aware optimizer: moments in `f.moments`, and of a bf16 weight only the 16 bits of its float32 master that
-      the weight itself lacks (`store_param_remainders`; not with FP8 weights).
+      the weight itself lacks (`store_param_remainders`; not with FP8 or FP4 weights).
     """
     keeping = keeping_of(f.framework)
     if precision == "fp32":
         return Bytes(4, 4, 4, 8)
     quantized = _quantized(precision, gpu_arch, f.transpose_cache)
-    kept_low = quantized > 0 and f.fp8_param_gather
+    kept_low = quantized > 0 and f.gathered_low(precision)
     layer = quantized if kept_low else 2 + quantized
     gradient = keeping.gradients.get(precision, 4 if f.grad_reduce_fp32 else 2)
     moments = 2 * MOMENT.get(f.moments, 4) if f.precision_aware_optimizer else 8

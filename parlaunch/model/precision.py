@@ -46,5 +46,6 @@ def switched(bridge_name: str) -> dict[str, Any]:
     return {
         "grad_reduce_fp32": not half,
         "fp8_param_gather": short in ("fp8cs", "fp8ds", "fp8mx"),
+        "fp4_param_gather": short == "nvfp4",
         "fp8_attention": False,
     }

@@ -37,6 +37,7 @@ class Features(HashedOnce):
     distributed_optimizer: bool = True
     grad_reduce_fp32: bool = False
     fp8_param_gather: bool = False
+    fp4_param_gather: bool = False
     precision_aware_optimizer: bool = False
     moments: str = "float32"  # dtype of Adam's moments
     master: str = "float32"  # of its master weights, where the optimizer is precision-aware
@@ -61,6 +62,10 @@ class Features(HashedOnce):
     sequence_parallel: bool = True  # with TP
     framework: str | None = None  # software generation of a published run; None: Megatron Bridge as it is today
 
+    def gathered_low(self, precision: str) -> bool:
+        """Whether weights in this precision are kept and gathered in 8 or 4 bits, with no copy in 16."""
+        return self.fp4_param_gather if precision == "nvfp4" else self.fp8_param_gather and precision.startswith("fp8")
+
 
 def features_from_json(data: Mapping[str, Any] | None) -> Features:
     """Features as `recipes.json` and tables of runs write them."""
@@ -84,6 +89,7 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
         distributed_optimizer=not given.get("no_distributed_optimizer"),
         grad_reduce_fp32=bool(given.get("grad_reduce_fp32")),
         fp8_param_gather=bool(given.get("fp8_param_gather")),
+        fp4_param_gather=bool(given.get("fp4_param_gather")),
         precision_aware_optimizer=bool(given.get("precision_aware_optimizer")),
         moments=str(given.get("moments") or "float32"),
         master=str(given.get("master") or "float32"),

@@ -125,13 +125,13 @@ def stage_counts(recipe: Recipe, wishes: Wishes, world: int, fsdp: bool) -> tupl
 
 
 def interleavings(recipe: Recipe, wishes: Wishes, pp: int, microbatches: int) -> tuple[int | None, ...]:
-    """VP, without interleaving first; at least one layer a virtual stage."""
+    """VP, without interleaving first; at least one layer a virtual stage, but for those of the embedding and of the output layer."""
     if wishes.vp is not None:
         return (wishes.vp if wishes.vp > 1 else None,)
     if pp == 1 or recipe.architecture.hybrid_layer_pattern or microbatches % pp:
         return (None,)
     layers = len(recipe.architecture.layers())
-    return (None, *range(2, layers // pp + 1))
+    return (None, *range(2, (layers + 2) // pp + 1))
 
 
 @lru_cache(maxsize=4096)

@@ -17,6 +17,7 @@ from parlaunch.hardware.derived import sheet_of
 from parlaunch.model.layout import Layout
 from parlaunch.model.precision import USER_BUFFERED
 from parlaunch.model.recipe import Features, Recipe
+from parlaunch.model.sections import PRECISION
 from parlaunch.rules.rule import Chapter
 
 
@@ -287,4 +288,7 @@ def legal_features(recipe: Recipe, layout: Layout, cluster: Cluster | None = Non
         changes["router_padding"] = _padded(recipe)
     if layout.fsdp:
         changes["distributed_optimizer"] = True  # Bridge switches it on: bridge/training/config.py:1074
+        if PRECISION not in recipe.bare:  # else it is a preset's name, without a part that says it
+            # It has no buffers for packed weights (bridge/perf_recipes/nemotronh/common.py:102).
+            changes["fp4_param_gather"] = False
     return replace(f, **changes)

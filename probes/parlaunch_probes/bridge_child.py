@@ -79,6 +79,7 @@ def features(config: Any) -> dict[str, Any]:
         mixed = {
             "grad_reduce_fp32": bool(config.mixed_precision.grad_reduce_in_fp32),
             "fp8_param_gather": bool(config.mixed_precision.fp8_param_gather),
+            "fp4_param_gather": bool(getattr(config.mixed_precision, "fp4_param_gather", False)),
             "fp8_attention": bool(
                 config.mixed_precision.fp8_dot_product_attention or config.mixed_precision.fp8_multi_head_attention
             ),
@@ -99,6 +100,9 @@ def features(config: Any) -> dict[str, Any]:
         "no_distributed_optimizer": not (ddp.use_distributed_optimizer or o.use_distributed_optimizer),
         "grad_reduce_fp32": bool(mixed.get("grad_reduce_fp32", ddp.grad_reduce_in_fp32)),
         "fp8_param_gather": bool(mixed.get("fp8_param_gather", getattr(ddp, "fp8_param_gather", False))),
+        # Core before 0.18 has no such setting, and gathers them in 16 bits whatever Bridge says.
+        "fp4_param_gather": hasattr(ddp, "fp4_param_gather")
+        and bool(mixed.get("fp4_param_gather", ddp.fp4_param_gather)),
         "precision_aware_optimizer": bool(o.use_precision_aware_optimizer),
         "moments": str(o.exp_avg_dtype).removeprefix("torch."),
         "master": str(getattr(o, "main_params_dtype", "float32")).removeprefix("torch."),

@@ -151,7 +151,9 @@ def test_the_hint_about_expert_layers_works_when_it_is_followed() -> None:
         (("ddp.use_distributed_optimizer=False", "optimizer.use_distributed_optimizer=False"), {"distributed_optimizer": False}),
         (("ddp.use_distributed_optimizer=False",), {"distributed_optimizer": True}),
         (("mixed_precision=fp16_mixed",), {"grad_reduce_fp32": False}),
-        (("mixed_precision=bf16_with_mxfp8_mixed",), {"fp8_param_gather": True}),
+        (("mixed_precision=bf16_with_mxfp8_mixed",), {"fp8_param_gather": True, "fp4_param_gather": False}),
+        (("mixed_precision=bf16_with_nvfp4_mixed",), {"fp8_param_gather": False, "fp4_param_gather": True}),
+        (("mixed_precision=bf16_with_nvfp4_mixed", "mixed_precision.fp4_param_gather=False"), {"fp4_param_gather": False}),
     ],
 )  # fmt: skip
 def test_switches_are_planned_with(pairs: tuple[str, ...], features: dict[str, Any]) -> None:

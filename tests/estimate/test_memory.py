@@ -170,6 +170,12 @@ def test_bytes_a_parameter_are_megatrons() -> None:
     assert bytes_a_parameter("fp8cs", Features(fp8_param_gather=True), "hopper").layer_weight == 2
     assert bytes_a_parameter("fp8mx", Features(), "blackwell").layer_weight == 2 + 2 * 33 / 32
     assert bytes_a_parameter("nvfp4", Features(), "blackwell").layer_weight == 2 + 2 * (0.5 + 1 / 16)
+    # What Bridge's preset for NVFP4 says of FP8 is for FP8 alone.
+    assert bytes_a_parameter("nvfp4", Features(fp8_param_gather=True), "blackwell").layer_weight == 2 + 2 * (
+        0.5 + 1 / 16
+    )
+    assert bytes_a_parameter("nvfp4", Features(fp4_param_gather=True), "blackwell").layer_weight == 2 * (0.5 + 1 / 16)
+    assert bytes_a_parameter("bf16", Features(fp4_param_gather=True), "blackwell").layer_weight == 2
     aware = Features(precision_aware_optimizer=True, moments="bfloat16")
     assert bytes_a_parameter("bf16", aware, "hopper").optimizer == 2 + 2 * 2
     assert bytes_a_parameter("bf16", replace(aware, optimizer_offload=1.0), "hopper").optimizer == 0

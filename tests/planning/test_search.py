@@ -205,6 +205,16 @@ def test_a_heavy_output_layer_may_leave_the_last_stage_with_what_equal_stages_le
     assert (*(4,) * 15, 1) in splits(deepseek, 16, None)
 
 
+def test_embedding_and_output_layer_may_be_virtual_stages_of_their_own() -> None:
+    """NVIDIA's layout of Llama 3.1 405B: 126 layers and these two in 128 virtual stages."""
+    recipe = catalog.recipe("llama31_405b_pretrain_256gpu_gb200_fp8mx_config")
+    assert interleavings(recipe, Wishes(), 16, 384)[-1] == 8
+    assert splits(recipe.architecture, 16, 8) == ((0, *(1,) * 126, 0),)
+    (found,) = Search(recipe, machine("gb200-nvl72", 64), Wishes(tp=4, pp=16, cp=1)).run(keep=1).ranked
+    assert found.layout.vp == 8
+    assert found.memory.fits
+
+
 def test_a_block_recomputes_no_layer_more_than_it_must() -> None:
     """NVIDIA recomputes five of the 32 layers here."""
     rates = machine("dgx-h100")

@@ -347,6 +347,15 @@ def test_a_switch_comes_with_what_bridge_asks_of_it() -> None:
         assert {unit, "mixed_precision.fp8_param_gather=False"} <= set(made.overrides)
 
 
+def test_weights_packed_in_fp4_are_gathered_so_but_under_fsdp() -> None:
+    """Megatron-FSDP has no buffers for them: Bridge's own recipe turns it off there (perf_recipes/nemotronh/common.py)."""
+    name, off = "llama3_70b_pretrain_64gpu_gb200_nvfp4_config", "mixed_precision.fp4_param_gather=False"
+    assert catalog.recipe(name).features.fp4_param_gather
+    assert off not in front.plan(name, "gb200-nvl72:16", switches="recipe", fsdp=False).overrides
+    assert off in front.plan(name, "gb200-nvl72:16", switches="recipe", fsdp=True).overrides
+    assert not catalog.recipe("nemotron_3_super_pretrain_64gpu_gb200_nvfp4_config").features.fp4_param_gather
+
+
 def test_a_switch_of_the_recipe_falls_where_the_layout_excludes_it_and_excludes_no_layout() -> None:
     recipe = catalog.recipe("qwen3_30b_a3b_pretrain_config")
     recipe = replace(recipe, features=replace(recipe.features, tp_overlap=True))

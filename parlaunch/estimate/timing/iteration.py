@@ -284,7 +284,7 @@ def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> floa
     wide = links.group(replicas, layout.tp)
     experts = links.group(max(1, layout.edp), layout.ep * layout.etp)
     gradient = 4.0 if features.grad_reduce_fp32 else 2.0
-    weight = 1.0 if features.fp8_param_gather and recipe.precision.startswith("fp8") else 2.0
+    weight = (0.5 if recipe.precision == "nvfp4" else 1.0) if features.gathered_low(recipe.precision) else 2.0
     # Buckets: every one pays the latency once.
     buckets = max(1.0, min(64.0, dense / 40e6))
     if layout.fsdp or features.fsdp:
