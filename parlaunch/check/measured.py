@@ -76,10 +76,10 @@ SITES = (
 
 MLPERF_LORA = {
     "adapter_rank": 16, "adapter_targets": ["linear_qkv", "linear_proj"], "adapter_dropout": True,
-    "fp8_attention": True, "fp8_param_gather": True, "transpose_cache": False,
+    "fp8_attention": True, "fp8_param_gather": True, "fp4_param_gather": True, "transpose_cache": False,
 }  # fmt: skip
 """What the benchmark `llama2_70b_lora` of MLPerf Training fixes (rank 16 on attention, dropout 0.1), and what every submission
-with NeMo has: attention in FP8, frozen weights in FP8 alone, transposed when needed."""
+with NeMo has: attention in FP8, frozen weights in FP8 or FP4 alone, transposed when needed."""
 
 
 def site_of(row: Mapping[str, Any]) -> Site | None:
@@ -370,6 +370,8 @@ def _benchmark(framework: str) -> bool:
 STASHED = (26, 6)
 """The release of Megatron Bridge whose benchmarks first captured whole iterations of experts (a paged stash holds activations
 of unknown size); tables of older ones name today's recipe."""
+PACKED = (26, 4)
+"""The first with weights in FP4 alone: Bridge 0.3, of 26.02, has no setting for them."""
 
 
 def _unreleased(features: dict[str, Any], framework: str, notes: list[str]) -> None:
@@ -381,6 +383,9 @@ def _unreleased(features: dict[str, Any], framework: str, notes: list[str]) -> N
         del features["paged_stash"]
         features["cuda_graph"] = ["transformer_engine", ["attn", "moe_router", "moe_preprocess"]]
         notes.append("graphs of router and preprocessing: its release had none of whole iterations with experts")
+    if features.get("fp4_param_gather") and release < PACKED:
+        del features["fp4_param_gather"]
+        notes.append("weights in 16 bits beside FP4: its release had none in FP4 alone")
 
 
 def _benchmark_features(row: Mapping[str, Any]) -> dict[str, Any]:
