@@ -37,13 +37,6 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`-n 2 --dist loadgroup`: tests that start a cluster, or fill all cores with ranks, share one worker."""
-    for item in items:
-        if any(item.get_closest_marker(name) for name in ("slurm", "training")):
-            item.add_marker(pytest.mark.xdist_group("alone"))
-
-
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No variable of the machine that runs the tests decides anything, and no run that it has measured."""
