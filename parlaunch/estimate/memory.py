@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from parlaunch.estimate.states import BUCKET, FRAGMENTS, Bytes, Keeping, bytes_a_parameter, keeping_of, loss_of
 from parlaunch.estimate.timing.software import software_of
 from parlaunch.estimate.values import Memory
+from parlaunch.hardware.cpu import CPU_RANK
 from parlaunch.hardware.rates import HEADROOM, Rates
 from parlaunch.model.activations import WIDE, Surroundings, keeps_scores, layer_activations
 from parlaunch.model.architecture import Architecture, LayerKind
@@ -56,6 +57,16 @@ Bridge's notes on them."""
 GRAPH_POOL = {"full_iteration": 0.20}
 """Share of what comes and goes that a graph's private pool holds on top, because nothing is freed into it while it is
 captured. The same notes say up to half the peak and more; NVIDIA's tuned layouts with such graphs leave room for a quarter."""
+
+CROWDED = 1 * GIB
+"""What has to stay free beside all that the caching allocator reserves: a run that filled the last GiB took six times as long."""
+HOLES = 0.8
+"""Of the largest tensor that comes and goes, what growing segments leave empty at most (`scripts/bench/segments.py`): what of it `slack`
+does not hold has to be free as well."""
+OVERLAP_POOLS = 3.0
+"""Times what the backward pass of one layer needs that the allocator holds on top where expert traffic overlaps: two micro batches
+run in turn, on two streams, and a block that one stream freed is never the other's: four times instead of once. DeepSeek-V3 with 14
+layers on 64 H100 reserved 5.8 GB more with it, and allocated 0.2 GB more (NVIDIA/Megatron-LM PR #6429); this says 5.6."""
 
 DEEPEP_BUFFER = 1 * GIB
 """NVLink and RDMA buffers of DeepEP's normal kernels for hidden sizes around 7,168."""
@@ -482,6 +493,7 @@ class _Frame(NamedTuple):
     in_flight: int  # micro batches: more change nothing
     workspace: float  # bytes
     outside: float  # bytes
+    cached: bool  # torch's caching allocator of CUDA memory holds it
     features: Features
     # What switches add:
     written: float = 0.0  # bytes a token of what other GPUs write to, outside of torch
@@ -556,6 +568,7 @@ class _Bare:
             2 * pp + 1 if layout.vp else pp + 1,
             WORKSPACE.get(gpu, 4 * MIB) * (2 + (4 if a.num_moe_experts else 0)),
             (CONTEXT.get(gpu, 0.6) + keeping.loading) * GIB + communicators * COMMUNICATOR,
+            self.rates.product != CPU_RANK,
             f,
         )
 
@@ -621,7 +634,7 @@ class _Model:
 
     def memory(self, stage: _Stage, parts: tuple[float, ...], x: _Frame, headroom: float) -> Memory:
         """The parts of a stage, with what every process holds on top."""
-        weights, gradients, optimizer, activations, logits, buffers, runtime, slack, pool = _figures(parts, x)
+        weights, gradients, optimizer, activations, logits, buffers, runtime, slack, pool, spare = _figures(parts, x)
         capacity, measured = self.rates.memory_bytes, x.keeping.measured
         return Memory(
             weights=weights,
@@ -633,6 +646,7 @@ class _Model:
             runtime=runtime,
             slack=slack,
             pool=pool,
+            spare=spare,
             capacity=capacity,
             limit=int(capacity * (1 - headroom)),
             stage=stage.place.at,
@@ -652,8 +666,8 @@ def _model(recipe: Recipe, rates: Rates) -> _Model:
 
 
 def _parts(stage: _Stage, left: _Left, x: _Frame, tokens: float) -> tuple[float, ...]:
-    """Bytes of weights, gradients, optimizer, activations, logits and buffers of one stage, of what is registered outside of torch, and of
-    the largest tensor."""
+    """Bytes of weights, gradients, optimizer, activations, logits and buffers of one stage, and of what is registered outside of torch;
+    then of the largest tensor, and of what the backward pass of one layer needs."""
     st, reused = stage.standing, x.p.dummies == "reused"
     logits = st.logits * tokens
     head = st.logit_gradients * tokens + (0.0 if reused else st.head_dummy)
@@ -665,13 +679,15 @@ def _parts(stage: _Stage, left: _Left, x: _Frame, tokens: float) -> tuple[float,
         optimizer += max(0.0, stage.stepping - activations - logits)
     largest = max(st.embedding_gradient, st.head_dummy, st.largest_logits * tokens)
     return (
-        stage.weights, stage.gradients, optimizer, activations, logits, buffers, x.written * tokens, largest,
+        stage.weights, stage.gradients, optimizer, activations, logits, buffers, x.written * tokens,
+        largest, left.transient * tokens,
     )  # fmt: skip
 
 
 def _figures(parts: tuple[float, ...], x: _Frame) -> tuple[int, ...]:
-    """What the memory of a stage is made of, as `Memory` has it: weights to runtime, which add up to the peak; slack, pool."""
-    weights, gradients, optimizer, activations, logits, buffers, registered, largest = parts
+    """What the memory of a stage is made of, as `Memory` has it: weights to runtime, which add up to the peak; slack, pool,
+    spare."""
+    weights, gradients, optimizer, activations, logits, buffers, registered, largest, transient = parts
     f, keeping = x.features, x.keeping
     buffers += x.workspace
     if keeping.buckets and x.spread > 1:
@@ -682,7 +698,9 @@ def _figures(parts: tuple[float, ...], x: _Frame) -> tuple[int, ...]:
     pool = int(GRAPH_POOL.get(f.cuda_graph or "", 0.0) * comes_and_goes)
     runtime = int(x.outside + (registered + x.registered)) + slack + pool
     made = (weights, gradients, optimizer, activations, logits, buffers)
-    return (*map(int, made), runtime, slack, pool)
+    pools = OVERLAP_POOLS * transient if f.ep_overlap and x.p.ep > 1 else 0.0
+    spare = max(CROWDED, HOLES * largest - slack) + pools if x.cached else 0.0
+    return (*map(int, made), runtime, slack, pool, int(spare))
 
 
 def _fullest(model: _Model, layout: Layout, recompute: Recompute) -> tuple[_Stage, tuple[float, ...], _Frame]:
@@ -691,7 +709,7 @@ def _fullest(model: _Model, layout: Layout, recompute: Recompute) -> tuple[_Stag
     kept = model.bare.kept(x, recompute, min(layout.num_microbatches, x.in_flight) or 1)
     for stage, left in zip(x.stages, kept, strict=True):
         parts = _parts(stage, left, x, tokens)
-        total = sum(parts[:-1])
+        total = sum(parts[:-2])
         if total > most:
             fullest, most = (stage, parts, x), total
     return fullest
@@ -703,10 +721,12 @@ def estimate_memory(recipe: Recipe, layout: Layout, rates: Rates, *, headroom: f
     return model.memory(*_fullest(model, layout, layout.recompute), headroom)
 
 
-def peak_bytes(recipe: Recipe, layout: Layout, rates: Rates, recompute: Recompute | None = None) -> int:
-    """The peak of `estimate_memory` alone, in a fraction of its time; with `recompute` in place of the layout's own."""
+def peak_and_spare(recipe: Recipe, layout: Layout, rates: Rates, recompute: Recompute | None = None) -> tuple[int, int]:
+    """The peak of `estimate_memory`, and what has to be spare beside it, in a fraction of its time; with `recompute` in place of the
+    layout's own."""
     _, parts, x = _fullest(_model(recipe, rates), layout, recompute or layout.recompute)
-    return sum(_figures(parts, x)[:7])
+    figures = _figures(parts, x)
+    return sum(figures[:7]), figures[9]
 
 
 def stage_memories(recipe: Recipe, layout: Layout, rates: Rates, *, headroom: float = HEADROOM) -> tuple[Memory, ...]:

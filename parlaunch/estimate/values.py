@@ -44,6 +44,9 @@ class Memory:
     risk_band: float = 0.10  # share on top that one run of twenty needs
     slack: int = 0  # of `runtime`: what the caching allocator holds beyond the tensors, and gives back when it must
     pool: int = 0  # of `runtime`: what it holds for captured graphs
+    # On top of the peak: what the allocator must find free to keep what it frees. With less it gives all of it back, waits for
+    # the GPU, and asks again, in every iteration: the run does not fail, and takes many times as long.
+    spare: int = 0
 
     @property
     def allocated(self) -> int:
@@ -68,6 +71,11 @@ class Memory:
     @property
     def fits(self) -> bool:
         return self.peak <= self.limit
+
+    @property
+    def at_speed(self) -> bool:
+        """It leaves the allocator what it needs."""
+        return self.peak + self.spare <= self.capacity
 
 
 MEMORY_PARTS = _parts(Memory)
@@ -127,11 +135,13 @@ def memory_to_json(memory: Memory) -> dict[str, Any]:
         "reserved_bytes": memory.reserved,
         "slack_bytes": memory.slack,
         "pool_bytes": memory.pool,
+        "spare_bytes": memory.spare,
         "error_band": memory.error_band,
         "risk_band": memory.risk_band,
         "capacity_bytes": memory.capacity,
         "limit_bytes": memory.limit,
         "fits": memory.fits,
+        "at_speed": memory.at_speed,
         "stage": memory.stage,
         "components": components(memory),
     }

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from parlaunch.errors import NoLayoutError
+from parlaunch.estimate.memory import estimate_memory
 from parlaunch.estimate.values import Memory
 from parlaunch.hardware.rates import Rates
-from parlaunch.model.layout import Layout
+from parlaunch.model.layout import FULL_RECOMPUTE, Layout
 from parlaunch.model.recipe import Recipe
 from parlaunch.planning.plan import Candidate, Wishes
 from parlaunch.planning.reasons import largest
 from parlaunch.planning.search import Search
+from parlaunch.rules import why_not
 from parlaunch.units import gib, percent
 
 MOST_NODES = 1024
@@ -32,6 +34,23 @@ def no_layout(search: Search, closest: tuple[Layout, Memory]) -> NoLayoutError:
         f"{word} take{'s' if word.startswith('the ') else ''} most of it, {gib(size)}",
         hint=hint,
     )
+
+
+def roomier(search: Search, chosen: Candidate) -> Iterator[str]:
+    """Options that leave a crowded layout's allocator what it needs, each by itself."""
+    x, recipe = chosen.layout, search.recipe
+    alone = replace(recipe, features=replace(recipe.features, ep_overlap=False))
+    changes = [("--switches ep_overlap=off", alone, x)] if recipe.features.ep_overlap else []
+    if x.micro_batch_size % 2 == 0:
+        less = x.micro_batch_size // 2
+        changes.append((f"--micro-batch-size {less}", recipe, replace(x, micro_batch_size=less)))
+    changes.append(("--recompute full", recipe, replace(x, recompute=FULL_RECOMPUTE)))
+    for words, made, layout in changes:
+        if (layout == x and made is recipe) or why_not(layout, made, search.rates) is not None:
+            continue
+        memory = estimate_memory(made, layout, search.rates, headroom=search.wishes.headroom)
+        if memory.fits and memory.at_speed:
+            yield words
 
 
 def ways_out(recipe: Recipe, rates: Rates, wishes: Wishes) -> Iterator[str]:

@@ -257,6 +257,7 @@ def _candidate(data: Mapping[str, Any]) -> Candidate:
             limit=memory["limit_bytes"],
             slack=memory["slack_bytes"],
             pool=memory.get("pool_bytes", 0),
+            spare=memory.get("spare_bytes", 0),
         ),
         estimate=Estimate(
             **{k: v for k, v in estimate.items() if k in e_names}, breakdown=Breakdown(**estimate["breakdown"])

@@ -18,11 +18,11 @@ from parlaunch.hardware.mixed import cost
 from parlaunch.hardware.rates import HEADROOM, Rates, rates_of
 from parlaunch.model.layout import FULL_RECOMPUTE, NO_RECOMPUTE, SIZES, Layout
 from parlaunch.model.recipe import Recipe
-from parlaunch.planning.advice import no_layout
+from parlaunch.planning.advice import no_layout, roomier
 from parlaunch.planning.as_written import as_recipe
 from parlaunch.planning.evidence import Published, published
 from parlaunch.planning.experience import facts, failed_switches, proven_here, runs_like, without_failed
-from parlaunch.planning.objective import OBJECTIVES
+from parlaunch.planning.objective import OBJECTIVES, Objective
 from parlaunch.planning.plan import Candidate, Plan, Refusal, Wishes
 from parlaunch.planning.reasons import because, needs, slower, where
 from parlaunch.planning.search import Search, grid_of, nearest_batches, nearest_worlds
@@ -65,12 +65,7 @@ def plan(
     chooser = _chooser(cluster, recipe, rates, software, wishes, failed)
     _check(chooser.fullest, rates, wishes)
     objective = OBJECTIVES[wishes.objective]
-    search = _search(chooser, wishes, full=objective.switches)
-    ranked = objective.search(search, wishes.top + 1).ranked
-    if not ranked and chooser.open and objective.switches:
-        # With nothing on that costs memory, it may still fit.
-        search = _search(chooser, wishes, full=False)
-        ranked = objective.search(search, wishes.top + 1).ranked
+    search, ranked = _walked(chooser, wishes, objective)
     if not ranked:
         # What is wrong with it may lie in no switch: with what runs here, and nothing else looked at.
         plain = Search(_as_run(chooser.fixed, wishes, rates), rates, wishes)
@@ -98,7 +93,8 @@ def plan(
     others = [c for c in taken.ranked if grid_of(c.layout) != grid_of(chosen.layout)]
     others = list({grid_of(c.layout): c for c in reversed(others)}.values())[::-1]
     if chosen.features is not None or chooser.fixed is not recipe:  # reasons are about what will be on
-        search = Search(replace(recipe, features=chosen.features or chooser.fixed.features), rates, wishes)
+        configured = replace(recipe, features=chosen.features or chooser.fixed.features)
+        search = Search(configured, rates, wishes, crowded=search.crowded)
         chosen = replace(chosen, features=search.recipe.features)
     return Plan(
         recipe=recipe,
@@ -153,15 +149,29 @@ def _chooser(
     return Chooser(recipe, rates, software or installed_on(cluster), wanted, failed)
 
 
-def _search(chooser: Chooser, wishes: Wishes, *, full: bool) -> Search:
+def _walked(chooser: Chooser, wishes: Wishes, objective: Objective) -> tuple[Search, Sequence[Candidate]]:
+    """The first search that finds a layout, and what it found: with everything on; with nothing on that costs memory; then either
+    with what fits and leaves too little to run at speed."""
+    fulls = (True, False) if chooser.open and objective.switches else (objective.switches,)
+    for crowded in (False, True):
+        searches = [_search(chooser, wishes, full=full, crowded=crowded) for full in fulls]
+        for search in searches:
+            if ranked := objective.search(search, wishes.top + 1).ranked:
+                return search, ranked
+        if not any(search.turned_away for search in searches):
+            break
+    return searches[-1], ()
+
+
+def _search(chooser: Chooser, wishes: Wishes, *, full: bool, crowded: bool) -> Search:
     """The search over layouts: with everything on that helps, or with what the recipe has; less what each layout forbids."""
     if not chooser.open:
         whole = None if chooser.fixed is chooser.recipe else lambda _layout, _recompute: chooser.fixed
         forbids = None if chooser.wanted == AS_RECIPE else chooser.forbids
-        return Search(chooser.fixed, chooser.rates, wishes, at=whole, forbids=forbids)
+        return Search(chooser.fixed, chooser.rates, wishes, at=whole, forbids=forbids, crowded=crowded)
     if full:
-        return Search(chooser.fullest, chooser.rates, wishes, at=chooser.at, forbids=chooser.forbids)
-    return Search(chooser.fixed, chooser.rates, wishes, at=chooser.plain, forbids=chooser.forbids)
+        return Search(chooser.fullest, chooser.rates, wishes, at=chooser.at, forbids=chooser.forbids, crowded=crowded)
+    return Search(chooser.fixed, chooser.rates, wishes, at=chooser.plain, forbids=chooser.forbids, crowded=crowded)
 
 
 def _failed(chooser: Chooser) -> Iterator[str]:
@@ -194,12 +204,17 @@ def why_not(plan: Plan, layout_pins: Mapping[str, int], wishes: Wishes) -> str:
     """Why the plan does not use these sizes: the rule, the memory, or how much slower and where."""
     recipe, rates = plan.configured, plan.rates
     given = {name: value for name, value in layout_pins.items() if name in SIZES}
-    search = Search(recipe, rates, replace(wishes, **given))  # type: ignore[arg-type]
+    pinned = replace(wishes, **given)  # type: ignore[arg-type]
+    search = Search(recipe, rates, pinned)
     found = search.run(keep=1)
+    if not found.ranked and search.turned_away:
+        found = Search(recipe, rates, pinned, crowded=True).run(keep=1)
     if found.ranked:
         other, mine = found.ranked[0], plan.chosen
         if other.layout == mine.layout:
             return f"this is the plan: {other.layout}."
+        if mine.memory.at_speed and not other.memory.at_speed:
+            return f"{other.layout} {needs(other.memory)}."
         share = slower(mine, other)
         times = f"{seconds(other.estimate.iteration_time_s)} against {seconds(mine.estimate.iteration_time_s)}"
         text = f"it runs and fits as {other.layout}, and is {share} ({times})"
@@ -450,7 +465,10 @@ def _warnings(search: Search, chosen: Candidate) -> tuple[str, ...]:
         out.append(
             f"assumed: {recipe.seq_length:,} tokens a sample, as in the recipe's mock data; --seq-length says yours"
         )
-    if m.fits and m.peak * (1 + m.risk_band) > m.capacity:
+    if m.fits and not m.at_speed:
+        ways = ", ".join(roomier(search, chosen))
+        out.append(f"crowded: it {needs(m)}; {f'room comes by {ways}' if ways else 'more GPUs make room'}")
+    elif m.fits and m.peak * (1 + m.risk_band) > m.capacity:
         out.append(
             f"tight: {gib(m.peak)} of {gib(m.capacity)}, and one run of twenty needs {percent(m.risk_band)} more than predicted; "
             "the first iterations will tell: run `parlaunch verify`"

@@ -24,8 +24,18 @@ def largest(memory: Memory) -> tuple[str, int]:
 
 
 def needs(memory: Memory) -> str:
-    """ "needs 91.2 GiB of 73.3 GiB"."""
+    """ "needs 91.2 GiB of 73.3 GiB"; where it fits, what that leaves its allocator."""
+    if memory.fits:
+        return f"needs {gib(memory.peak)} of {gib(memory.capacity)}, and {crowding(memory)}"
     return f"needs {gib(memory.peak)} of {gib(memory.limit)}"
+
+
+def crowding(memory: Memory) -> str:
+    """What becomes of a layout that fits, where its allocator has too little left."""
+    return (
+        f"the {gib(memory.capacity - memory.peak)} that it leaves free are less than the {gib(memory.spare)} with which the allocator "
+        "keeps what it frees: the run may take many times as long"
+    )
 
 
 def slower(than: Candidate, other: Candidate) -> str:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
 
-from parlaunch.estimate.memory import estimate_memory, peak_bytes
+from parlaunch.estimate.memory import estimate_memory, peak_and_spare
 from parlaunch.estimate.states import bytes_a_parameter
 from parlaunch.estimate.timing import estimate_time, micro_batch_time
 from parlaunch.estimate.values import Memory
@@ -158,10 +158,14 @@ class Search:
         at: Callable[[Layout, Recompute], Recipe] | None = None,
         forbids: Callable[[Layout, Recipe], str | None] | None = None,
         like: Search | None = None,
+        crowded: bool = False,
     ) -> None:
         """`at` gives the recipe with the switches that a layout allows while it recomputes that; `recipe` is then with all that help
         anywhere, and no layout is faster than what it makes of it. None: the recipe is as it is in every layout. `forbids` says why a layout
-        cannot run for reasons that are not Megatron's. `like` is a search with other switches: what it found leanest is asked first."""
+        cannot run for reasons that are not Megatron's. `like` is a search with other switches: what it found leanest is asked first.
+        `crowded`: layouts that leave the allocator too little to run at speed are taken as well."""
+        self.crowded: bool = crowded if like is None else like.crowded
+        self.turned_away = False  # some that fit were not taken for it
         self.recipe, self.rates, self.wishes, self._at, self._forbids = recipe, rates, wishes, at, forbids
         self.seen: list[Bounded] = []  # nodes that the walk came by
         self.tight: set[tuple[Grid, int]] = set()  # grids and micro batches of which some layout did not fit
@@ -174,7 +178,7 @@ class Search:
         ] = {}  # the same with less on, where a layout forbids it
         self._fastest = float("inf")  # GPU seconds a sequence, of the passes known
         self._candidates: dict[Layout, Candidate] = {}
-        self._peaks: dict[tuple[Layout, Recompute], int] = {}
+        self._peaks: dict[tuple[Layout, Recompute], tuple[int, int]] = {}
         self._prices: dict[tuple[_Core, Features], _Prices] = {}
         self._known_steps: dict[tuple[_Core, int, Features], list[_Step]] = {}
         self._sets: dict[tuple[_Core, Features], dict[tuple[str, ...], float]] = {}
@@ -202,16 +206,26 @@ class Search:
     def peak(self, base: Layout, recompute: Recompute | None = None) -> int:
         """Bytes that the fullest GPU holds, with that recomputed in place of the layout's own: no layout is made for it, since most
         do not fit."""
+        return self._peak_and_spare(base, recompute)[0]
+
+    def _peak_and_spare(self, base: Layout, recompute: Recompute | None) -> tuple[int, int]:
         again = recompute or base.recompute
         key = (base, again)
         known = self._peaks.get(key)
         if known is None:
             self.found.legal += 1
-            known = self._peaks[key] = peak_bytes(self.at(base, again), base, self.rates, again)
+            known = self._peaks[key] = peak_and_spare(self.at(base, again), base, self.rates, again)
         return known
 
     def fits(self, base: Layout, recompute: Recompute | None = None) -> bool:
-        return self.peak(base, recompute) <= self._limit
+        """It fits, and runs at speed."""
+        peak, spare = self._peak_and_spare(base, recompute)
+        if peak > self._limit:
+            return False
+        if self.crowded or peak + spare <= self.rates.memory_bytes:
+            return True
+        self.turned_away = True
+        return False
 
     def candidate(self, layout: Layout) -> Candidate:
         known = self._candidates.get(layout)
@@ -388,7 +402,7 @@ class Search:
         )  # fmt: skip
 
         def peak(r: Recompute) -> int:
-            return peak_bytes(recipe, alone, self.rates, r)
+            return peak_and_spare(recipe, alone, self.rates, r)[0]
 
         plain = peak(NO_RECOMPUTE)
         sets = module_sets(self.recipe.architecture)

@@ -215,18 +215,21 @@ class Chooser:
         """The layout with the switches that suit it best; as it was found where nothing of ours is legal and fits."""
         if not self.open:
             return found
-        x, best, least = found.layout, found, float("inf")
+        x, best, least, most = found.layout, found, float("inf"), 0
         for values in self.variants():
             recipe = self.with_(values)
             if self.forbids(x, recipe) is not None:
                 continue
             estimate = estimate_time(recipe, x, self.rates)
             charged = estimate.iteration_time_s * (1 + self.margin(recipe.features, x))
-            if charged >= least or why_not(x, recipe, self.rates) is not None:
+            if (charged >= least and most == 2) or why_not(x, recipe, self.rates) is not None:
                 continue
             memory = estimate_memory(recipe, x, self.rates, headroom=headroom)
-            if memory.fits or not found.memory.fits:
-                best, least = replace(found, memory=memory, estimate=estimate, features=recipe.features), charged
+            # First what runs at speed, then what fits; where it was found not to fit, all are alike.
+            room = memory.fits + (memory.fits and memory.at_speed) if found.memory.fits else 2
+            if room > most or (room == most > 0 and charged < least):
+                best = replace(found, memory=memory, estimate=estimate, features=recipe.features)
+                least, most = charged, room
         return best
 
     def together(self, search: Search, ranked: Sequence[Candidate], wishes: Wishes) -> list[Candidate]:
@@ -370,7 +373,7 @@ def why_not_switch(
         return f"not in {chosen.layout}: {sentence}."
     estimate, memory = _estimates(other, chosen.layout, chooser.rates, headroom)
     more = estimate.iteration_time_s / chosen.estimate.iteration_time_s - 1
-    if not memory.fits:
+    if not memory.fits or (chosen.memory.at_speed and not memory.at_speed):
         from parlaunch.planning.reasons import needs
 
         return f"{name}={value} {needs(memory)}."

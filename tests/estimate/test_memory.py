@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parlaunch.estimate import memory as estimates
-from parlaunch.estimate.memory import estimate_memory, held, peak_bytes, stage_memories, with_loss_of
+from parlaunch.estimate.memory import CROWDED, estimate_memory, held, peak_and_spare, stage_memories, with_loss_of
 from parlaunch.estimate.states import bytes_a_parameter, loss_of
 from parlaunch.estimate.values import MEMORY_PARTS, TIME_PARTS, Breakdown, Memory
+from parlaunch.hardware.cpu import CPU_RANK
 from parlaunch.hardware.datasheet import preset
 from parlaunch.hardware.rates import Rates, rates_of
 from parlaunch.model.architecture import Architecture, architecture_from_json
@@ -307,7 +308,7 @@ def test_what_layouts_share_changes_no_answer(model: Architecture, framework: st
         for ep, etp in experts for batch, mbs in ((64, 1), (512, 2)) for r in again
     ]  # fmt: skip
     together = [estimate_memory(trained, layout, H100) for layout in layouts]
-    assert [peak_bytes(trained, layout, H100) for layout in layouts] == [m.peak for m in together]
+    assert [peak_and_spare(trained, layout, H100) for layout in layouts] == [(m.peak, m.spare) for m in together]
     for layout, memory in list(zip(layouts, together, strict=True))[::7]:
         estimates._model.cache_clear()
         assert estimate_memory(trained, layout, H100) == memory, layout
@@ -487,3 +488,28 @@ def test_the_parts_of_a_memory_and_of_a_time_add_up_to_the_whole() -> None:
     times = {part.name: 3.0**at for at, part in enumerate(TIME_PARTS)}
     assert Breakdown(**times).total == sum(times.values())
     assert all(part.word and part.phrase for part in (*MEMORY_PARTS, *TIME_PARTS))
+
+
+# --- What has to be spare ---------------------------------------------------------------------------------------------
+
+
+def test_the_last_gib_and_holes_as_large_as_the_largest_tensor_have_to_be_spare() -> None:
+    trained = recipe("llama3_8b_pretrain_config")
+    one = Layout(world=8, tp=8, micro_batch_size=1, global_batch_size=8)
+    assert estimate_memory(trained, one, H100).spare == CROWDED
+    wide = estimate_memory(trained, replace(one, tp=1, micro_batch_size=4), H100)
+    assert wide.spare > 2 * CROWDED
+    assert wide.at_speed == (wide.peak + wide.spare <= wide.capacity)
+    cpu = replace(H100, product=CPU_RANK)
+    assert estimate_memory(trained, one, cpu).spare == 0
+
+
+def test_experts_whose_traffic_overlaps_keep_blocks_for_two_micro_batches_on_two_streams() -> None:
+    trained = replace(recipe("deepseek_v3_pretrain_config"), seq_length=2048)
+    layout = Layout(world=64, pp=4, vp=2, ep=16, global_batch_size=256, recompute=FULL_RECOMPUTE)
+    spares = []
+    for on in (False, True):
+        features = replace(trained.features, ep_overlap=on, force_balance=True)
+        spares.append(estimate_memory(replace(trained, features=features), layout, H100).spare)
+    # NVIDIA/Megatron-LM PR #6429, such layers on H100: 68.392 GB reserved, and 62.570 GB without.
+    assert spares[1] - spares[0] == pytest.approx(5.8e9, rel=0.05)

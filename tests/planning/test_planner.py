@@ -156,6 +156,32 @@ def test_headroom_leaves_that_share_free() -> None:
     assert made.memory.peak <= 0.7 * made.memory.capacity
 
 
+def test_what_would_leave_the_allocator_too_little_is_chosen_only_where_nothing_runs_at_speed() -> None:
+    wishes = Wishes(headroom=0.0, evidence=False)
+    free = plan(H100, EIGHT_B, wishes).chosen
+    full = replace(rates_of(H100), memory_bytes=free.memory.peak + 2**28)  # a quarter of a GiB is left of it
+    other = plan(H100, EIGHT_B, wishes, rates=full).chosen
+    assert other.memory.at_speed
+    assert other.layout != free.layout
+    x = free.layout
+    pins = replace(
+        wishes, tp=x.tp, pp=x.pp, vp=x.vp or 1, cp=x.cp, micro_batch_size=x.micro_batch_size, recompute=x.recompute
+    )
+    pinned = plan(H100, EIGHT_B, pins, rates=full)
+    assert (pinned.layout, pinned.chosen.memory.fits, pinned.chosen.memory.at_speed) == (x, True, False)
+    (said,) = (w for w in pinned.warnings if w.startswith("crowded: "))
+    assert "0.2 GiB that it leaves free" in said
+    assert "--recompute full" in said
+    assert not any(w.startswith("tight: ") for w in pinned.warnings)
+    # What does not fit is said not to, as ever.
+    assert not any(
+        w.startswith("crowded: ") for w in plan(H100, EIGHT_B, replace(pins, headroom=0.2), rates=full).warnings
+    )
+    sizes = {"tp": x.tp, "pp": x.pp, "vp": x.vp or 1, "cp": x.cp, "micro_batch_size": x.micro_batch_size}
+    kept = why_not(plan(H100, EIGHT_B, wishes, rates=full), sizes, replace(wishes, recompute=x.recompute))
+    assert "keeps what it frees" in kept
+
+
 def test_top_says_how_many_alternatives() -> None:
     assert len(plan(H100, ONE_B, Wishes(top=2)).alternatives) == 2
     assert plan(H100, ONE_B, Wishes(top=0)).alternatives == ()
