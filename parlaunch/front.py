@@ -14,7 +14,7 @@ from parlaunch.cli import inputs
 from parlaunch.cli.request import Request
 from parlaunch.estimate.training import Goal
 from parlaunch.hardware.rates import HEADROOM, rates_of
-from parlaunch.launching import Start, complete
+from parlaunch.launching import Start, complete, roaming
 from parlaunch.planning import planner
 from parlaunch.planning.plan import Plan, Wishes, plan_from_json, plan_to_json
 from parlaunch.version import __version__
@@ -115,12 +115,12 @@ def plan(
     pins = inputs.merged_pins(request)
     wanted = inputs.as_said(inputs.named(request) if isinstance(recipe, str) else recipe, request, pins)
     cluster = order_nodes(inputs.hardware_of(machine) if isinstance(machine, str) else machine)
-    rates = rates_of(cluster, machine_file=machine_file)
+    start = start or Start()
+    rates = replace(rates_of(cluster, machine_file=machine_file), roaming=roaming(cluster, start))
     made = planner.plan(
         cluster, wanted, inputs.wishes_of(request, pins), rates=rates, software=inputs.software_of(software)
     )
     made = planner.lasting(made, goal or Goal())
-    start = start or Start()
     return complete(made, replace(start, overrides=(*request.overrides, *start.overrides)), recipe=wanted)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 
 from parlaunch.environment import torchrun
-from parlaunch.environment.binding import Binding, decide, variable
+from parlaunch.environment.binding import VARIABLE, Binding, decide, variable
 from parlaunch.environment.bridge_versions import Version, heard, known_wrong, name_in
 from parlaunch.environment.override_grammar import pairs_of
 from parlaunch.environment.override_keys import check_keys, not_planned_for, overruled
@@ -115,6 +115,19 @@ def binding(cluster: Cluster, start: Start, *, node: int = 0) -> Binding:
     """Which CPUs the ranks of a node are bound to: torchrun's option or our runner's variable. CPU ranks roam."""
     wanted = start.numa and device_of(cluster) == "cuda"
     return decide(cluster.nodes[node], torch_version=start.torch_version, numactl=start.numactl, wanted=wanted)
+
+
+def roaming(cluster: Cluster, start: Start) -> str | None:
+    """Why the ranks will not be bound to the CPUs beside their GPU, though others are farther away; None: they will be, or none is.
+
+    Of the first node; where its CPUs are not known (planned from elsewhere), the launch binds them.
+    """
+    if device_of(cluster) != "cuda":
+        return None
+    made = binding(cluster, start)
+    if not start.env and made.option is None and any(made.cpus):
+        return f"{VARIABLE} is not set (--no-env)"
+    return made.reason if made.roams else None
 
 
 def spelled(recipe: Recipe, plan: Plan, start: Start) -> tuple[str, ...]:

@@ -60,15 +60,19 @@ def run(request: Request, compared: Compared) -> None:
         inputs.write(request.report, to_html(entries, title=title, notes=notes), "--report")
 
 
-def changed(request: Request, recipe: Recipe, cluster: Cluster, wishes: Wishes) -> Sequence[Entry]:
-    """What the plan would be with each `--what-if`."""
-    return [_entry(request, recipe, cluster, wishes, what_if) for what_if in request.what_if]
+def changed(
+    request: Request, recipe: Recipe, cluster: Cluster, wishes: Wishes, *, roaming: str | None
+) -> Sequence[Entry]:
+    """What the plan would be with each `--what-if`. `roaming`: as in the plan's rates."""
+    return [_entry(request, recipe, cluster, wishes, what_if, roaming=roaming) for what_if in request.what_if]
 
 
-def _entry(request: Request, recipe: Recipe, cluster: Cluster, wishes: Wishes, what_if: str) -> Entry:
+def _entry(
+    request: Request, recipe: Recipe, cluster: Cluster, wishes: Wishes, what_if: str, *, roaming: str | None = None
+) -> Entry:
     given = read(what_if) if what_if else {}
     cluster = changed_cluster(cluster, given) if given else cluster
-    rates = changed_rates(measured_rates(request, cluster) or rates_of(cluster), given)
+    rates = replace(changed_rates(measured_rates(request, cluster) or rates_of(cluster), given), roaming=roaming)
     try:
         made = plan(cluster, recipe, wishes, rates=rates)
     except NoLayoutError as error:

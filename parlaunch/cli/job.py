@@ -231,7 +231,8 @@ def fastest(job: Job, nodes: Sequence[Node], of: Callable[[Sequence[int]], Clust
 def finish(job: Job, cluster: Cluster) -> Plan:
     """The plan for the whole cluster with environment, overrides and command."""
     from parlaunch.hardware.placement import order_nodes
-    from parlaunch.launching import complete
+    from parlaunch.hardware.rates import rates_of
+    from parlaunch.launching import complete, roaming
     from parlaunch.planning.planner import lasting, plan
 
     cluster = order_nodes(_below_switches(cluster, job.request.topology))
@@ -242,8 +243,10 @@ def finish(job: Job, cluster: Cluster) -> Plan:
         said = (*job.saved.overrides, *job.request.overrides)  # a saved plan's own stand, with the user's behind them
     else:
         rows = _history() if job.wishes.evidence else []
+        rates = measured_rates(job.request, cluster) or rates_of(cluster)
+        rates = replace(rates, roaming=roaming(cluster, start_of(job)))
         made = plan(
-            cluster, job.recipe, job.wishes, rates=measured_rates(job.request, cluster), history=rows,
+            cluster, job.recipe, job.wishes, rates=rates, history=rows,
             software=inputs.software_of(job.request.software),
         )  # fmt: skip
     made = replace(made, warnings=(*_remarks(job), *made.warnings))

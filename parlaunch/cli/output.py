@@ -74,7 +74,10 @@ def _what_if(plan: Plan, job: Job) -> None:
     from parlaunch.cli.compare import changed
     from parlaunch.show.comparison import Entry, to_text
 
-    entries = [Entry(hardware="this plan", plan=plan), *changed(job.request, job.recipe, job.cluster, job.wishes)]
+    entries = [
+        Entry(hardware="this plan", plan=plan),
+        *changed(job.request, job.recipe, job.cluster, job.wishes, roaming=plan.rates.roaming),
+    ]
     out = note if job.request.format != "text" else print
     out("\n" + to_text(entries).rstrip())
 

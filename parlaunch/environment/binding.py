@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from parlaunch.frozen import dataclass
 from parlaunch.hardware.cluster import Gpu, Node
-from parlaunch.hardware.placement import gpu_order
+from parlaunch.hardware.placement import gpu_order, several_numa
 from parlaunch.planning.plan import Variable
 
 VARIABLE = "PARLAUNCH_CPUS"
@@ -26,6 +26,7 @@ class Binding:
     """What to do on one node. Neither an option nor CPUs: ranks roam as they are, and `reason` says why."""
 
     option: str | None = None  # for torchrun's --numa-binding
+    roams: bool = False  # though the node has more than one NUMA node, as far as is known
     cpus: tuple[tuple[int, ...] | None, ...] = ()  # by local rank
     reason: str = ""
 
@@ -41,7 +42,7 @@ def decide(node: Node, *, torch_version: str | None = None, numactl: bool = Fals
     """The binding of one node's ranks. `numactl`: the command is there, without which torchrun's option stops the launch;
     `wanted` False is `--no-numa`."""
     if not wanted:
-        return Binding(reason="not wanted (--no-numa)")
+        return Binding(reason="not wanted (--no-numa)", roams=several_numa(node))
     ranks = [node.gpus[at] for at in gpu_order(node)]
     if not ranks:
         return Binding(reason="no GPU to be near to")
@@ -50,7 +51,9 @@ def decide(node: Node, *, torch_version: str | None = None, numactl: bool = Fals
         return Binding(reason="the CPUs this process may use are not known")
     near = [_near(node, gpu, allowed) for gpu in ranks]
     if not any(near):
-        return Binding(reason="no GPU's NUMA node is known, or has CPUs that this process may use")
+        return Binding(
+            reason="no GPU's NUMA node is known, or has CPUs that this process may use", roams=several_numa(node)
+        )
     if all(cpus is None or cpus == allowed for cpus in near):
         return Binding(reason="every CPU is as near as any other")
     fair = len(allowed) / len(ranks)
@@ -59,16 +62,20 @@ def decide(node: Node, *, torch_version: str | None = None, numactl: bool = Fals
     if cramped:
         return Binding(
             reason=f"{len(cramped[0])} of {len(allowed)} CPUs are beside some GPUs, for {sharing[cramped[0]]} of {len(ranks)} ranks: "
-            "too few to be held to"
+            "too few to be held to",
+            roams=True,
         )
     option = numa_option(torch_version)
     if option and numactl and all(near):
         wide = _split_sockets(node) is not None
         return Binding(option="socket" if wide else option, reason="torchrun binds each rank to its GPU's NUMA node")
+    unknown = near.count(None)
     return Binding(
         cpus=tuple(None if c is None else tuple(sorted(c)) for c in near),
-        reason="each rank is bound to the CPUs beside its GPU before anything allocates",
-    )
+        reason=f"the NUMA node of {unknown} of {len(near)} GPUs is not known, or has no CPUs that this process may use" if unknown
+        else "each rank is bound to the CPUs beside its GPU before anything allocates",
+        roams=unknown > 0 and several_numa(node),
+    )  # fmt: skip
 
 
 def _allowed(node: Node) -> Iterable[int]:

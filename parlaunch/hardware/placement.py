@@ -211,3 +211,8 @@ def groups(layout: Layout, name: str) -> tuple[tuple[int, ...], ...]:
     }[name]  # fmt: skip
     starts = [rank for rank in range(x.world) if rank // stride % size == 0]
     return tuple(tuple(start + stride * i for i in range(size)) for start in starts)
+
+
+def several_numa(node: Node) -> bool:
+    """Whether the node has CPUs in more than one NUMA node; by its sockets where nobody looked."""
+    return len([cpus for _, cpus in node.numa_cpus if cpus] or range(node.sockets or 1)) > 1

@@ -42,6 +42,9 @@ class Rates(HashedOnce):
     # (`nvlink_bus_bytes_per_s`, `fabric_bus_bytes_per_s`). It stands in for the constants of the GPU's generation.
     measured: Mapping[str, float] = field(default_factory=dict, hash=False)
     measured_in: str | None = None  # the machine file that says it
+    roaming: str | None = (
+        None  # why ranks are not bound to the CPUs beside their GPU; None: they are, or all are beside it
+    )
 
 
 SYSTEM_BYTES = 12 * 2**30

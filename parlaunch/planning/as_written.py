@@ -1,14 +1,29 @@
-"""The recipe as it is written, on this machine: its own layout and its own switches."""
+"""The recipe as it is written, on this machine: its own layout and its own switches, started by Bridge's own script."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from parlaunch.estimate.memory import estimate_memory
 from parlaunch.estimate.timing import estimate_time
+from parlaunch.hardware.cluster import Cluster
+from parlaunch.hardware.cpu import device_of
+from parlaunch.hardware.placement import several_numa
 from parlaunch.hardware.rates import HEADROOM, Rates
 from parlaunch.model.layout import NO_RECOMPUTE, Layout
 from parlaunch.model.recipe import Recipe
 from parlaunch.planning.plan import AsRecipe, Candidate
 from parlaunch.rules import cp_comm_type, why_not
+
+UNBOUND = "Megatron Bridge's scripts/training binds no rank"
+"""Its scripts/performance starts every rank of a benchmark under numactl (utils/executors.py:183); the launcher of its library's recipes
+leaves that to the user (scripts/training/README.md:83, :304)."""
+
+
+def as_started(cluster: Cluster, recipe: Recipe, rates: Rates) -> Rates:
+    """The machine as Bridge's own script for such a recipe leaves it: whether ranks roam over several NUMA nodes."""
+    roams = device_of(cluster) == "cuda" and not recipe.benchmark and several_numa(cluster.nodes[0])
+    return replace(rates, roaming=UNBOUND) if roams and rates.roaming is None else rates
 
 
 def own_layout(recipe: Recipe, rates: Rates) -> Layout | None:

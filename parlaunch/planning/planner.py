@@ -9,6 +9,7 @@ from typing import Any
 
 from parlaunch.errors import ParlaunchError, UsageError
 from parlaunch.estimate.memory import with_loss_of
+from parlaunch.estimate.timing import estimate_time
 from parlaunch.estimate.timing.bands import WIDE
 from parlaunch.estimate.training import Goal, training
 from parlaunch.hardware.cluster import Cluster
@@ -19,7 +20,7 @@ from parlaunch.hardware.rates import HEADROOM, Rates, rates_of
 from parlaunch.model.layout import FULL_RECOMPUTE, NO_RECOMPUTE, SIZES, Layout
 from parlaunch.model.recipe import Recipe
 from parlaunch.planning.advice import no_layout, roomier
-from parlaunch.planning.as_written import as_recipe
+from parlaunch.planning.as_written import as_recipe, as_started
 from parlaunch.planning.evidence import Published, published
 from parlaunch.planning.experience import facts, failed_switches, proven_here, runs_like, without_failed
 from parlaunch.planning.objective import OBJECTIVES, Objective
@@ -27,7 +28,7 @@ from parlaunch.planning.plan import Candidate, Plan, Refusal, Wishes
 from parlaunch.planning.reasons import because, needs, slower, where
 from parlaunch.planning.search import Search, grid_of, nearest_batches, nearest_worlds
 from parlaunch.planning.space import cuts, divisors, exchange, inside, reach
-from parlaunch.planning.switching import Chooser, switched, why_not_switch
+from parlaunch.planning.switching import BINDING, NOTICED, Chooser, bound, switched, why_not_switch
 from parlaunch.rules import violations
 from parlaunch.rules import why_not as rule_broken
 from parlaunch.rules.switches import DEEPEP_GPU, GRAPHS, HYBRIDEP_GPU
@@ -96,6 +97,7 @@ def plan(
         configured = replace(recipe, features=chosen.features or chooser.fixed.features)
         search = Search(configured, rates, wishes, crowded=search.crowded)
         chosen = replace(chosen, features=search.recipe.features)
+    started = as_started(cluster, recipe, rates)
     return Plan(
         recipe=recipe,
         cluster=cluster,
@@ -111,8 +113,11 @@ def plan(
             *_warnings(search, chosen),
         ),
         evidence=(*(facts(run, recipe, rates) for run in runs[-5:]), *(_shown(row, chosen) for row in evidence[:5])),
-        switches=switched(chooser, chosen, headroom=wishes.headroom),
-        as_recipe=as_recipe(recipe, rates, headroom=wishes.headroom),
+        switches=(
+            *switched(chooser, chosen, headroom=wishes.headroom),
+            *(bound(chooser.recipe, chosen, rates, started) if wishes.switches.auto else ()),
+        ),
+        as_recipe=as_recipe(recipe, started, headroom=wishes.headroom),
         software=chooser.place.installed,
     )
 
@@ -123,7 +128,10 @@ def with_candidate(plan: Plan, candidate: Candidate, *, headroom: float = HEADRO
         return plan
     asked = Wanted(fixed=tuple((s.name, s.value) for s in plan.switches if s.recipe_value is None))
     chooser = _chooser(plan.cluster, plan.recipe, plan.rates, plan.software, Wishes(switches=asked))
-    return replace(plan, chosen=candidate, switches=switched(chooser, candidate, headroom=headroom))
+    made = switched(chooser, candidate, headroom=headroom)
+    if any(s.name == BINDING for s in plan.switches):
+        made += bound(plan.recipe, candidate, plan.rates, as_started(plan.cluster, plan.recipe, plan.rates))
+    return replace(plan, chosen=candidate, switches=made)
 
 
 def _chooser(
@@ -478,6 +486,14 @@ def _warnings(search: Search, chosen: Candidate) -> tuple[str, ...]:
             f"the time is ± {percent(band)}: measured runs of this kind are that far apart; run `parlaunch verify` or "
             "`parlaunch calibrate` here"
         )
+    if rates.roaming is not None:
+        bound_too = estimate_time(recipe, x, replace(rates, roaming=None))
+        lost = chosen.estimate.iteration_time_s - bound_too.iteration_time_s
+        if lost > NOTICED * chosen.estimate.iteration_time_s:
+            out.append(
+                f"ranks roam over the node's NUMA nodes, {rates.roaming}: it costs {seconds(lost)}, "
+                f"{percent(lost / chosen.estimate.iteration_time_s)} of the iteration"
+            )
     if rates.measured:
         file = f"the machine file {rates.measured_in}" if rates.measured_in else "a machine file"
         out.append(f"measured, from {file}: {', '.join(sorted(rates.measured))}")

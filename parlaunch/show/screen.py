@@ -17,6 +17,7 @@ from parlaunch.hardware.datasheet import preset_of, product, trays
 from parlaunch.model.parameters import active_params, total_params
 from parlaunch.planning.plan import Candidate, Plan
 from parlaunch.planning.reasons import needs, slower
+from parlaunch.planning.switching import BINDING
 from parlaunch.show.compare import own_layout
 from parlaunch.show.formats import Page
 from parlaunch.show.lines import EMPTY, Line, Piece, beside, length, table, text, wrapped
@@ -84,8 +85,8 @@ def _head(plan: Plan, width: int) -> Iterable[Line]:
     yield EMPTY
     yield from _facts(plan, width)
     yield from _bars(plan, width)
-    if plan.switches:
-        yield from _list("Switches", (*map(line, plan.switches), *filter(None, (worth(plan), assumed(plan)))), width)
+    if chosen := [s for s in plan.switches if s.name != BINDING]:
+        yield from _list("Switches", (*map(line, chosen), *filter(None, (worth(plan), assumed(plan)))), width)
     if plan.training:
         yield from _list("The whole run", training_words(plan.training), width)
 
@@ -187,6 +188,8 @@ def _facts(plan: Plan, width: int) -> Iterable[Line]:
         "batch": f"micro batch {x.micro_batch_size} × {x.num_microbatches} accumulated × DP {x.dp} = {x.global_batch_size:,}",
         "recompute": str(x.recompute),
     }
+    if (bound := next((s for s in plan.switches if s.name == BINDING), None)) is not None:
+        facts["binding"] = bound.reason
     if x.world < c.world_size:
         facts["idle"] = f"{c.world_size - x.world} GPUs"
     wide = max(map(len, facts))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from parlaunch.estimate.timing import estimate_time
+from parlaunch.planning.as_written import as_started
 from parlaunch.planning.plan import Plan, Switched
+from parlaunch.planning.switching import BINDING
 from parlaunch.units import gib, seconds
 
 
@@ -34,7 +36,10 @@ def worth(plan: Plan) -> str:
             first = written.iteration_time_s
             said.append(f"the recipe as written on this machine: {seconds(first)}")
     if all(s.seconds is not None for s in plan.switches if s.recipe_value is not None):
-        alone = estimate_time(plan.recipe, plan.layout, plan.rates).iteration_time_s
+        rates = plan.rates
+        if any(s.name == BINDING for s in plan.switches):
+            rates = as_started(plan.cluster, plan.recipe, rates)
+        alone = estimate_time(plan.recipe, plan.layout, rates).iteration_time_s
         first = first or alone
         said.append(f"this layout without switches: {seconds(alone)}")
     times = f" ({first / now:.1f} times faster)" if first is not None and first / now >= 1.05 else ""
@@ -44,6 +49,6 @@ def worth(plan: Plan) -> str:
 
 def assumed(plan: Plan) -> str:
     """What the choice takes to be installed, where nobody looked; empty else."""
-    if plan.software is None or not plan.software.assumed or not plan.switches:
+    if plan.software is None or not plan.software.assumed or all(s.name == BINDING for s in plan.switches):
         return ""
     return f"assumed: software as in {plan.software.source}; --software says what yours is"

@@ -19,6 +19,7 @@ from typing import Any
 from parlaunch.check.measured import Machines, Run, run_of
 from parlaunch.errors import ParlaunchError
 from parlaunch.estimate.timing import estimate_time
+from parlaunch.estimate.timing.silicon import ACROSS, SOCKET_LINK
 from parlaunch.hardware.installed import newest
 from parlaunch.planning.space import inside
 from parlaunch.planning.switching import Chooser
@@ -26,6 +27,8 @@ from parlaunch.switches.never import NEVER
 from parlaunch.switches.table import SWITCHES, problem
 from parlaunch.switches.wanted import Wanted
 
+BINDS = "binding"
+"""The word for ranks that are bound to CPUs, in a pair's `switch`: no feature of a run says it."""
 SMALL = 0.01
 """A measured change below this share is no direction."""
 
@@ -75,14 +78,16 @@ def scores(pairs: list[Mapping[str, Any]]) -> Iterator[Score]:
         bare = {k: v for k, v in pair.items() if k not in ("off", "on")}
         try:
             off, on = (run_of({**bare, **pair[side]}, machines) for side in ("off", "on"))
+            if binding := BINDS in pair["switch"]:
+                off = replace(off, rates=replace(off.rates, roaming="as it was measured"))
             times = [estimate_time(r.recipe, r.layout, r.rates).iteration_time_s for r in (off, on)]
         except ParlaunchError:
             continue
         changed = [row for row in SWITCHES if row.read(off.recipe.features) != row.read(on.recipe.features)]
         yield Score(
-            pair["id"], pair["switch"], pair["ratio_time"], times[0] / times[1], _taken(off, on),
+            pair["id"], pair["switch"], pair["ratio_time"], times[0] / times[1], binding or _taken(off, on),
             margin=max([SMALL, *(row.margin(row.read(on.recipe.features) or "", near=_near(off)) for row in changed)]),
-            alike=not changed and off.layout == on.layout,
+            alike=not changed and off.layout == on.layout and not binding,
         )  # fmt: skip
 
 
@@ -126,6 +131,12 @@ def page(found: list[Score]) -> str:
         margin += f", {s.error_near:.0%} inside an NVLink domain" if s.error_near else ""
         lines.append(f"| `{s.name}` | {s.what} | {s.numerics} | {margin} | {s.source} |")
     lines += [
+        "",
+        "Bound: every rank to the CPUs beside its GPU, wherever a node has more than one NUMA node (`numa` among a plan's switches where it",
+        "saves half a per cent; `--no-numa` leaves it). No arithmetic runs there: it is where the host's threads run. A rank that roams may stand",
+        f"across the socket link, where issuing a kernel takes {ACROSS:g} times as long, and its memory is shared with the other half of the GPUs",
+        f"at {SOCKET_LINK / 1e9:.0f} GB/s: where launches are in the way that is 5 to 12 %, with large dense products nothing. `scripts/performance` of Megatron",
+        "Bridge starts benchmarks under numactl; its `scripts/training`, for the library's recipes, binds nothing: the recipe as written roams.",
         "",
         "Set when asked for, `--switches NAME=VALUE`, never chosen:",
         "",

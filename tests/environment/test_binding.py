@@ -44,7 +44,26 @@ def test_torchrun_is_asked_where_it_cannot_stop_the_launch() -> None:
 
 
 def test_no_numa_is_heard() -> None:
-    assert decide(DGX, torch_version="2.10", numactl=True, wanted=False) == Binding(reason="not wanted (--no-numa)")
+    assert decide(DGX, torch_version="2.10", numactl=True, wanted=False) == Binding(
+        reason="not wanted (--no-numa)", roams=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("node", "wanted", "roams"),
+    [
+        (DGX, True, False),
+        (DGX, False, True),
+        (machine((0, 0), {0: range(16)}, sockets=1), False, False),
+        (machine((0, 0), {}, cpus_allowed=None), True, False),  # planned from elsewhere: the launch sees its CPUs
+        (machine((0, 0), {}, cpus_allowed=None), False, True),
+        (machine((-1, None), {0: range(8), 1: range(8, 16)}), True, True),
+        (machine((0, 1, None), {0: range(8), 1: range(8, 16)}), True, True),
+        (replace(DGX, cpus_allowed=(0, *range(56, 112))), True, True),  # one CPU beside four GPUs
+    ],
+)
+def test_ranks_roam_where_they_could_be_bound_and_are_not(node: Node, wanted: bool, roams: bool) -> None:
+    assert decide(node, wanted=wanted).roams == roams
 
 
 def test_a_gpu_of_unknown_numa_roams_and_torchrun_is_not_asked() -> None:

@@ -30,8 +30,9 @@ from parlaunch.model import catalog
 from parlaunch.model.layout import FULL_RECOMPUTE, Layout, Recompute
 from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.tiny import shrink
-from parlaunch.planning.plan import Plan, Wishes, plan_from_json, plan_to_json
-from parlaunch.planning.planner import plan, why_not_switched
+from parlaunch.planning.as_written import as_recipe
+from parlaunch.planning.plan import Plan, Switched, Wishes, plan_from_json, plan_to_json
+from parlaunch.planning.planner import plan, why_not_switched, with_candidate
 from parlaunch.planning.search import Search
 from parlaunch.planning.switching import Chooser
 from parlaunch.rules import why_not
@@ -46,6 +47,11 @@ AUTO = Wanted(auto=True)
 
 def auto(recipe: Recipe, cluster: Cluster, **wishes: object) -> Plan:
     return plan(cluster, recipe, Wishes(switches=AUTO, **wishes))  # type: ignore[arg-type]
+
+
+def chosen(made: Plan) -> list[Switched]:
+    """The plan's switches that are rows of the table: binding is none of Bridge's."""
+    return [s for s in made.switches if switch(s.name) is not None]
 
 
 def forbidden(keys: Iterable[str]) -> tuple[str, ...]:
@@ -259,7 +265,7 @@ def test_a_switch_is_turned_on_only_for_more_than_its_error() -> None:
     for name in EXPERTS:
         for machine in ("dgx-h100", "gb200-nvl72", "dgx-a100-80g"):
             made = auto(catalog.recipe(name), preset(machine, 2))
-            for s in made.switches:
+            for s in chosen(made):
                 row = next(r for r in SWITCHES if r.name == s.name)
                 if s.seconds is not None:
                     gain = s.seconds / made.chosen.estimate.iteration_time_s
@@ -270,8 +276,8 @@ def test_a_switch_is_turned_on_only_for_more_than_its_error() -> None:
 def test_a_recipe_for_reproducible_runs_keeps_its_switches() -> None:
     recipe = catalog.recipe("olmoe_7b_pretrain_config")
     cluster = preset("gb200-nvl72", 4)
-    assert auto(recipe, cluster).switches
-    assert not auto(replace(recipe, env={"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}), cluster).switches
+    assert chosen(auto(recipe, cluster))
+    assert not chosen(auto(replace(recipe, env={"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}), cluster))
 
 
 def test_verify_goes_on_without_the_switch_that_failed() -> None:
@@ -286,7 +292,7 @@ def test_verify_goes_on_without_the_switch_that_failed() -> None:
     job, again = found
     assert known.read(again.configured.features) == known.known_off
     assert without(job, again, again.chosen, name) is None  # it is off: something else is wrong
-    other = next(s.name for s in again.switches if s.name != name and s.value != "off")
+    other = next(s.name for s in chosen(again) if s.name != name and s.value != "off")
     found = without(job, again, again.chosen, other)
     assert found is not None
     assert known.read(found[1].configured.features) == known.known_off  # the first one stays dropped
@@ -501,3 +507,35 @@ def test_overlapping_experts_inside_an_nvlink_domain_has_to_gain_more() -> None:
     x = Layout(world=16, ep=8, global_batch_size=16)
     near, far = (chooser.least_gain(row, "on", replace(x, ep=ep)) for ep in (8, 16))
     assert near > far
+
+
+# --- Ranks beside their GPU -------------------------------------------------------------------------------------------
+
+
+def test_binding_is_among_the_switches_where_bridge_s_script_binds_nothing_and_it_saves_something() -> None:
+    cluster, recipe = preset("gb200-nvl72", 4), catalog.recipe("olmoe_7b_pretrain_config")
+    made = auto(recipe, cluster)
+    row = next(s for s in made.switches if s.name == "numa")
+    assert (row.value, row.recipe_value, row.bytes, row.keys) == ("on", "off", 0, ())
+    assert 0.02 < (row.seconds or 0) / made.chosen.estimate.iteration_time_s < 0.2
+    assert made.as_recipe is not None
+    started = replace(recipe, benchmark=True)
+    assert (made.as_recipe.iteration_time_s or 0) > (as_recipe(started, made.rates) or made.as_recipe).iteration_time_s  # type: ignore[operator]
+    assert with_candidate(made, made.alternatives[0]).switches[-1].name == "numa"
+    assert not any(s.name == "numa" for s in auto(started, cluster).switches)  # NVIDIA's script starts it under numactl
+    one = replace(cluster, nodes=tuple(replace(n, sockets=1) for n in cluster.nodes))
+    assert not any(s.name == "numa" for s in auto(recipe, one).switches)
+    # Launches hide behind large products.
+    assert not any(
+        s.name == "numa" for s in auto(catalog.recipe("llama3_8b_pretrain_config"), preset("dgx-h100", 1)).switches
+    )
+
+
+@pytest.mark.parametrize("numa", [True, False])
+def test_ranks_that_roam_are_timed_so_and_the_plan_says_what_that_costs(numa: bool) -> None:
+    request = Request(command="plan", recipe="olmoe_7b_pretrain_config", hardware="gb200-nvl72:4", numa=numa)
+    made = planned(job_of(request, situation_of(request)))
+    said = [w for w in made.warnings if w.startswith("ranks roam")]
+    assert (made.rates.roaming is None, len(said)) == (numa, int(not numa))
+    assert any(s.name == "numa" for s in made.switches) == numa
+    assert all("not wanted (--no-numa)" in w and "of the iteration" in w for w in said)

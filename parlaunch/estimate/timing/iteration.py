@@ -11,6 +11,7 @@ from parlaunch.estimate.timing.kernels import Kernels
 from parlaunch.estimate.timing.layers import Layers
 from parlaunch.estimate.timing.pieces import ZERO, Cost, Split, add, split_of
 from parlaunch.estimate.timing.schedule import pipeline_time
+from parlaunch.estimate.timing.silicon import across, to_host
 from parlaunch.estimate.timing.software import software_of
 from parlaunch.estimate.values import Breakdown, Estimate
 from parlaunch.frozen import dataclass
@@ -140,7 +141,7 @@ class _Model:
         issue = 0.0
         if self.graphed < 1.0:
             issue = (1.0 - self.graphed) * (forward.host + backward.host)
-            issue += self.software.host * HOST_PER_CHUNK * (layout.vp or 1)
+            issue += self.software.host * across(self.rates) * HOST_PER_CHUNK * (layout.vp or 1)
         order = 1.0 if self.software.blocking else HOST_BLEND
         both = (gpu**order + issue**order) ** (1.0 / order)
         return _Stage(forward, backward, both, both - gpu, forward.gpu / gpu)
@@ -316,7 +317,7 @@ def _offload(model: _Model, layout: Layout, stage: _Stage) -> float:
     )
     tokens = layout.micro_batch_size * recipe.seq_length / (layout.cp * layout.tp)
     link = model.rates.product.c2c_bytes_per_s or model.rates.node_bytes_per_s
-    one = each * tokens * arch.hidden_size / (link * 0.8)
+    one = each * tokens * arch.hidden_size / (to_host(link, model.rates) * 0.8)
     f, b = stage.forward.gpu, stage.backward.gpu
     return max(0.0, one - f) + max(0.0, one - b) + 2.0 * DP_SLOWDOWN * one
 
@@ -349,6 +350,6 @@ def _optimizer(model: _Model, layout: Layout) -> float:
         # Gradients go to the host and weights come back; Adam runs on the CPU at its own pace.
         product = model.rates.product
         link, adam = product.c2c_bytes_per_s or model.links.pcie, CPU_ADAM_GRACE if product.cpu else CPU_ADAM
-        away = mine * features.optimizer_offload
+        link, away = to_host(link, model.rates), mine * features.optimizer_offload
         local = local * (1 - features.optimizer_offload) + away * 6.0 / link + away * 24.0 / adam
     return local + 1e-3  # the norm's all-reduce, and the host's wait for it

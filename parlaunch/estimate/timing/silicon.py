@@ -69,8 +69,28 @@ GENERATIONS["blackwell_ultra"] = GENERATIONS["blackwell"]
 """B300 and GB300: their watts and their own tables say what is different."""
 
 
+ACROSS = 1.5
+"""Times that the host takes to issue a kernel from the other NUMA node: what it does for a launch waits for memory (the interpreter's
+objects, the queue, the GPU's doorbell), which answers one and a half times as late across the socket link. All ranks wait for the
+slowest, and of those that roam some are always across. Eager DeepSeek-V3 on GB200 then takes 1.08 to 1.12 times as long; PyTorch
+says 1 to 10 % for most (docs.pytorch.org/docs/main/elastic/numa.html)."""
+SOCKET_LINK = 100e9
+"""Bytes a second, one way, between two sockets: three UPI or xGMI links. Half of a node's GPUs share it where ranks roam."""
+
+
 def silicon_of(rates: Rates) -> Silicon:
-    """The generation's constants, with what a machine file measured in their place."""
+    """The generation's constants, with what a machine file measured in their place, for ranks that are bound or roam."""
     base = GENERATIONS.get(rates.product.silicon, GENERATIONS["hopper"])
     changes = {name: value for name, value in rates.measured.items() if name in Silicon.__dataclass_fields__}
-    return replace(base, **changes)
+    made = replace(base, **changes)
+    return made if rates.roaming is None else replace(made, host=made.host * across(rates))
+
+
+def across(rates: Rates) -> float:
+    """Times that the host takes for what it does, where it may stand on the other side of the node."""
+    return 1.0 if rates.roaming is None else ACROSS
+
+
+def to_host(link: float, rates: Rates) -> float:
+    """Bytes a second between a GPU and its rank's memory, over its link to the host and, where ranks roam, between sockets."""
+    return link if rates.roaming is None else min(link, SOCKET_LINK / max(1.0, rates.gpus_per_node / 2))
