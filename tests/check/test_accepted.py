@@ -66,6 +66,7 @@ FREE = {
     "PEAK_BAND": "a band", "WIDER": "a band", "RISK": "a band", "FRAMEWORKS": "bands", "BRIDGE": "bands",
     "MEGATRON_2021": "what rows of `SOFTWARE` are made from, each of which is tried",
     "LEAST_MEASURED": "an edge of a table", "MOST_MEASURED": "an edge of a table", "_HEAD_SIZES": "keys of a table",
+    "ACROSS": "of ranks that roam: published runs are bound", "SOCKET_LINK": "the same (tests/estimate/timing/test_roaming.py)",
 }  # fmt: skip
 """Constants that no prediction depends on, and why."""
 ELSEWHERE = {
