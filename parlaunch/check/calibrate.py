@@ -211,21 +211,24 @@ class _Timed:
         return (*self.model, self.run.recipe.precision, self.run.recipe.seq_length)
 
 
-def from_runs(rows: Sequence[Mapping[str, Any]], *, gpu: str | None = None, here: str | None = None) -> dict[str, Any]:
+def from_runs(
+    rows: Sequence[Mapping[str, Any]], *, gpu: str | None = None, here: str | None = None, doubtful: bool = False
+) -> dict[str, Any]:
     """A machine file from measured runs of one machine; of rows from several kinds of GPU only those on `gpu`, or else on the
     GPU that is `here`. Raises `UsageError` when none can be used.
 
     The values that make the predictions of all rows likeliest, given how far each may be from the data sheet's: with few
     rows they move little, and a value that no row depends on stays as it is and is left out. Nothing is changed, and `fit` says
     why, unless the rows are likelier with changed values than by the tables, still so without any one of them, and predicted
-    better from the others: every recipe (where there is one alone, every run) is left out in turn.
+    better from the others: every recipe (where there is one alone, every run) is left out in turn. `doubtful`: changed all the
+    same, to see what the rows would make of the values.
     """
     timed, skipped = _usable(rows, gpu, here)
     name = timed[0].run.rates.product.name
     fit = _Fit(timed)
     before = [abs(exp(r) - 1) for r in fit.tables]
     kind, left = fit.left_out()
-    reason = _refusal(fit, before, kind, left)
+    reason = None if doubtful else _refusal(fit, before, kind, left)
     logs = fit.still if reason else fit.settle()
     after = [abs(exp(r) - 1) for r in fit.residuals(logs)]
     moved = {key: fit.start[key] * exp(change) for key, change in logs.items() if abs(change) > 0.005}
