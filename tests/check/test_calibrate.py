@@ -143,8 +143,10 @@ def test_few_runs_change_nothing_and_many_runs_more_than_four() -> None:
     rows = measured_rows(slowed, LAYOUTS)
     four, many = (from_runs(some)["measured"] for some in (rows[:4], rows))
     assert abs(many["gemm_bf16"] - 0.5) <= abs(four["gemm_bf16"] - 0.5)
-    two = from_runs([*rows[:2], *(row | {"id": "again"} for row in rows[:2])])  # each of them twice
+    twice = [*rows[:2], *(row | {"id": "again"} for row in rows[:2])]
+    two = from_runs(twice)
     assert two["measured"] == {}
+    assert 0.5 < from_runs(twice, doubtful=True)["measured"]["gemm_bf16"] < 0.6  # what they would say if they were enough
     assert "2 runs of different models or layouts" in two["fit"]["notes"][0]
     assert "1 run of different" in from_runs(rows[:1])["fit"]["notes"][0]
 
