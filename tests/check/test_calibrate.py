@@ -146,7 +146,9 @@ def test_few_runs_change_nothing_and_many_runs_more_than_four() -> None:
     twice = [*rows[:2], *(row | {"id": "again"} for row in rows[:2])]
     two = from_runs(twice)
     assert two["measured"] == {}
-    assert 0.5 < from_runs(twice, doubtful=True)["measured"]["gemm_bf16"] < 0.6  # what they would say if they were enough
+    assert (
+        0.5 < from_runs(twice, doubtful=True)["measured"]["gemm_bf16"] < 0.6
+    )  # what they would say if they were enough
     assert "2 runs of different models or layouts" in two["fit"]["notes"][0]
     assert "1 run of different" in from_runs(rows[:1])["fit"]["notes"][0]
 
