@@ -11,7 +11,7 @@ configuration is not at hand (no network, no cache: `scripts/fuzz/bridge_hub.py`
 left alone.
 
 Not to be had from Bridge, and kept as the table has them: `model_id` and `model` (our names), `mock_tokens` (defaults of two
-data modules), `unsettled` (what releases differ in), `feasible` and `violations` (our rules' verdict on the published
+data modules), `unsettled` (what releases differ in or no field says), `feasible` and `violations` (our rules' verdict on the published
 layout), `aliases`. New rows take `gpus`, `hardware` and `precision` from the function's name, where Bridge writes them.
 """
 
