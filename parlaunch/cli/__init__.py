@@ -42,6 +42,8 @@ COMMANDS = (
 ALL_HELP = "--help-all"
 ALIKE_S = 5.0
 """Between the starts of the tasks of one step, on nodes that are busy too."""
+HEARD_S = 1.0
+"""Until srun has a task's last lines. It stops listening with the end of the last task, once another was killed."""
 
 
 COLLECTED = (100_000, 20, 50)
@@ -168,12 +170,14 @@ def _others_say_it(argv: Sequence[str]) -> bool:
 
 
 def _together(code: int, *, muted: bool) -> int:
-    """The code, after a moment in which the other tasks of the step find the same: srun ends all when the first has failed."""
-    if code and (muted or (os.environ.get("SLURM_PROCID") == "0" and os.environ.get("SLURM_NTASKS", "1") != "1")):
+    """The code, after a moment in which the other tasks of the step find the same (srun ends all when the first has failed), or
+    srun hears what this one said."""
+    task = os.environ.get("SLURM_PROCID")
+    if code and task and os.environ.get("SLURM_NTASKS", "1") != "1":
         from parlaunch_launch.agreement import unhurried
 
         unhurried()
-        time.sleep(ALIKE_S)
+        time.sleep(ALIKE_S if muted or task == "0" else HEARD_S)
     return code
 
 

@@ -31,6 +31,10 @@ nobody ends stay for twice as long."""
 
 NODES = ("gpu01", "gpu02", "gpu03", "gpu04")
 
+APART = "--error=err-%t.txt"
+"""For srun, when a task is killed: after that it stops listening as soon as the last task has ended, and that one's last lines
+are lost (Slurm's step_launch.c). What each task writes into a file of its own is not."""
+
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 """States that a job does not leave. Others have many names: one that is being signalled is SIGNALING."""
 
@@ -132,6 +136,7 @@ class Cluster:
             self.call("scancel", "--user=root", "--signal=KILL")
             out, err = started.communicate(timeout=PATIENCE_S)
             pytest.fail(f"{shlex.join(started.args)} ran longer than {PATIENCE_S} s:\n{out}{err}")  # type: ignore[arg-type]
+        err += "".join(path.read_text() for path in sorted(self.place.glob("err-*.txt")))
         return Done(started.returncode, out + err, self.place, out)
 
     def srun(self, *options: str, argv: list[str], **environ: str) -> Done:
@@ -284,4 +289,4 @@ def lines_with(text: str, words: str) -> list[str]:
     return [line for line in text.splitlines() if words in line]
 
 
-__all__ = ["NODES", "Cluster", "Done", "Mapping", "lines_with"]
+__all__ = ["APART", "NODES", "Cluster", "Done", "Mapping", "lines_with"]

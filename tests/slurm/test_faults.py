@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.slurm.conftest import Cluster, lines_with
+from tests.slurm.conftest import APART, Cluster, lines_with
 
 pytestmark = pytest.mark.slurm
 
@@ -40,7 +40,7 @@ def test_a_node_killed_during_the_agreement_is_named_and_the_others_end(cluster:
     own = shlex.join(cluster.parlaunch())
     # The third node comes late, so that the others wait; the second dies meanwhile.
     late = f"[ $SLURM_NODEID = 2 ] && until [ -e {cluster.place}/go ]; do sleep 0.1; done; exec {own}"
-    started = cluster.start(["srun", "-N3", "--ntasks-per-node=1", "bash", "-c", late])
+    started = cluster.start(["srun", "-N3", "--ntasks-per-node=1", APART, "bash", "-c", late])
     [pid] = cluster.until(lambda: [p for p in cluster.processes("-m parlaunch", "gpu02")] if _waits(cluster) else [])
     cluster.kill([pid])
     cluster.go()

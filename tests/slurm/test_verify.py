@@ -14,7 +14,7 @@ import pytest
 
 from parlaunch_launch.become import installed
 from tests.conftest import need
-from tests.slurm.conftest import NODES, RECIPE, Cluster, Done
+from tests.slurm.conftest import APART, NODES, RECIPE, Cluster, Done
 
 pytestmark = pytest.mark.slurm
 
@@ -141,7 +141,7 @@ def test_without_retries_the_first_failure_on_any_node_is_the_answer(cluster: Cl
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_node_that_dies_in_the_middle_ends_all_and_the_table_is_kept(cluster: Cluster, victim: int) -> None:
     words = verifying(cluster, "--top", "2")
-    started = cluster.start(["srun", *TWO, *words], WORKER="train:stays", XDG_STATE_HOME=state(cluster))
+    started = cluster.start(["srun", *TWO, APART, *words], WORKER="train:stays", XDG_STATE_HOME=state(cluster))
     cluster.until(lambda: len(list(cluster.place.glob("ready-*"))) == 2)
     nodes = sorted({node for node in NODES if cluster.processes("-m parlaunch verify", node)})
     cluster.kill(cluster.processes(node=nodes[victim]))
@@ -154,7 +154,7 @@ def test_a_node_that_dies_in_the_middle_ends_all_and_the_table_is_kept(cluster: 
     else:
         assert [run["status"] for run in runs] == ["ok"]
         assert f"the first node, {nodes[0]}, went away" in done.text, done.text
-        assert "what was measured until then is in" in done.text
+        assert "what was measured until then is in" in done.text, done.text
     cluster.nothing_left()
 
 
