@@ -26,7 +26,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -107,37 +107,78 @@ def _reported(failure: Failure, killed: str, report_fd: int | None) -> int:
 # ------------------------------------------------------------------ the kernel's memory killer
 
 
-def oom_kills(root: Path = Path("/")) -> dict[str, int]:
-    """How often the kernel has killed for want of memory, so far: of this process's cgroup, and of the whole node."""
-    found = {}
-    for where, file in (("this job's memory limit", _memory_events(root)), ("this node", root / "proc/vmstat")):
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            rows = dict(line.split()[:2] for line in (file or Path()).read_text().splitlines())
-            found[where] = int(rows["oom_kill"]) if "oom_kill" in rows else 0
+@dataclass(frozen=True, slots=True)
+class Kills:
+    """How often, so far, the kernel has killed for want of memory. None: that cannot be read here.
+
+    `own`: processes of this process's cgroup, whichever memory ran out; `limit`: how often the limit of it, or of one above it
+    that can be seen, was reached; `node`: on the whole node, in other jobs and containers too. `seen` is whether there is no
+    limit that is not seen.
+    """
+
+    own: int | None
+    limit: int | None
+    node: int | None
+    seen: bool
+
+
+def oom_kills(root: Path = Path("/")) -> Kills:
+    """The kernel's counts. Another container's end stands in those of the node, so they say nothing for sure of ours."""
+    node = _rows(root / "proc/vmstat").get("oom_kill")
+    mount, path, file = _memory_cgroup(root)
+    # In a container's own view of the cgroups the path may be the host's, and the root is the container.
+    here = path if (mount / path / file).exists() else Path()
+    own = _rows(mount / here / file).get("oom_kill")
+    above = [_rows(mount / folder / file) for folder in (here, *here.parents)] if file == "memory.events" else []
+    reached = [rows["oom"] for rows in above if "oom" in rows]
+    # The kernel's own root has no limit, and no such file.
+    return Kills(own, sum(reached) if reached else None, node, bool(above) and not above[-1])
+
+
+def _memory_cgroup(root: Path) -> tuple[Path, Path, str]:
+    """Where this process's memory is counted: the hierarchy, the path in it, and the file: memory.oom_control (v1),
+    memory.events (v2)."""
+    found = root / "sys/fs/cgroup", Path(), "memory.events"
+    with contextlib.suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text(errors="replace").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if "memory" in controllers.split(","):
+                return root / "sys/fs/cgroup/memory", Path(path.lstrip("/")), "memory.oom_control"
+            if controllers == "":
+                found = root / "sys/fs/cgroup", Path(path.lstrip("/")), "memory.events"
     return found
 
 
-def _memory_events(root: Path) -> Path | None:
-    """The file with the count of this process's cgroup: memory.events (v2), memory.oom_control (v1)."""
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers == "":
-                return root / "sys/fs/cgroup" / path.lstrip("/") / "memory.events"
-            if "memory" in controllers.split(","):
-                return root / "sys/fs/cgroup/memory" / path.lstrip("/") / "memory.oom_control"
-    return None
+def _rows(file: Path) -> dict[str, int]:
+    """The numbers of a file with a name and a number a line; none where it cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        pairs = (line.split() for line in file.read_text().splitlines())
+        return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+    return {}
 
 
-def _killed(status: int, before: dict[str, int], root: Path = Path("/")) -> str:
+def _killed(status: int, before: Kills, root: Path = Path("/")) -> str:
     """What is known of a death by SIGKILL beside its number."""
     if status != -signal.SIGKILL:
         return ""
     now = oom_kills(root)
-    for where, count in now.items():
-        if count > before.get(where, count):
-            return f"was killed by the kernel: {where} ran out of memory (host memory, not the GPU's)"
-    return "was killed (SIGKILL), and not by the kernel for want of memory: somebody sent it"
+    ours, theirs = _more(before.own, now.own), _more(before.node, now.node)
+    if ours:
+        limit = "this job's memory limit"
+        ran_out = limit if _more(before.limit, now.limit) else "this node" if now.seen else f"{limit}, or this node,"
+        return f"was killed by the kernel: {ran_out} ran out of memory (host memory, not the GPU's)"
+    if ours is False or theirs is False:
+        return "was killed (SIGKILL), and not by the kernel for want of memory: somebody sent it"
+    return "was killed (SIGKILL): by the kernel for want of host memory, or by somebody who sent it " + (
+        "(it has killed on this node meanwhile; `dmesg` names whom)"
+        if theirs
+        else "(the kernel's counts are not to be read here)"
+    )
+
+
+def _more(before: int | None, now: int | None) -> bool | None:
+    """Whether a count rose; None where it is not known."""
+    return None if before is None or now is None else now > before
 
 
 # ------------------------------------------------------------------ a patient end

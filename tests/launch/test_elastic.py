@@ -36,24 +36,69 @@ def test_the_first_cause_is_told_from_its_echoes(ends: list[Failure], rank: int)
     assert first(ends[::-1]).rank == rank
 
 
+V2 = {
+    "proc/self/cgroup": "0::/job_7/step_0\n",
+    "proc/vmstat": "oom_kill 3\n",
+    "sys/fs/cgroup/job_7/memory.events": "oom 5\noom_kill 5\n",
+    "sys/fs/cgroup/job_7/step_0/memory.events": "low 0\noom 0\noom_kill 0\n",
+}
+V1 = {
+    "proc/self/cgroup": "4:memory:/slurm/job_7\n0::/\n",
+    "proc/vmstat": "oom_kill 3\n",
+    "sys/fs/cgroup/memory/slurm/job_7/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 0\n",
+    "sys/fs/cgroup/memory/memory.oom_control": "oom_kill 9\n",
+}
+IN_CONTAINER = {
+    "proc/self/cgroup": "4:memory:/docker/4f2a\n",
+    "proc/vmstat": "oom_kill 3\n",
+    "sys/fs/cgroup/memory/memory.oom_control": "oom_kill 0\n",
+}
+IN_NAMESPACE = {
+    "proc/self/cgroup": "0::/\n",
+    "proc/vmstat": "oom_kill 3\n",
+    "sys/fs/cgroup/memory.events": "oom 0\noom_kill 0\n",
+}
+BARE = {"proc/self/cgroup": "0::/\n", "proc/vmstat": "oom_kill 3\n"}
+OLD_KERNEL = {"proc/self/cgroup": "0::/\n", "proc/vmstat": "nr_free_pages 3\n"}
+NODE = {"proc/vmstat": "oom_kill 4\n"}  # somebody was killed somewhere on this machine
+LEAF = {"sys/fs/cgroup/job_7/step_0/memory.events": "oom 0\noom_kill 1\n"}
+ABOVE = {"sys/fs/cgroup/job_7/memory.events": "oom 6\noom_kill 6\n"}
+LEAF_V1 = {"sys/fs/cgroup/memory/slurm/job_7/memory.oom_control": "oom_kill 1\n"}
+
+
+def _written(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
 @pytest.mark.parametrize(
-    ("cgroup", "events"),
+    ("there", "then", "said"),
     [
-        ("0::/job_7/step_0\n", "sys/fs/cgroup/job_7/step_0/memory.events"),
-        ("4:memory:/slurm/job_7\n0::/\n", "sys/fs/cgroup/memory/slurm/job_7/memory.oom_control"),
+        (V2, {}, "and not by the kernel"),
+        (V2, NODE, "and not by the kernel"),  # another job's or container's
+        (V2, NODE | LEAF, "killed by the kernel: this node ran out of memory"),
+        (V2, NODE | LEAF | ABOVE, "killed by the kernel: this job's memory limit ran out of memory"),
+        (V1, NODE, "and not by the kernel"),
+        (V1, NODE | LEAF_V1, "killed by the kernel: this job's memory limit, or this node, ran out of memory"),
+        (IN_CONTAINER, NODE, "and not by the kernel"),
+        (IN_CONTAINER, {"sys/fs/cgroup/memory/memory.oom_control": "oom_kill 1\n"}, "limit, or this node, ran out"),
+        (IN_NAMESPACE, NODE, "and not by the kernel"),
+        (IN_NAMESPACE, {"sys/fs/cgroup/memory.events": "oom 0\noom_kill 1\n"}, "limit, or this node, ran out"),
+        (IN_NAMESPACE, {"sys/fs/cgroup/memory.events": "oom 1\noom_kill 1\n"}, "limit ran out"),
+        (BARE, {}, "and not by the kernel"),
+        (BARE, NODE, "or by somebody who sent it (it has killed on this node meanwhile"),
+        (OLD_KERNEL, {}, "or by somebody who sent it (the kernel's counts are not to be read here)"),
+        ({}, {}, "or by somebody who sent it (the kernel's counts are not to be read here)"),
     ],
-    ids=["v2", "v1"],
-)
-def test_the_kernels_memory_killer_is_told_apart(tmp_path: Path, cgroup: str, events: str) -> None:
-    for name, text in (("proc/self/cgroup", cgroup), ("proc/vmstat", "oom_kill 3\n"), (events, "oom_kill 0\n")):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+)  # fmt: skip
+def test_the_kernels_memory_killer_is_told_apart_by_this_cgroups_own_count(
+    tmp_path: Path, there: dict[str, str], then: dict[str, str], said: str
+) -> None:
+    _written(tmp_path, there)
     before = elastic.oom_kills(tmp_path)
-    assert "somebody sent it" in elastic._killed(-signal.SIGKILL, before, tmp_path)
-    (tmp_path / "proc/vmstat").write_text("oom_kill 4\n")
-    assert "this node ran out of memory" in elastic._killed(-signal.SIGKILL, before, tmp_path)
-    (tmp_path / events).write_text("oom_kill 1\n")
-    assert "this job's memory limit ran out of memory" in elastic._killed(-signal.SIGKILL, before, tmp_path)
+    _written(tmp_path, then)
+    assert said in elastic._killed(-signal.SIGKILL, before, tmp_path)
     assert elastic._killed(-signal.SIGSEGV, before, tmp_path) == ""
 
 
