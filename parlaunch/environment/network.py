@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from parlaunch.hardware.cluster import Cluster, Nic, Node
 from parlaunch.hardware.placement import visible_devices
-from parlaunch.hardware.ports import VERBS, no_way_out, port_name
+from parlaunch.hardware.ports import is_verbs, no_way_out, port_name
 from parlaunch.planning.plan import Variable
 
 NCCL_GUIDE = "NCCL user guide, environment variables"
@@ -65,8 +65,9 @@ def _visible_danger(node: Node, value: str | None) -> str | None:
 
 
 def _hcas(node: Node) -> Variable:
-    """The rails by name, exactly, where a port that is none is up beside them: NCCL would use that one too."""
-    verbs = [n for n in node.nics if n.kind in VERBS]
+    """The rails by name, exactly, where a port that is none is up beside them: NCCL would use that one too. A list of PCI
+    devices has no names that NCCL knows."""
+    verbs = [n for n in node.nics if is_verbs(n) and n.name != n.pci]
     rails = [n for n in verbs if n.rail]
     others = [n for n in verbs if not n.rail and n.up is not False and n.uverbs is not False]
     if not rails or not others:
@@ -79,7 +80,7 @@ def _hcas(node: Node) -> Variable:
 
 
 def _hca_danger(node: Node, value: str | None) -> str | None:
-    known = [n for n in node.nics if n.kind in VERBS]
+    known = [n for n in node.nics if is_verbs(n) and n.name != n.pci]
     if value is None or not known:
         return None
     if not any(_hca_matches(value, n) for n in known):

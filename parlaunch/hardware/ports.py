@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from parlaunch.hardware.cluster import Nic
+from parlaunch.hardware.cluster import UNKNOWN, Nic
 
 VERBS = ("infiniband", "roce")
 """Fabrics that NCCL's own InfiniBand transport drives."""
@@ -55,6 +55,12 @@ def no_way_out(name: str) -> str | None:
     if _SIDE.match(name):
         return "Wi-Fi, USB or management: no way to other nodes"
     return None
+
+
+def is_verbs(nic: Nic) -> bool:
+    """Whether NCCL's own InfiniBand transport drives this port: also one that a listing of RDMA devices names without its
+    fabric (mlx5_0), which is InfiniBand or RoCE."""
+    return nic.kind in VERBS or nic.kind == UNKNOWN
 
 
 def family_rate(nic: Nic) -> float | None:

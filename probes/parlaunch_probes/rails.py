@@ -140,15 +140,20 @@ def without_management(nics: Sequence[Nic], *, nvlink5: bool | None) -> tuple[Ni
     Their VPD says so, which only root may read. Without it: InfiniBand ports that run at a quarter or less of what their
     card can, several functions of one card; or, where a listing does not tell cards apart, several such ports on a board
     with NVLink 5 switches (`nvlink5`; False: it has none, and then no port is suspected); or, whatever the card, beside more
-    ports that are faster and down. Source: NVIDIA Fabric Manager user guide (`SMDL=SW_MNG`); siderolabs/extensions#893 (four functions).
+    ports that are faster and down; or, where no rate is told, three and more functions of one card there. Source: NVIDIA Fabric Manager user guide (`SMDL=SW_MNG`); siderolabs/extensions#893 (four functions).
     """
     slow = [n for n in nics if n.manages_switches is None and _one_lane(n)] if nvlink5 is not False else []
     cards: Counter[str | None] = Counter(n.card for n in slow if n.card)
+    functions: Counter[str | None] = Counter(n.card for n in nics if n.kind == "infiniband" and not n.virtual_function)
     dark = [n for n in nics if n.up is False and n.kind in RDMA and n.why_not is None]
+
+    def many_of_one(nic: Nic) -> bool:
+        told = nic.bytes_per_s is not None or nic.card is None or nic.virtual_function or nic.manages_switches is False
+        return bool(nvlink5) and nic.kind == "infiniband" and not told and functions[nic.card] > 2
 
     def suspected(nic: Nic) -> bool:
         if nic not in slow:
-            return False
+            return many_of_one(nic)
         faster = [n for n in dark if (family_rate(n) or 0.0) >= 4 * (nic.bytes_per_s or 0.0)]
         if nic.card is not None:
             # Two ports of one card may be slow for another reason, when nothing says that they have one lane.
@@ -161,7 +166,12 @@ def without_management(nics: Sequence[Nic], *, nvlink5: bool | None) -> tuple[Ni
         known = nic.manages_switches
         guessed = known is None and suspected(nic)
         if known or guessed:
-            why = MANAGEMENT if known else f"{_rate(nic)}, far below what its card can: taken for {MANAGEMENT}"
+            seen = (
+                f"one of {functions[nic.card]} functions of a card"
+                if many_of_one(nic)
+                else f"{_rate(nic)}, far below what its card can"
+            )
+            why = MANAGEMENT if known else f"{seen}: taken for {MANAGEMENT}"
             nic = replace(nic, manages_switches=True, why_not=nic.why_not or why)
         out.append(nic)
     return tuple(out)

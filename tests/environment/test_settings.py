@@ -18,7 +18,7 @@ import pytest
 from parlaunch.environment.settings import node_settings, problems, settings
 from parlaunch.environment.user_variables import DANGERS
 from parlaunch.environment.variables import ENTRIES, TUNED
-from parlaunch.hardware.cluster import Cluster, Gpu, Nic, Node
+from parlaunch.hardware.cluster import UNKNOWN, Cluster, Gpu, Nic, Node
 from parlaunch.hardware.datasheet import preset
 from parlaunch.model import catalog
 from parlaunch.model.layout import FULL_RECOMPUTE, Layout
@@ -320,6 +320,15 @@ def test_rails_are_named_only_where_other_ports_are_up() -> None:
     assert made.value == "=mlx5_0:1,mlx5_1:1"
     assert "mlx5_2 (200 Gb/s" in made.reason
     assert of_node(job((*RAILS, storage))) == {}  # one node asks no network
+
+
+def test_rails_of_a_list_are_named_as_nccl_knows_them() -> None:
+    """`nvidia-smi topo -m` has the names without the fabric, lspci the fabric without the names."""
+    front = nic("mlx5_2", UNKNOWN, why_not="a storage or front-end port")
+    listed = (nic("mlx5_0", UNKNOWN, rail=True), nic("mlx5_1", UNKNOWN, rail=True), front)
+    assert of_node(job(listed, listed))["NCCL_IB_HCA"].value == "=mlx5_0:1,mlx5_1:1"
+    bare = tuple(replace(n, name=f"0000:0{at}:00.0", pci=f"0000:0{at}:00.0") for at, n in enumerate((*RAILS, front)))
+    assert "NCCL_IB_HCA" not in of_node(job(bare, bare))
 
 
 def test_the_interface_is_named_where_nccl_might_take_another() -> None:

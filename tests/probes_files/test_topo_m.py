@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from parlaunch.hardware.cluster import UNKNOWN
+from parlaunch_probes.files import replicate
 from tests.probes_files.conftest import Read
 from tests.probes_files.samples import LEGEND, NVLINKS, matrix
 
@@ -141,6 +142,21 @@ def test_grace_gpus_with_all_links_to_each_other_belong_to_a_rack(read: Read) ->
     assert node.link_type == "nvswitch_mnnvl"
     assert [g.numa for g in node.gpus] == [0, 0, 1, 1]
     assert [g.numa_memory for g in node.gpus] == [4, 12, 20, None]
+
+
+def test_grace_gpus_whose_links_are_shared_out_have_no_switch_and_no_rack(read: Read) -> None:
+    names = "".join(f"GPU {n}: NVIDIA GB200 (UUID: GPU-00000000-{n:04}-aaaa)\n" for n in range(4))
+    board = read(names + matrix(4, lambda a, b: "NV6"))
+    assert board.nodes[0].link_type == "mesh"
+    assert [len(d) for d in replicate(board, 3).nvlink_domains] == [4, 4, 4]
+    assert [len(d) for d in replicate(read(names + matrix(4, switched)), 3).nvlink_domains] == [12]
+
+
+def test_azures_names_tell_rails_from_the_front_end(read: Read) -> None:
+    nics = {f"NIC{n}": ["SYS"] * 8 for n in range(9)}
+    names = {f"NIC{n}": f"mlx5_ib{n}" for n in range(8)} | {"NIC8": "mlx5_an0"}
+    node = read(matrix(8, switched, nics=nics, names=names)).nodes[0]
+    assert [(n.name, n.kind) for n in node.nics if n.rail] == [(f"mlx5_ib{n}", "infiniband") for n in range(8)]
 
 
 def test_cells_that_grew_together_and_colours_and_line_ends_do_no_harm(read: Read) -> None:

@@ -128,6 +128,49 @@ def test_trays_that_slurm_lists_fill_racks_in_order_and_say_so(read: Read) -> No
     assert any("taken for trays of NVLink racks, 18 to a rack" in n for n in cluster.notes)
 
 
+@pytest.mark.parametrize(
+    ("listed_as", "name"),
+    [
+        ("H200 SXM 141GB", "NVIDIA H200"),
+        ("H100 SXM5 80GB", "NVIDIA H100 80GB HBM3"),
+        ("H100 SXM5 64GB", "NVIDIA H100 SXM5 64GB"),
+        ("HGX GB200", "NVIDIA GB200"),
+    ],
+)
+def test_names_of_the_pci_repository_are_those_of_products(read: Read, listed_as: str, name: str) -> None:
+    cluster = read(f"01:00.0 3D controller: NVIDIA Corporation GH100 [{listed_as}] (rev a1)\n")
+    assert [g.name for g in cluster.nodes[0].gpus] == [name]
+
+
+def lspci_b200(*more: str) -> str:
+    gpus = [f"{bus}:00.0 3D controller: NVIDIA Corporation GB100 [B200] (rev a1)" for bus in ("03", "23", "43", "63")]
+    return "\n".join((*gpus, *more)) + "\n"
+
+
+def test_many_functions_of_one_card_on_a_b200_board_manage_its_switches(read: Read) -> None:
+    """Also where a list of PCI devices has no rates."""
+    functions = [f"75:00.{n} Infiniband controller: Mellanox Technologies MT2910 Family [ConnectX-7]" for n in range(4)]
+    front = "c5:00.0 Ethernet controller: Mellanox Technologies MT43244 BlueField-3 integrated ConnectX-7"
+    nics = read(lspci_b200(*functions, front)).nodes[0].nics
+    assert [n.pci for n in nics if n.rail] == ["0000:c5:00.0"]
+    assert {n.manages_switches for n in nics if not n.rail} == {True}
+    two = read(lspci_b200(*functions[:2])).nodes[0].nics
+    assert [n.rail for n in two] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "Broadcom Inc. and subsidiaries BCM57508 NetXtreme-E 10Gb/25Gb/40Gb/50Gb/100Gb/200Gb Ethernet",
+        "AMD Pensando Systems DSC Ethernet Controller",
+    ],
+)
+def test_cards_sold_for_roce_are_rails_beside_plain_ethernet(read: Read, card: str) -> None:
+    plain = "46:00.0 Ethernet controller: Intel Corporation Ethernet Controller X710 for 10GBASE-T (rev 02)"
+    nics = read(lspci_b200(f"06:00.0 Ethernet controller: {card}", plain)).nodes[0].nics
+    assert [(n.pci, n.kind) for n in nics if n.rail] == [("0000:06:00.0", "roce")]
+
+
 def test_gpus_of_another_maker_are_named_as_what_they_are(read: Read) -> None:
     with pytest.raises(ProbeError, match="another maker than NVIDIA"):
         read(

@@ -31,6 +31,8 @@ def assumed(gpus: Sequence[Gpu], sheet: Product | None, *, power: bool = False, 
     together = (every,) if len(every) > 1 else ()
     where = f"NVLink is not in this file: {sheet.name} GPUs"
     match sheet.board:
+        case "nvswitch_mnnvl" if len(every) > 1 and all(g.fabric_state == "not_supported" for g in gpus):
+            return Board("mesh", together, f"{where} without a fabric to register with are linked directly: assumed")
         case "nvswitch_mnnvl":
             return Board(
                 "nvswitch_mnnvl", together, f"{where} sit in NVLink racks; the rack's other nodes are not known"

@@ -133,7 +133,9 @@ def _seen(facts: Facts, gpus: list[Gpu], sheet: Product | None, notes: list[str]
     sxm = sheet is not None and sheet.board in ("nvswitch", "nvswitch_mnnvl")
     grace = any(g.numa_memory is not None for g in gpus) and highest >= MOST_LINKS and len(gpus) > 2
     alone = [i for i in indices if not any(i in g for g in groups)]
-    if (sheet is not None and sheet.board == "nvswitch_mnnvl") or grace:
+    # Behind switches every pair shows all links of a GPU; shared out among its neighbours, they lead there directly.
+    shared_out = complete and most == limit and all(len(g) > 2 for g in groups)
+    if (sheet is not None and sheet.board == "nvswitch_mnnvl" and not shared_out) or grace:
         kind = "nvswitch_mnnvl"
     elif facts.switched or most > limit or (sxm and highest == limit and _pairs_of_two(groups)):
         kind = "nvswitch"

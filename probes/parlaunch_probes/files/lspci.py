@@ -127,10 +127,18 @@ def _sheet(device: _Device) -> Product | None:
     found = product_of_pci(number) if number else None
     if found is None:
         names = re.findall(r"\[([^\[\]]{2,60})\]", _IDS.sub("", device.text))
-        # The PCI ID Repository adds the socket's number and the memory: "H100 SXM5 80GB".
-        bare = [re.sub(r"(?<=SXM)\d( \d{2,3}GB)?$", "", name) for name in names]
-        found = next((s for name in (*names, *bare) if (s := product(name)) is not None), None)
+        found = next((s for name in names if (s := product(name) or _in_repository(name)) is not None), None)
     return found
+
+
+def _in_repository(name: str) -> Product | None:
+    """The product under a name of the PCI ID Repository, which adds the board, the socket's number and the memory: "HGX GB200",
+    "H100 SXM5 80GB". One with another memory (H100 SXM5 64GB) is another product."""
+    match = re.fullmatch(r"(?:HGX )?(.*?)(?:(?<=SXM)\d?(?: (\d{2,3})GB)?)?", name)
+    found = product(match[1]) if match is not None else None
+    if found is None or match is None or match[2] is None:
+        return found
+    return found if abs(found.memory_bytes / (int(match[2]) << 30) - 1) < 0.1 else None
 
 
 def _listed(device: _Device) -> str:
@@ -166,9 +174,9 @@ def _kind(device: _Device) -> str | None:
         return "efa"
     if re.search(r"Cassini|Slingshot|^Cray Inc\b", device.text) or device.vendor == "17db":
         return "slingshot"
-    if mellanox or re.search(r"BCM57[45]\d\d|BCM576\d\d|E810|E830", device.text):
-        return "roce" if mellanox or "BCM576" in device.text else "ethernet"
-    return "ethernet"
+    # Broadcom's Thor (BCM5750x) and Thor 2, and AMD's Pensando cards, are sold for RoCE; on Intel's RDMA is an option.
+    rdma = mellanox or device.vendor == "1dd8" or re.search(r"BCM575\d\d|BCM576\d\d|Pensando", device.text)
+    return "roce" if rdma else "ethernet"
 
 
 def _card(device: _Device, devices: list[_Device]) -> str:

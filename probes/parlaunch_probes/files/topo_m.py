@@ -25,6 +25,7 @@ _AFFINITY = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
 _KINDS = (
     ("rdmap", "efa"), ("efa", "efa"), ("bnxt_re", "roce"), ("irdma", "roce"), ("roce", "roce"), ("erdma", "roce"),
     ("ionic", "roce"), ("mana", "roce"), ("ibp", "infiniband"), ("ibs", "infiniband"), ("qib", "infiniband"),
+    ("mlx5_ib", "infiniband"), ("mlx5_eth", "roce"), ("mlx5_an", "roce"),  # Azure's rules, and others after them
     ("hfi1", "omnipath"), ("opap", "omnipath"), ("cxi", "slingshot"), ("hsn", "slingshot"),
 )  # fmt: skip
 _LEGEND = re.compile(r"^\s*(NIC\d{1,3})\s*[:=]\s*([\w.:-]{1,60})\s*$")
@@ -204,9 +205,7 @@ def _gpus(
         if nodes and (len(nodes) == 1 or own.isdigit() or (len(ranges) == len(names) > 1 and not _apart(nodes))):
             node = nodes[0]  # on Grace the CPU's node comes first, memory nodes follow
         elif nodes:
-            facts.notes.append(
-                f"NUMA affinity {numa} of {name} is a range, not its node: the job sees a part of the CPUs"
-            )
+            masked.setdefault(numa, []).append(name)
         listed = cpu_list(cpus) if re.search(r"\d", cpus) else None
         gpus.append(
             Gpu(
