@@ -21,6 +21,7 @@ from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import PRECISION, placed
 from parlaunch.planning.plan import Switched
 from parlaunch.rules.switches import (
+    DEFERRED_EMBEDDING,
     GATHER_IN_STEP,
     GRAPHS,
     LAYER_OFFLOAD,
@@ -29,6 +30,7 @@ from parlaunch.rules.switches import (
     QUANTIZED,
     TP_OVERLAP,
     UNREGISTERED,
+    Condition,
     dispatcher_problem,
     gpu_of,
     graphed_biases,
@@ -194,37 +196,27 @@ def _registration(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]
     return dict(UNREGISTERED) if x.fsdp and taken_back else {}
 
 
-def _ep_overlap(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
-    # Benchmark recipes turn it on or off between releases of Bridge: where it would be illegal, they hear it always.
-    may_be_on = r.features.ep_overlap or "ep_overlap" in r.unsettled
-    if not may_be_on or not OVERLAP.problem(x, r, None):
-        return {}
-    return {"comm_overlap.overlap_moe_expert_parallel_comm": False, "comm_overlap.delay_wgrad_compute": False}
+def _excluded(
+    condition: Condition, feature: str, *keys: str
+) -> Callable[[Recipe, Layout, Cluster | None], dict[str, object]]:
+    """The keys off, where a layout excludes what the recipe has on or what some release of Megatron Bridge turns on for it: where it
+    would be illegal, such a recipe hears it always."""
+
+    def values(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
+        may_be_on = getattr(r.features, feature, False) or feature in r.unsettled
+        return dict.fromkeys(keys, False) if may_be_on and condition.problem(x, r, None) else {}
+
+    return values
+
+
+def _why(condition: Condition) -> Callable[[Recipe, Layout, Cluster | None], str | None]:
+    return lambda r, x, c: condition.problem(x, r, gpu_of(c))
 
 
 def _delayed(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
     if not graphed_biases(r) or OVERLAP.problem(x, r, None):
         return {}
     return {"comm_overlap.delay_wgrad_compute": False}
-
-
-def _tp_overlap(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
-    return {"comm_overlap.tp_comm_overlap": False} if TP_OVERLAP.broken(x, r, None) else {}
-
-
-def _gather_in_step(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
-    may_be_on = r.features.gather_in_step or "gather_in_step" in r.unsettled
-    if not may_be_on or not GATHER_IN_STEP.problem(x, r, None):
-        return {}
-    return {"comm_overlap.overlap_param_gather_with_optimizer_step": False}
-
-
-def _deferred(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
-    staged = r.defaults.pp is None or r.defaults.pp > 1
-    may_be_on = r.features.tp_overlap or "deferred_embedding_wgrad" in r.unsettled
-    if not (may_be_on and staged and x.pp == 1):
-        return {}
-    return {"comm_overlap.defer_embedding_wgrad_compute": False}
 
 
 def _shared_experts(_r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
@@ -241,14 +233,6 @@ def _graphs(r: Recipe, x: Layout, c: Cluster | None) -> dict[str, object]:
     if r.features.external_cuda_graph:
         return {"model.external_cuda_graph": False}
     return {"model.cuda_graph_impl": "none"} if r.features.cuda_graph else {}
-
-
-def _layer_offload(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
-    return {"model.cpu_offloading": False} if LAYER_OFFLOAD.broken(x, r, None) else {}
-
-
-def _fine_offload(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
-    return {"model.fine_grained_activation_offloading": False} if MODULE_OFFLOAD.broken(x, r, None) else {}
 
 
 def _dispatcher(r: Recipe, x: Layout, c: Cluster | None) -> dict[str, object]:
@@ -281,24 +265,48 @@ TABLE: tuple[_Row, ...] = (
     ),
     _Row(_fsdp, "Megatron-FSDP in place of the distributed optimizer, or the other way round", True),
     _Row(_registration, "Megatron-FSDP registers NCCL's user buffers only, and they are off", True),
-    _Row(_ep_overlap, "expert all-to-all overlap off", True, problem=lambda r, x, _c: OVERLAP.problem(x, r, None)),
-    _Row(_delayed, "CUDA graphs over attention with biases exclude delayed weight gradients", True),
-    _Row(_tp_overlap, "tensor parallel overlap off", True, problem=lambda r, x, _c: TP_OVERLAP.problem(x, r, None)),
     _Row(
-        _gather_in_step,
+        _excluded(
+            OVERLAP, "ep_overlap", "comm_overlap.overlap_moe_expert_parallel_comm", "comm_overlap.delay_wgrad_compute"
+        ),
+        "expert all-to-all overlap off",
+        True,
+        _why(OVERLAP),
+    ),
+    _Row(_delayed, "CUDA graphs over attention with biases exclude delayed weight gradients", True),
+    _Row(
+        _excluded(TP_OVERLAP, "tp_overlap", "comm_overlap.tp_comm_overlap"),
+        "tensor parallel overlap off",
+        True,
+        _why(TP_OVERLAP),
+    ),
+    _Row(
+        _excluded(GATHER_IN_STEP, "gather_in_step", "comm_overlap.overlap_param_gather_with_optimizer_step"),
         "gathering weights in the optimizer's step off",
         True,
-        problem=lambda r, x, _c: GATHER_IN_STEP.problem(x, r, None),
+        _why(GATHER_IN_STEP),
     ),
-    _Row(_deferred, "deferred weight gradients of the embedding off: they hide in a pipeline's bubble", True),
+    _Row(
+        _excluded(DEFERRED_EMBEDDING, "deferred_embedding_wgrad", "comm_overlap.defer_embedding_wgrad_compute"),
+        "deferred weight gradients of the embedding off: they hide in a pipeline's bubble",
+        True,
+    ),
     _Row(_shared_experts, "shared experts cannot be recomputed while they overlap with the dispatch"),
     _Row(_energon, "Energon's loader cuts micro batches itself, and Megatron Bridge asks for one size", True),
-    _Row(_graphs, "CUDA graphs off", True, problem=lambda r, x, c: GRAPHS.problem(x, r, gpu_of(c))),
-    _Row(_layer_offload, "layer offloading off", True, problem=lambda r, x, _c: LAYER_OFFLOAD.problem(x, r, None)),
+    _Row(_graphs, "CUDA graphs off", True, _why(GRAPHS)),
     _Row(
-        _fine_offload, "fine-grained offloading off", True, problem=lambda r, x, _c: MODULE_OFFLOAD.problem(x, r, None)
+        _excluded(LAYER_OFFLOAD, "cpu_offload_layers", "model.cpu_offloading"),
+        "layer offloading off",
+        True,
+        _why(LAYER_OFFLOAD),
     ),
-    _Row(_dispatcher, "alltoall dispatches tokens", True, problem=lambda r, x, c: dispatcher_problem(x, r, gpu_of(c))),
+    _Row(
+        _excluded(MODULE_OFFLOAD, "offload_modules", "model.fine_grained_activation_offloading"),
+        "fine-grained offloading off",
+        True,
+        _why(MODULE_OFFLOAD),
+    ),
+    _Row(_dispatcher, "alltoall dispatches tokens", True, lambda r, x, c: dispatcher_problem(x, r, gpu_of(c))),
     _Row(_unquantized, "what the recipe does for its own FP8 or FP4 is refused in another precision", True),
     _Row(
         _batch, "the recipe's global batch or the user's; unsaid, Megatron Bridge rescales a benchmark's with the GPUs"

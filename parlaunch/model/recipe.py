@@ -150,7 +150,7 @@ class Recipe(HashedOnce):
     mock_tokens: int | None = None  # tokens of a sample of its mock data, where the recipe names a placeholder
     train_iters: int | None = None  # iterations of the whole run, where known
     added_mtp_layers: int = 0  # multi-token prediction layers that it adds to its model's
-    unsettled: tuple[str, ...] = ()  # switches that some release of Megatron Bridge turns on for it
+    unsettled: tuple[str, ...] = ()  # switches that some release of Megatron Bridge turns on for it, or no feature has
     bare: tuple[
         str, ...
     ] = ()  # sections, or parts of them, in which a key does nothing: empty, a preset's name, not handed on

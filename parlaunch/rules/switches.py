@@ -158,6 +158,15 @@ GATHER_IN_STEP = Condition(
 )
 
 
+DEFERRED_EMBEDDING = Condition(
+    "deferred-embedding",
+    "defer_embedding_wgrad_compute -> PP>1",
+    "megatron/core/model_parallel_config.py:546",
+    on=lambda r: "deferred_embedding_wgrad" in r.unsettled,
+    problem=lambda x, _r, _gpu: "it hides in the pipeline's bubble, and PP is 1" if x.pp == 1 else None,
+)
+
+
 def _layer_offload(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
     n, layers = r.features.cpu_offload_layers, len(r.architecture.layers())
     if x.pp > 1:

@@ -17,6 +17,7 @@ from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import PRECISION
 from parlaunch.rules.switches import (
+    DEFERRED_EMBEDDING,
     DISPATCHERS,
     EXPERTS_OWN,
     GATHER_IN_STEP,
@@ -24,6 +25,7 @@ from parlaunch.rules.switches import (
     OVERLAP,
     TP_OVERLAP,
     UNREGISTERED,
+    Condition,
     graphed_biases,
 )
 
@@ -308,16 +310,17 @@ def _whole(value: str) -> str | None:
     return str(int(value)) if value.isdecimal() and int(value) > 0 else None
 
 
+def _excluded(condition: Condition) -> Callable[[Layout, Recipe, str], str | None]:
+    """`stops` of a switch that Megatron has a condition for."""
+    return lambda x, r, value: condition.problem(x, r, None) if value == "on" else None
+
+
 def _interleaved(x: Layout, _r: Recipe, value: str) -> str | None:
     return (
         "it needs VP: only interleaved stages have work of their own meanwhile"
         if value == "on" and x.vp is None
         else None
     )
-
-
-def _staged(x: Layout, _r: Recipe, value: str) -> str | None:
-    return "it hides in the pipeline's bubble, and PP is 1" if value == "on" and x.pp == 1 else None
 
 
 def _overlapped(x: Layout, r: Recipe, value: str) -> str | None:
@@ -332,10 +335,6 @@ def _sharded(x: Layout, _r: Recipe, value: str) -> str | None:
 def _of_distributed_optimizer(x: Layout, r: Recipe, value: str) -> str | None:
     there = x.fsdp or r.features.distributed_optimizer
     return None if there or value == "off" else "it is the distributed optimizer's, which is off"
-
-
-def _gathered_in_step(x: Layout, r: Recipe, value: str) -> str | None:
-    return GATHER_IN_STEP.problem(x, r, None) if value == "on" else None
 
 
 def _gather_in_step_keys(_r: Recipe, value: str) -> dict[str, object]:
@@ -546,7 +545,7 @@ SWITCHES: tuple[Switch, ...] = (
     Switch(
         name="tp_overlap", what="TP's traffic under the products around it", **_flag("tp_overlap"),
         keys=lambda _r, value: {"comm_overlap.tp_comm_overlap": value == "on"}, user_keys=("comm_overlap.tp_comm_overlap",),
-        problem=_tp_problem, stops=lambda x, r, value: TP_OVERLAP.problem(x, r, None) if value == "on" else None,
+        problem=_tp_problem, stops=_excluded(TP_OVERLAP),
         withheld=lambda _r, _p: "no measured pair says how far off its predicted gain is", error={"": 0.05}, numerics=ORDER,
         source="bridge/training/comm_overlap.py:442",
     ),
@@ -626,16 +625,16 @@ SWITCHES: tuple[Switch, ...] = (
         numerics=SAME, source="bridge/training/comm_overlap.py:453",
     ),
     Switch(
-        name="gather_in_step", stops=_gathered_in_step, what="weights are gathered while the optimizer steps",
+        name="gather_in_step", stops=_excluded(GATHER_IN_STEP), what="weights are gathered while the optimizer steps",
         **_plain("comm_overlap.overlap_param_gather_with_optimizer_step")
         | {"keys": _gather_in_step_keys, "put": lambda f, value: replace(f, gather_in_step=value == "on")},
         numerics=SAME, source="megatron/training/arguments.py:1032, megatron/core/optimizer/__init__.py:1049",
     ),
     Switch(
-        name="deferred_embedding", stops=_staged, what="weight gradients of the embedding in the pipeline's bubble",
+        name="deferred_embedding", stops=_excluded(DEFERRED_EMBEDDING), what="weight gradients of the embedding in the pipeline's bubble",
         **_plain("comm_overlap.defer_embedding_wgrad_compute") | {"keys": _deferred_keys},
         numerics="the same sums; weight gradients are summed by the product itself (gradient_fusion), which comes with it",
-        source="megatron/core/model_parallel_config.py:546",
+        source=DEFERRED_EMBEDDING.source,
     ),
     Switch(
         name="permute_fusion", stops=_expert, what="one kernel for the permutation of tokens", **_plain("model.moe_permute_fusion"),

@@ -151,7 +151,7 @@ def _recipe(name: str, answer: Mapping[str, Any], known: Recipe | None) -> Recip
         benchmark="perf_recipes" in (answer.get("facts") or {}).get("module", ""),
         mock_tokens=mock,
         added_mtp_layers=0 if model.get("mtp_num_layers") else known.added_mtp_layers if known else 0,
-        unsettled=known.unsettled if known else (),
+        unsettled=tuple(dict.fromkeys((*(known.unsettled if known else ()), *(answer.get("unsettled") or ())))),
         bare=tuple(answer.get("bare") or ()),
         lacks=tuple(answer.get("lacks") or ()),
         **_facts(answer.get("facts") or {}, known),

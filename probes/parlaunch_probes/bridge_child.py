@@ -125,6 +125,13 @@ def features(config: Any) -> dict[str, Any]:
     }
 
 
+def beside(config: Any) -> list[str]:
+    """Switches that it turns on and no field of `features` has, as a recipe's `unsettled` names them."""
+    places = (shape_of(config), config.comm_overlap)  # after Bridge has finished it, and before
+    deferred = any(getattr(place, "defer_embedding_wgrad_compute", False) for place in places)
+    return ["deferred_embedding_wgrad"] if deferred else []
+
+
 def adapters(peft: Any) -> dict[str, Any]:
     """Rank, targets and dropout of low-rank adapters; nothing where the configuration has none."""
     if getattr(peft, "dim", None) is None:
@@ -186,6 +193,7 @@ def describe(config: Any, module: str = "") -> dict[str, Any]:
             },
         },
         "features": features(config),
+        "unsettled": beside(config),
         "facts": facts(config, module),
         "bare": bare(config),
         "lacks": [name for name in NEWER if f"{name!r}" not in core and f'"{name}"' not in core],

@@ -8,15 +8,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from parlaunch.environment.overrides import overrides
 from parlaunch.errors import ProbeError
 from parlaunch.model.catalog import recipe as catalog_recipe
+from parlaunch.model.layout import Layout
 from parlaunch.model.parameters import total_params
 from parlaunch_launch.cpu import hub_cache
-from parlaunch_probes import bridge
+from parlaunch_probes import bridge, bridge_child
 from tests.conftest import HANGS_S, need
 
 NAMED = os.environ.get("BRIDGE_PYTHON")  # read before the tests' environment is cleaned
@@ -60,6 +63,17 @@ def test_bridge_says_what_is_trained_and_the_catalog_what_it_is_called(asked: li
     assert got.architecture.kv_channels == known.architecture.kv_channels
     assert got.model_id == "meta-llama/Llama-3.2-1B"
     assert got.defaults.tp == 2
+
+
+@pytest.mark.parametrize("place", ["model", "comm_overlap"])
+def test_a_recipe_of_ones_own_says_that_it_defers_what_hides_in_the_bubble(place: str) -> None:
+    config = SimpleNamespace(model=SimpleNamespace(), comm_overlap=SimpleNamespace())
+    assert bridge_child.beside(config) == []
+    getattr(config, place).defer_embedding_wgrad_compute = True
+    got = bridge._recipe("mine", ANSWER | {"unsettled": bridge_child.beside(config)}, None)
+    off = "comm_overlap.defer_embedding_wgrad_compute=False"
+    assert off in overrides(got, Layout(world=8, global_batch_size=64))
+    assert off not in overrides(got, Layout(world=8, pp=2, global_batch_size=64))
 
 
 def test_it_is_asked_once(asked: list[str]) -> None:
@@ -118,7 +132,6 @@ def test_bridge_is_asked_for_every_switch_that_a_recipe_has() -> None:
     from inspect import getsource
 
     from parlaunch.model.recipe import Features
-    from parlaunch_probes import bridge_child
 
     said = getsource(bridge_child.features) + getsource(bridge_child.adapters)
     aliases = {"cuda_graph_scope": "cuda_graph", "distributed_optimizer": "no_distributed_optimizer"}
