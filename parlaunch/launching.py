@@ -136,7 +136,7 @@ def spelled(recipe: Recipe, plan: Plan, start: Start) -> tuple[str, ...]:
     device = device_of(cluster)
     ours = overrides(recipe, plan.layout, device=device, cluster=cluster, said=start.overrides, switches=plan.switches)
     first = tiny_overrides(recipe) if device == "cpu" else ()
-    return heard(start.bridge, recipe, plan.layout, (*first, *ours, *recipe.spoken, *start.overrides))
+    return heard(start.bridge, recipe, plan.layout, (*first, *map(str, ours), *recipe.spoken, *start.overrides))
 
 
 def command(plan: Plan, start: Start, *, node: int | None = None) -> tuple[str, ...]:

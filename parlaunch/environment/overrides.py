@@ -315,7 +315,7 @@ TABLE: tuple[_Row, ...] = (
 )
 
 
-def explained(
+def overrides(
     recipe: Recipe,
     layout: Layout,
     *,
@@ -324,8 +324,8 @@ def explained(
     said: Sequence[str] = (),
     switches: Sequence[Switched] = (),
 ) -> tuple[Override, ...]:
-    """The overrides of a layout with their reasons, in the order they are handed on. `recipe` is as the runner makes it,
-    `switches` what a plan has otherwise; `said` are the user's own, which come behind them.
+    """KEY=VALUE with reasons, complete and in the order they are handed on: Megatron Bridge with these runs exactly this layout.
+    `recipe` is as the runner makes it, `switches` what a plan has otherwise; `said` are the user's own, which come behind them.
 
     Raises `UsageError` where the user's would undo what the plan needs.
     """
@@ -368,29 +368,3 @@ def _agree(ours: Sequence[Override], theirs: UserOverrides) -> None:
 
 def _same(a: object, b: object) -> bool:
     return set(a) == set(b) if isinstance(a, list) and isinstance(b, list) else a == b
-
-
-def overrides(
-    recipe: Recipe,
-    layout: Layout,
-    *,
-    device: str = "cuda",
-    cluster: Cluster | None = None,
-    said: Sequence[str] = (),
-    switches: Sequence[Switched] = (),
-) -> tuple[str, ...]:
-    """KEY=VALUE, complete: Megatron Bridge with these runs exactly this layout with these switches."""
-    made = explained(recipe, layout, device=device, cluster=cluster, said=said, switches=switches)
-    return tuple(str(o) for o in made)
-
-
-def override_reasons(
-    recipe: Recipe,
-    layout: Layout,
-    *,
-    device: str = "cuda",
-    cluster: Cluster | None = None,
-    switches: Sequence[Switched] = (),
-) -> dict[str, str]:
-    """Key to reason, for `--explain` and the comments of a job script."""
-    return {o.key: o.reason for o in explained(recipe, layout, device=device, cluster=cluster, switches=switches)}

@@ -127,7 +127,7 @@ def recipe_default(plan: Plan) -> Plan:
         Variable(name=name, value=value, reason="the recipe's own value", source="recipe")
         for name, value in plan.recipe.env.items()
     )
-    planned = _overrides(overrides(plan.recipe, plan.layout))
+    planned = {o.key for o in overrides(plan.recipe, plan.layout)}
     ours = {key for s in plan.switches for key, _ in s.keys}
     same = [o for o in plan.overrides if o.partition("=")[0] not in {*planned, *ours}]
     return replace(
@@ -135,7 +135,7 @@ def recipe_default(plan: Plan) -> Plan:
         chosen=chosen,
         switches=tuple(replace(s, value=s.recipe_value) for s in plan.switches if s.recipe_value is not None),
         environment=own,
-        overrides=(*overrides(plan.recipe, layout, cluster=plan.cluster), *same),
+        overrides=(*map(str, overrides(plan.recipe, layout, cluster=plan.cluster)), *same),
         alternatives=(),
         rejected=(),
     )

@@ -13,7 +13,7 @@ DIMENSIONS = ("tp", "cp", "ep", "dp", "pp", "edp")
 
 def explain(plan: Plan) -> str:
     """Several paragraphs of plain text."""
-    from parlaunch.environment.overrides import override_reasons
+    from parlaunch.environment.overrides import overrides
     from parlaunch.estimate.traffic import as_text, traffic
 
     cluster, layout = plan.cluster, plan.layout
@@ -22,13 +22,14 @@ def explain(plan: Plan) -> str:
     if len(cluster.nodes) > 1 and layout.world == cluster.world_size:
         lines += ["", *as_text(traffic(cluster, plan.configured, layout)).splitlines()]
     lines += ["", "Overrides, by what they are for"]
-    reasons = override_reasons(plan.recipe, layout, device=device_of(cluster), cluster=cluster, switches=plan.switches)
+    made = overrides(plan.recipe, layout, device=device_of(cluster), cluster=cluster, switches=plan.switches)
+    reasons = {o.key: o.reason for o in made}
     told: dict[str, list[str]] = {}
     for override in plan.overrides:
         key = override.partition("=")[0]
         told.setdefault(reasons.get(key, "yours, or the runner needs it"), []).append(override)
-    for reason, overrides in told.items():
-        lines += [f"  {reason}", *(f"    {override}" for override in overrides)]
+    for reason, its in told.items():
+        lines += [f"  {reason}", *(f"    {override}" for override in its)]
     return "\n".join(lines)
 
 

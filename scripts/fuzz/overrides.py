@@ -275,7 +275,7 @@ def main(argv: list[str] | None = None) -> int:
         if case.recipe.architecture.kind == "diffusion":
             continue
         try:
-            check_core(case, overrides(case.recipe, case.layout, cluster=case.cluster))
+            check_core(case, tuple(map(str, overrides(case.recipe, case.layout, cluster=case.cluster))))
             done["accepted"] += 1
         except LookupError as error:
             done[str(error)] += 1

@@ -52,7 +52,7 @@ def planned(name: str, pins: dict[str, Any]) -> tuple[dict[str, object], list[st
     layout = plan(with_cpu_ranks(host, WORLD), tiny, replace(Wishes(), **pins)).layout
     return layout_to_json(layout), [
         *tiny_overrides(tiny),
-        *overrides(tiny, layout, device="cpu"),
+        *map(str, overrides(tiny, layout, device="cpu")),
         "train.train_iters=3",
     ]
 
