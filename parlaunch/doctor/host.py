@@ -29,7 +29,7 @@ def _twins(nic: Nic, rails: list[Nic]) -> bool:
     known = [(r.model, r.board) for r in rails if r.model or r.board]
     if nic.model or nic.board:
         return (nic.model, nic.board) in known
-    return False
+    return nic.kind == "infiniband" and not known  # of a list without models
 
 
 def _serves_a_gpu(nic: Nic, node: Node, rails: list[Nic]) -> bool:
@@ -124,8 +124,15 @@ def _slow_all(node: Node, use: Use) -> Iterator[Sight]:
             and not shared
         ):
             found.setdefault((nic.model, nic.bytes_per_s), []).append(nic)
+    carried: dict[str, float] = {}
+    for nic in node.nics:
+        carried[nic.card or nic.name] = carried.get(nic.card or nic.name, 0.0) + (nic.bytes_per_s or 0.0) * (
+            nic.up is True
+        )
     for (model, rate), nics in found.items():
         could = family_rate(nics[0])
+        if could is not None and all(carried[n.card or n.name] >= could for n in nics):
+            continue  # split over the ports of the card
         if could is not None and rate <= 0.5 * could and sum(m == model for m, _ in found) == 1:
             names = ", ".join(_port(n) for n in nics[:4]) + (f" and {len(nics) - 4} more" if len(nics) > 4 else "")
             yield (

@@ -29,9 +29,10 @@ _FAMILIES: tuple[tuple[str, float], ...] = (
     (r"(?i)1d0f:efa[01]", 100e9 / 8),  # p4d and p5
     (r"Cassini 2|Slingshot 400|(?i:17db:0502)", 400e9 / 8),
     (r"Cassini|Slingshot|(?i:17db:0501)", 200e9 / 8),
-    (r"BCM57608|Pollara", 400e9 / 8),
-    (r"BCM57508|E830", 200e9 / 8),
-    (r"BCM57504|E810", 100e9 / 8),
+    (r"BCM57608|Pollara|(?i:14e4:1760)", 400e9 / 8),
+    (r"BCM57508|E830|(?i:14e4:1750)", 200e9 / 8),
+    (r"E810-XXV|(?i:8086:159[9ab])", 25e9 / 8),
+    (r"BCM57504|E810|(?i:14e4:1751|8086:159[123])", 100e9 / 8),
     (r"CN5000|(?i:434e:0001)", 400e9 / 8),
     (r"10[- ]?G(?:igabit|b)|10GBASE|X5[45]0|82599", 10e9 / 8),
     (r"Gigabit|I2[12][0-9]|I350|BCM57(?:1\d|2\d)\b", 1e9 / 8),

@@ -12,6 +12,7 @@ from parlaunch.hardware.ports import RDMA, family_rate, port_name
 
 NEAR = ("PIX", "PXB")
 Class = tuple[str, float | None, bool]  # fabric, bytes/s, a bond
+UNRATED = 100e9 / 8  # bytes/s that an RDMA port of unknown rate is taken for beside others, for the choice only
 MANAGEMENT = "a management function of the board's NVSwitches"
 
 
@@ -41,11 +42,15 @@ def choose(nics: Iterable[Nic], gpus: int = 0) -> tuple[Nic, ...]:
     if not classes:
         dark = _dark_rails(down, (), gpus)
         return tuple(_settled(n, dark, down) for n in every)
+
+    def rate(c: Class) -> float:
+        return c[1] or (UNRATED if c[0] in RDMA else 0.0)
+
     # Rate counts times the number of ports: eight ports of 100 are the rails beside one of 200.
     best = max(
         classes,
         key=lambda c: (
-            (c[1] or 0.0) * len(classes[c]),
+            rate(c) * len(classes[c]),
             len(classes[c]),
             not c[2],
             c[1] or 0.0,
@@ -57,6 +62,9 @@ def choose(nics: Iterable[Nic], gpus: int = 0) -> tuple[Nic, ...]:
     near = [n for n in chosen if _near(n)]
     if near and len(near) < len(chosen):
         chosen = near
+    said = [n for n in chosen if "rdma" in (n.netdev or n.name)]  # OCI's rdma0, Google's gpu0rdma0 beside eth0
+    if len(chosen) > len(said) > 1:
+        chosen = said
     if dark := _dark_rails(down, chosen, gpus):
         return tuple(_settled(n, dark, down) for n in every)
     names = {(n.name, n.port) for n in chosen}
@@ -130,6 +138,10 @@ def _why_other(nic: Nic, best: Class, chosen: Sequence[Nic]) -> str:
     if (nic.bond is not None) != bonded:
         return (
             f"of the bond {nic.bond}: a front-end or storage network" if nic.bond else "not in a bond, as the rails are"
+        )
+    if _near(nic) or not any(map(_near, chosen)):
+        return (
+            f"its interface {nic.netdev} is not named for RDMA, as those of the rails are: a storage or front-end port"
         )
     return "shares no PCIe switch with a GPU, as the rails do: a storage or front-end port"
 

@@ -87,6 +87,83 @@ def test_ports_without_a_rate_are_planned_at_what_their_cards_can_do(read: Read)
     assert any("fabric 50 GB/s a GPU: its rate is not known, this is what 8 MT4129 can do" in a for a in rates.assumed)
 
 
+HCA = (
+    "hca_id:\t{name}\n\tsys_image_guid:\t{guid}\n\tvendor_id:\t{vendor}\n\tvendor_part_id:\t{part}\n"
+    "\t\tport:\t1\n\t\t\tstate:\tPORT_ACTIVE (4)\n\t\t\tlink_layer:\t{layer}\n\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "vendor", "part", "layer", "model", "rate"),
+    [
+        ("bnxt_re{n}", "0x14e4", 0x1760, "Ethernet", "14e4:1760", 50e9),
+        ("rdmap{n}s0", "0x1d0f", 0xEFA2, "Unspecified", "1d0f:efa2", 25e9),
+        ("irdma{n}", "0x8086", 0x1592, "Ethernet", "8086:1592", 12.5e9),
+    ],
+)
+def test_cards_of_every_maker_are_known_by_their_numbers(
+    read: Read, name: str, vendor: str, part: int, layer: str, model: str, rate: float
+) -> None:
+    ports = "".join(
+        HCA.format(name=name.format(n=n), guid=f"5e25:73ff:fe00:000{n}", vendor=vendor, part=part, layer=layer)
+        for n in range(8)
+    )
+    front = HCA.format(name="mlx5_0", guid="5e25:73ff:fe00:0010", vendor="0x02c9", part=4125, layer="Ethernet")
+    cluster = replicate(read(listed(*["NVIDIA H200"] * 8) + ports + front), 2)
+    assert [n.model for n in cluster.nodes[0].nics if n.rail] == [model] * 8
+    assert rates_of(cluster).fabric_bytes_per_s == rate
+
+
+def test_many_ports_of_an_unknown_rate_go_before_one_that_is_known(read: Read) -> None:
+    ports = "".join(f"link bnxt_re{n}/1 state ACTIVE physical_state LINK_UP netdev ens{n}np0\n" for n in range(8))
+    front = HCA.format(name="mlx5_0", guid="5e25:73ff:fe00:0010", vendor="0x02c9", part=4125, layer="Ethernet")
+    nics = read(listed(*["NVIDIA H200"] * 8) + ports + front).nodes[0].nics
+    assert {n.name for n in nics if n.rail} == {f"bnxt_re{n}" for n in range(8)}
+
+
+def test_interfaces_named_for_rdma_are_the_rails(read: Read) -> None:
+    ports = "".join(f"link mlx5_{n}/1 state ACTIVE physical_state LINK_UP netdev rdma{n}\n" for n in range(8))
+    nics = (
+        read(
+            listed(*["NVIDIA H100 80GB HBM3"] * 8)
+            + ports
+            + "link mlx5_8/1 state ACTIVE physical_state LINK_UP netdev eth0\n"
+        )
+        .nodes[0]
+        .nics
+    )
+    assert [n.name for n in nics if not n.rail] == ["mlx5_8"]
+    assert "eth0 is not named for RDMA" in (nics[8].why_not or "")
+
+
+@pytest.mark.parametrize(("with_ip", "down"), [(7, ["mlx5_7"]), (1, [])])
+def test_down_is_a_port_only_where_most_have_an_interface_up(read: Read, with_ip: int, down: list[str]) -> None:
+    ports = "".join(f"mlx5_{n} port 1 ==> ib{n} ({'Up' if n < with_ip else 'Down'})\n" for n in range(8))
+    cluster = read(listed(*["NVIDIA H100 80GB HBM3"] * 8) + ports)
+    assert [n.name for n in cluster.nodes[0].nics if n.up is False] == down
+    assert [f.severity for f in examine(cluster) if f.check == "port-down"] == ["WARN"] * len(down)
+
+
+def test_a_port_that_waits_for_a_subnet_manager_is_told_so(read: Read) -> None:
+    ports = [(f"mlx5_{n}", "MT4129", "Active", "LinkUp", 400, "InfiniBand") for n in range(7)]
+    cluster = read(
+        listed(*["NVIDIA H200"] * 8)
+        + ibstat([*ports, ("mlx5_7", "MT4129", "Initializing", "LinkUp", 400, "InfiniBand")])
+    )
+    assert cluster.nodes[0].nics[7].state == "INIT"
+    assert any("waits (INIT)" in f.saw for f in examine(cluster))
+
+
+def test_ports_that_share_a_card_share_its_rate(read: Read) -> None:
+    """ConnectX-8 as two ports of 400 Gb/s carries its 800."""
+    ports = [(f"mlx5_{n}", "MT4131", "Active", "LinkUp", 400, "Ethernet") for n in range(16)]
+    text = listed(*["NVIDIA B300 SXM6 AC"] * 8) + ibstat(ports)
+    assert [f.check for f in examine(read(text)) if f.check == "port-rate-all"] == ["port-rate-all"]
+    for n in range(16):
+        text = text.replace(f"CA 'mlx5_{n}'\n", f"CA 'mlx5_{n}'\n\tSystem image GUID: 0x{n // 2 + 1:016x}\n", 1)
+    assert not [f for f in examine(read(text)) if f.check == "port-rate-all"]
+
+
 def test_slow_functions_beside_dark_rails_are_none_though_each_has_a_card_of_its_own(read: Read) -> None:
     ports = [
         (f"mlx5_{n}", "MT4129", *("Active LinkUp 100" if 4 <= n < 8 else "Down Polling 400").split(), "InfiniBand")

@@ -119,7 +119,7 @@ def _nic(one: _Port) -> Nic:
     named = kind_of(one.name)
     kind = named if named in ("efa", "omnipath") else LAYERS.get(layer, named)
     state = (after_colon(words.get("state")) or "").removeprefix("PORT_")
-    state = re.sub(r"\s*\(\d+\)$", "", state).upper()
+    state = re.sub(r"\s*\(\d+\)$", "", state).upper().replace("INITIALIZING", "INIT")
     said = after_colon(words.get("physical_state") or words.get("phys_state") or words.get("phys_port_state")) or ""
     said = re.sub(r"\s*\(\d+\)$", "", said)
     physical = PHYSICAL.get(said, said) or None
@@ -147,9 +147,11 @@ def _nic(one: _Port) -> Nic:
 
 
 def _model(device: dict[str, str]) -> str | None:
-    """The model as sysfs has it, of the number that `ibv_devinfo` prints."""
-    part = device.get("vendor_part_id")
-    return f"MT{part}" if part and device.get("vendor_id", "0x02c9").lower() in ("0x02c9", "0x15b3") else part
+    """The model as a live machine has it, of the numbers that `ibv_devinfo` prints: MT4129, or vendor:device."""
+    part, vendor = device.get("vendor_part_id"), device.get("vendor_id", "0x02c9").lower().removeprefix("0x")
+    if part is None or vendor in ("02c9", "15b3"):
+        return f"MT{part}" if part else None
+    return f"{vendor.zfill(4)}:{int(part):04x}" if part.isascii() and part.isdigit() and len(part) < 6 else part
 
 
 def _chip(one: _Port) -> str | None:
@@ -176,8 +178,9 @@ class _Netdev:
 
 
 def _netdevs(facts: Facts, netdevs: dict[tuple[str, int], _Netdev]) -> None:
-    # Up and Down are the interface's: InfiniBand works without IP, and where no port has it, Down says nothing.
-    with_ip = any(line.up for line in netdevs.values() if line.name.startswith("ib"))
+    # Up and Down are the interface's: InfiniBand works without IP, and where few ports have it, Down says nothing.
+    ups = [line.up for line in netdevs.values() if line.name.startswith("ib")]
+    with_ip = 0 < len(ups) <= 2 * sum(ups)
     for (name, number), line in netdevs.items():
         bond = line.name if line.name.startswith("bond") else None
         layer = "infiniband" if line.name.startswith("ib") else "roce"
