@@ -114,6 +114,11 @@ def _derived(told: _Told) -> Product | None:
     return _adapted(told, family)
 
 
+def is_virtual(name: str) -> bool:
+    """Whether a GPU of this name is a share that a hypervisor hands out."""
+    return _VGPU.match(name) is not None
+
+
 def too_old(name: str, capability: tuple[int, int] | None) -> bool:
     """Whether a GPU is of a generation from before 2016."""
     if capability is not None:

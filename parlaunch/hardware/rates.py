@@ -112,10 +112,10 @@ def _by_cards(cluster: Cluster) -> tuple[float, str]:
 
 def _whole(cluster: Cluster) -> None:
     """Raise `ProbeError` where MIG leaves no whole GPUs and more than one process would need one."""
-    cut = [g.index for n in cluster.nodes for g in n.gpus if g.mig and not _is_slice(g)]
+    cut = sorted({g.index for n in cluster.nodes for g in n.gpus if g.mig and not _is_slice(g)})
     if cut and cluster.world_size > 0:
         raise ProbeError(
-            f"MIG is on for GPU {', '.join(map(str, cut[:8]))}: a process sees one slice, without peers and NVLink",
+            f"MIG is on for GPU {', '.join(map(str, cut))}: a process sees one slice, without peers and NVLink",
             hint="nvidia-smi -mig 0 for whole GPUs; or CUDA_VISIBLE_DEVICES=MIG-UUID and one rank for a single slice",
         )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from parlaunch.doctor.preflight import examine
+from parlaunch.errors import ProbeError
 from parlaunch.hardware.cluster import UNKNOWN
 from tests.probes_files.conftest import Read
 from tests.probes_files.samples import matrix, smi_q, smi_xml
@@ -194,3 +196,33 @@ def test_names_that_the_table_cuts_are_completed_only_when_one_product_fits(read
     assert whole.gpus[0].memory_bytes == 49140 * 2**20
     assert (whole.driver, whole.cuda) == ("550.54.14", "12.4")
     assert read(TABLE.format(name="NVIDIA RTX PRO 6000 Blac...", mode="Off ")).nodes[0].gpus[0].name == UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "0, NVIDIA L40S, 46068 MiB\n1, NVIDIA L40S, 46068 MiB\n",
+        "NVIDIA L40S, 3 MiB, 46065 MiB, 46068 MiB\nNVIDIA L40S, 46060 MiB, 8 MiB, 46068 MiB\n",
+        "GPU-00000000-0001, NVIDIA L40S, 46068 MiB, 570.86.15\nGPU-00000000-0002, NVIDIA L40S, 46068 MiB, 570.86.15\n",
+    ],
+)
+def test_a_query_without_its_heading_tells_by_its_look(read: Read, rows: str) -> None:
+    node = read("$ nvidia-smi --query-gpu=… --format=csv,noheader\n" + rows).nodes[0]
+    assert [(g.index, g.name, g.memory_bytes) for g in node.gpus] == [(n, "NVIDIA L40S", 46068 << 20) for n in (0, 1)]
+    assert node.driver in (None, "570.86.15")
+
+
+def test_sentences_with_commas_are_no_query(read: Read) -> None:
+    with pytest.raises(ProbeError):
+        read("We have, as you know, NVIDIA H100, and more\n")
+
+
+def test_hidden_uuids_name_nobody(read: Read) -> None:
+    node = read("".join(f"GPU {n}: NVIDIA L40S (UUID: GPU-<redacted>)\n" for n in range(2))).nodes[0]
+    assert [(g.index, g.name, g.uuid) for g in node.gpus] == [(0, "NVIDIA L40S", None), (1, "NVIDIA L40S", None)]
+
+
+def test_a_virtual_gpu_is_told_by_its_name(read: Read) -> None:
+    cluster = read("GPU 0: NVIDIA L40S-48C (UUID: GPU-00000000-0001)\n")
+    assert cluster.nodes[0].gpus[0].vgpu
+    assert any(f.check == "gpu-shared" for f in examine(cluster))

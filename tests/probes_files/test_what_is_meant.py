@@ -205,6 +205,18 @@ def test_trays_that_slurm_lists_fill_racks_in_order_and_say_so(read: Read) -> No
     assert any("taken for trays of NVLink racks, 18 to a rack" in n for n in cluster.notes)
 
 
+def test_nodes_that_slurm_would_start_are_there_and_those_that_are_down_where_no_other_is(read: Read) -> None:
+    node = "NodeName=g{n} CoresPerSocket=64\n   Gres=gpu:nvidia_l40s:4\n   Sockets=2\n   State={state}\n"
+    asleep = node.format(n=1, state="IDLE+CLOUD+POWERED_DOWN")
+    down = node.format(n=2, state="DOWN*+DRAIN")
+    both = read(asleep + down)
+    assert [n.hostname for n in both.nodes] == ["g1"]
+    assert "g2 not up: left out" in both.notes
+    alone = read(down)
+    assert [n.hostname for n in alone.nodes] == ["g2"]
+    assert "g2 not up: planned for as if up" in alone.notes
+
+
 @pytest.mark.parametrize(
     ("listed_as", "name"),
     [

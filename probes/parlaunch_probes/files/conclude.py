@@ -9,7 +9,7 @@ from typing import Any
 
 from parlaunch.hardware.cluster import UNKNOWN, Cluster, Fabric, Gpu, Nic, Node, domains_of
 from parlaunch.hardware.datasheet import Product, name_of_pci, nvml_name, preset, product_of_pci
-from parlaunch.hardware.derived import sheet_of
+from parlaunch.hardware.derived import is_virtual, sheet_of
 from parlaunch.hardware.ports import family_rate, no_way_out
 from parlaunch_probes import rails
 from parlaunch_probes.fabric import GB10, nvlink5
@@ -76,6 +76,8 @@ def _named(facts: Facts, notes: list[str]) -> list[Gpu]:
         sheet = sheet_of(gpu)
         if sheet is not None and gpu.compute_capability is None:
             gpu = replace(gpu, compute_capability=sheet.compute_capability)
+        if gpu.vgpu is None and is_virtual(gpu.name):
+            gpu = replace(gpu, vgpu=True)
         whole.append(gpu)
     return whole
 

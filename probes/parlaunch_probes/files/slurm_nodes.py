@@ -18,15 +18,16 @@ _NODE = re.compile(r"^\s*NodeName=(\S+)", re.MULTILINE)
 _GRES = re.compile(r"gpu(?::([^:,()\s=]+))?[:=](\d{1,3})\b")
 # What Slurm's detection and sites call a slice: "a100_3g.20gb", "nvidia_h100_80gb_hbm3_1g.10gb", "1g.5gb".
 _SLICE = re.compile(r"^(.*?)[_-]?((?:\dc\.)?\dg\.\d{1,3}gb\S*)$", re.IGNORECASE)
-_AWAY = re.compile(r"DOWN|DRAIN|FAIL|NOT_RESPONDING|POWERED_DOWN|UNKNOWN|MAINT")
+# Base states and flags of `State=IDLE+CLOUD+POWERED_DOWN`; what is powered down Slurm starts when a job wants it.
+_AWAY = re.compile(r"(?:^|\+)(?:DOWN|DRAIN|FAIL|NOT_RESPONDING|NO_RESPOND|UNKNOWN|MAINT|FUTURE|ERROR|INVAL)")
 
 
 def find(text: str) -> list[Facts]:
-    """The nodes that have GPUs, in the order listed; those that are not up are left out, and a note says so."""
+    """The nodes that have GPUs, in the order listed; those that are not up are left out where others are, and a note says so."""
     starts = [m.start() for m in _NODE.finditer(text)]
     blocks = [text[a:b] for a, b in itertools.pairwise([*starts, len(text)])]
     found: list[Facts] = []
-    away: list[str] = []
+    away: list[Facts] = []
     for block in blocks:
         fields = dict(re.findall(r"(?:^|\s)([A-Za-z]\w{1,30})=(\S*)", block))
         gres = fields.get("Gres", "")
@@ -38,14 +39,13 @@ def find(text: str) -> list[Facts]:
             names = hostnames(fields["NodeName"])
         except ParlaunchError:
             names = (fields["NodeName"],)
-        if _AWAY.search(fields.get("State", "")):
-            away += names
-            continue
-        for name in names:
-            found.append(_facts(name, kinds, fields))
-    if found and away:
-        found[0].notes.append(f"{', '.join(away[:4])}{' and more' if len(away) > 4 else ''} not up: left out")
-    return found
+        into = away if _AWAY.search(fields.get("State", "")) else found
+        into += [_facts(name, kinds, fields) for name in names]
+    if away:
+        named = ", ".join(f.node["hostname"] for f in away[:4]) + (" and more" if len(away) > 4 else "")
+        said = f"{named} not up: left out" if found else f"{named} not up: planned for as if up"
+        (found or away)[0].notes.append(said)
+    return found or away
 
 
 def _facts(name: str, kinds: list[tuple[str, int]], fields: dict[str, str]) -> Facts:

@@ -13,8 +13,9 @@ from parlaunch_probes.files.clean import mebibytes
 from parlaunch_probes.files.facts import Facts
 from parlaunch_probes.text import pci_address
 
-# Jetson's UUIDs have no "GPU-" in front, and two blanks before them.
-_LISTED = re.compile(r"^\s{0,4}GPU (\d{1,3}): (.{2,80}?)\s+\(UUID: ((?:GPU-)?[0-9a-fA-F-]{8,40})\)")
+# Jetson's UUIDs have no "GPU-" in front, and two blanks before them; whoever shows a list to others hides them.
+_LISTED = re.compile(r"^\s{0,4}GPU (\d{1,3}): (.{2,80}?)\s+\(UUID: ([^()]{1,60})\)")
+_UUID = re.compile(r"(?:GPU-)?[0-9a-fA-F-]{8,40}")
 _NO_UUID = re.compile(
     r"^\s{0,4}GPU (\d{1,3}): (.{0,80}?)\s*\(UUID: \[?(Unknown Error|GPU is lost|GPU requires reset|ERR!)\]?\)"
 )
@@ -49,12 +50,13 @@ class _List:
         self._current: int | None = None
 
     def read(self, line: str) -> None:
-        if match := _LISTED.match(line):
-            self._current = int(match[1])
-            self.gpus.setdefault(self._current, Gpu(index=self._current, name=match[2], uuid=match[3]))
-        elif match := _NO_UUID.match(line):
+        if match := _NO_UUID.match(line):
             index, why = int(match[1]), lost.reason([match[3]]) or match[3]
             self.dead[index] = lost.lost(index, None, why, match[2] or UNKNOWN)
+        elif match := _LISTED.match(line):
+            self._current = int(match[1])
+            uuid = match[3] if _UUID.fullmatch(match[3]) else None
+            self.gpus.setdefault(self._current, Gpu(index=self._current, name=match[2], uuid=uuid))
         elif match := _NAMED.match(line):
             for number in match[1].split(","):
                 self.gpus.setdefault(int(number), Gpu(index=int(number), name=match[2]))
@@ -178,7 +180,7 @@ _COLUMNS = {
 
 
 def find_csv(text: str) -> Facts | None:
-    """`nvidia-smi --query-gpu=... --format=csv` with its heading."""
+    """`nvidia-smi --query-gpu=... --format=csv`, with its heading or without."""
     facts = Facts("nvidia-smi --query-gpu")
     columns: list[str] = []
     for line in text.split("\n"):
@@ -204,7 +206,52 @@ def find_csv(text: str) -> Facts | None:
                 facts.node["driver"] = row["driver"]
         elif columns:
             break
-    return facts if facts.gpus or facts.lost else None
+    return facts if facts.gpus or facts.lost else _without_heading(text)
+
+
+_NAME = re.compile(r"(?:NVIDIA|Tesla|Quadro|GeForce|GRID) [\w .()/-]{1,60}")
+
+
+def _without_heading(text: str) -> Facts | None:
+    """`--format=csv,noheader`: rows with a GPU's name in one column; others tell by their look what they are."""
+    facts = Facts("nvidia-smi --query-gpu")
+    width = 0
+    for line in text.split("\n"):
+        cells = [c.strip() for c in line.split(",")] if len(line) < 300 else []
+        row = _by_look(cells) if width in (0, len(cells)) else None
+        if row is None:
+            if facts.gpus:
+                break
+            continue
+        gpu = _of_row(len(facts.gpus), row)
+        if any(g.index == gpu.index for g in facts.gpus):
+            break  # another node's list
+        width = len(cells)
+        facts.gpus.append(gpu)
+        if row.get("driver"):
+            facts.node["driver"] = row["driver"]
+    return facts if facts.gpus else None
+
+
+def _by_look(cells: list[str]) -> dict[str, str] | None:
+    """The columns of one row without a heading; None where it is no row of a GPU."""
+    names = [c for c in cells if _NAME.fullmatch(c)]
+    if len(cells) < 2 or len(names) != 1:
+        return None
+    row = {"name": names[0]}
+    for cell in cells:
+        if re.fullmatch(r"\d{1,3}", cell, re.ASCII):
+            row.setdefault("index", cell)
+        elif mebibytes(cell) is not None:  # of used, free and total memory the total is the largest
+            row["memory"] = max(row.get("memory", cell), cell, key=lambda c: mebibytes(c) or 0)
+        elif re.fullmatch(r"GPU-[0-9a-fA-F-]{8,40}", cell):
+            row["uuid"] = cell
+        elif re.fullmatch(r"[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]", cell):
+            row["pci"] = cell
+        elif re.fullmatch(r"\d{3}\.\d{2,3}(?:\.\d{2})?", cell, re.ASCII):
+            row["driver"] = cell
+    told = row.keys() & {"memory", "uuid", "pci"} or ("index" in row and product(names[0]) is not None)
+    return row if told else None
 
 
 def _of_row(at: int, row: dict[str, str]) -> Gpu:
