@@ -149,7 +149,7 @@ def _verbs(host: Host, device: str) -> list[Nic]:
                 physical_state=physical,
                 rate=rate,
                 driver=driver,
-                model=host.read(f"{at}/hca_type") or (f"{vendor:04x}:{product:04x}" if vendor and product else None),
+                model=_model(host.read(f"{at}/hca_type"), vendor, product),
                 board=host.read(f"{at}/board_id"),
                 firmware=host.read(f"{at}/fw_ver"),
                 guid=host.read(f"{at}/node_guid"),
@@ -166,6 +166,13 @@ def _verbs(host: Host, device: str) -> list[Nic]:
             )
         )
     return nics
+
+
+def _model(said: str | None, vendor: int | None, product: int | None) -> str | None:
+    """Mellanox's own name of the card; others write their driver's there, and are known by vendor:device."""
+    if vendor and product and not re.match(r"MT\d", said or ""):
+        return f"{vendor:04x}:{product:04x}"
+    return said
 
 
 def _transfers(said: str | None) -> float | None:

@@ -83,23 +83,29 @@ def choose(nics: Iterable[Nic], gpus: int = 0) -> tuple[Nic, ...]:
 
 def _dark_rails(down: Sequence[Nic], up: Sequence[Nic], gpus: int) -> list[Nic]:
     """The rails of a machine whose rails are all down: RDMA ports of one model on a card for every second GPU at least, that
-    could carry four times what is up. A model that is up as well has its rails already; an unplugged card of a workstation
-    is no set of rails."""
-    groups: dict[tuple[str, str | None], list[Nic]] = defaultdict(list)
+    could carry four times what is up; or more than that, where they are beside the GPUs and nothing that is up is. Elsewhere a
+    model that is up as well has its rails already; an unplugged card of a workstation is no set of rails."""
+    groups: dict[tuple[str, str | None, bool], list[Nic]] = defaultdict(list)
     alive = {(n.kind, n.model) for n in up}
+    far = not any(map(_near, up))
     for nic in down:
-        if nic.kind in RDMA and not nic.virtual_function and (nic.kind, nic.model) not in alive:
-            groups[nic.kind, nic.model].append(nic)
+        beside = far and _near(nic)
+        if nic.kind in RDMA and not nic.virtual_function and (beside or (nic.kind, nic.model) not in alive):
+            groups[nic.kind, nic.model, beside].append(nic)
     carried = sum(n.bytes_per_s or family_rate(n) or 0.0 for n in up if n.kind in RDMA)
 
     def could(nics: Sequence[Nic]) -> float:
-        return sum(family_rate(n) or 0.0 for n in nics)
+        return sum(family_rate(n) or (UNRATED if n.model else 0.0) for n in nics)
 
     def cards(nics: Sequence[Nic]) -> int:
         return len({n.card or n.name for n in nics})
 
     need = max(2, (gpus + 1) // 2)
-    many = [g for g in groups.values() if cards(g) >= need and could(g) >= max(1.0, 4 * carried)]
+    many = [
+        g
+        for (_, _, beside), g in groups.items()
+        if cards(g) >= need and could(g) >= max(1.0, carried if beside else 4 * carried)
+    ]
     return max(many, key=lambda g: (could(g), len(g)), default=[])
 
 

@@ -327,6 +327,27 @@ def test_fast_ports_that_are_all_down_are_the_rails_and_not_the_slow_one_that_is
     assert rails.dark_notes(rails.choose(found, 8)) == ["all 4 rails are down: mlx5_0:1, mlx5_1:1, mlx5_2:1, mlx5_3:1"]
 
 
+def test_ports_beside_the_gpus_that_are_all_down_are_the_rails_whatever_storage_port_is_up(tmp_path: Path) -> None:
+    """Of one model, as in a DGX: what is up is beside no GPU."""
+    t = Tree(tmp_path)
+    places = []
+    for at, bus in enumerate(("10", "20", "30", "40")):
+        base = f"pci0000:{bus}/0000:{bus}:01.0/0000:{int(bus, 16) + 1:02x}:00.0"
+        t.gpu(f"{base}/0000:{int(bus, 16) + 2:02x}:00.0/0000:{int(bus, 16) + 3:02x}:00.0", 0)
+        places.append(Gpu(index=at, name="x", pci=f"0000:{int(bus, 16) + 3:02x}:00.0", numa=0))
+        port = t.pci(
+            f"{base}/0000:{int(bus, 16) + 2:02x}:01.0/0000:{int(bus, 16) + 4:02x}:00.0",
+            0, "bnxt_en", ETHERNET_CARD, "0x14e4", "0x1760",
+        )  # fmt: skip
+        driver = "Broadcom NetXtreme-C/E RoCE Driver HCA"
+        t.verbs(f"bnxt_re{at}", port, state="1: DOWN", phys="3: Disabled", layer="Ethernet", model=driver)
+    storage = t.pci("pci0000:60/0000:60:01.0/0000:61:00.0", 0, "bnxt_en", ETHERNET_CARD, "0x14e4", "0x1760")
+    t.verbs("bnxt_re9", storage, layer="Ethernet", model="")
+    found = rails.choose(fabric.read(Host(tmp_path), places, vm=False), 4)
+    assert {n.model for n in found} == {"14e4:1760"}
+    assert [n.name for n in found if n.rail] == [f"bnxt_re{at}" for at in range(4)]
+
+
 def test_an_unplugged_card_of_a_workstation_is_no_set_of_rails(tmp_path: Path) -> None:
     t = Tree(tmp_path)
     for function in (0, 1):
