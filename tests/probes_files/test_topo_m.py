@@ -215,3 +215,41 @@ def test_the_peer_to_peer_matrix_counts_gpus_and_tells_no_paths(read: Read) -> N
 
 def test_the_nvlink_legend_alone_is_enough_to_know(read: Read) -> None:
     assert read(matrix(2, nowhere, legend="\nLegend:\n" + NVLINKS)).nodes[0].link_type == "none"
+
+
+def with_nics(text: str, beside: dict[str, set[str]]) -> str:
+    """The matrix with PIX between NICs that are beside each other."""
+    lines = text.split("\n")
+    header = lines[0].split("\t")
+    for at, line in enumerate(lines):
+        cells = line.split("\t")
+        for other in beside.get(cells[0], set()) - {cells[0]}:
+            cells[header.index(other)] = "PIX"
+            lines[at] = "\t".join(cells)
+    return "\n".join(lines)
+
+
+def test_functions_of_a_bonded_card_for_guests_are_no_rails(read: Read) -> None:
+    groups = {f"NIC{20 + n}": {f"NIC{8 * n + k}" for k in range(8)} | {f"NIC{20 + n}"} for n in range(2)}
+    groups |= {nic: group for group in list(groups.values()) for nic in group}
+    nics = {
+        nic: ["PIX" if nic in groups[f"NIC{20 + g}"] else "SYS" for g in range(2)]
+        for nic in (*(f"NIC{n}" for n in range(16)), "NIC20", "NIC21")
+    }
+    names = {f"NIC{n}": f"mlx5_{n}" for n in range(16)} | {f"NIC{20 + n}": f"mlx5_bond_{n}" for n in range(2)}
+    node = read(with_nics(matrix(2, switched, nics=nics, names=names), groups)).nodes[0]
+    assert [n.name for n in node.nics if n.rail] == ["mlx5_bond_0", "mlx5_bond_1"]
+    assert node.nics[0].why_not == "a virtual function of the card mlx5_bond_0, which is here itself"
+
+
+def test_on_grace_a_card_of_two_ports_beside_cards_of_one_is_no_rail(read: Read) -> None:
+    heads = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
+    nics = {f"NIC{n}": ["SYS"] * 4 for n in range(6)}
+    text = matrix(
+        4, switched, headings=heads, nics=nics, names={f"NIC{n}": f"mlx5_{n}" for n in range(6)},
+        affinity=lambda i: (f"{i // 2 * 72}-{i // 2 * 72 + 71}", f"{i // 2},4-9", str(4 + 8 * i)),
+    )  # fmt: skip
+    pair = {"NIC2": {"NIC2", "NIC3"}, "NIC3": {"NIC2", "NIC3"}}
+    node = read(with_nics(text, pair)).nodes[0]
+    assert [n.name for n in node.nics if n.rail] == ["mlx5_0", "mlx5_1", "mlx5_4", "mlx5_5"]
+    assert len([n for n in read(text).nodes[0].nics if n.rail]) == 6

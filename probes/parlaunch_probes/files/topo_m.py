@@ -163,7 +163,35 @@ def _facts(lines: list[str], header: int, end: int, labels: list[str], rows: dic
         ways = tuple((number[g], LEVELS[w]) for g in gpus if (w := cell(g, label)) in LEVELS)
         name = names.get(label, label)
         facts.nics.append(Nic(name=name, kind=kind_of(name), distances=ways, bond=name if "bond" in name else None))
+    beside = [[at for at, other in enumerate(nics) if cell(label, other) == "PIX"] for label in nics]
+    facts.nics = _guests(facts.nics, beside)
+    if any(g.numa_memory is not None for g in facts.gpus):
+        facts.nics = _front_ends(facts.nics, beside, len(gpus))
     return facts
+
+
+def _guests(nics: list[Nic], beside: list[list[int]]) -> list[Nic]:
+    """The functions that a bonded card has for guests: more ports behind the bond's one bridge than it has GPUs, all as far from
+    every GPU as it is. The card's own ports are in the bond and do not show."""
+    out = list(nics)
+    for at, bond in enumerate(nics):
+        near = sum(level in ("PIX", "PXB") for _, level in bond.distances)
+        functions = [n for n in beside[at] if nics[n].bond is None and nics[n].distances == bond.distances]
+        if bond.bond is not None and len(functions) >= 4 and len(functions) > near:
+            out[at] = replace(bond, card=bond.name, virtual_function=False)
+            for n in functions:
+                out[n] = replace(nics[n], card=bond.name, virtual_function=True)
+    return out
+
+
+def _front_ends(nics: list[Nic], beside: list[list[int]], gpus: int) -> list[Nic]:
+    """Grace's ports are beside no GPU. Rails are cards of one port there, one for each GPU; cards of two are BlueFields for the
+    front end and storage (NVIDIA's GB200 NVL72 tray)."""
+    alone = [at for at, others in enumerate(beside) if not others]
+    if len(alone) != gpus or any(level in ("PIX", "PXB") for n in nics for _, level in n.distances):
+        return nics
+    why = "a card of two ports where the rails have a card each: a storage or front-end port"
+    return [n if at in alone else replace(n, why_not=why) for at, n in enumerate(nics)]
 
 
 def _links(
