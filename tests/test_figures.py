@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from parlaunch.cli.request import Request, Trial
-from parlaunch.estimate.memory import IMBALANCE
+from parlaunch.estimate.micro_batches import IMBALANCE
 from parlaunch.estimate.timing.iteration import DP_SHARE_HIDDEN
 from parlaunch.estimate.training import RESTART_S, STATE, WEIGHT
 from parlaunch.hardware.rates import HEADROOM

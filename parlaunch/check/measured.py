@@ -17,8 +17,9 @@ from typing import Any
 
 from parlaunch.data import load
 from parlaunch.errors import UsageError
+from parlaunch.estimate.cross_entropy import with_loss_of
 from parlaunch.estimate.frameworks import named
-from parlaunch.estimate.memory import estimate_memory, rank_zero_memory, with_loss_of
+from parlaunch.estimate.memory import estimate_memory, rank_zero_memory
 from parlaunch.estimate.timing import estimate_time
 from parlaunch.estimate.values import Estimate, Memory
 from parlaunch.frozen import dataclass

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from parlaunch.estimate.frameworks import framework_of
 from parlaunch.frozen import dataclass
-from parlaunch.model.recipe import Features, Recipe
+from parlaunch.model.recipe import Features
 
 
 class Bytes(NamedTuple):
@@ -45,9 +45,9 @@ class Keeping:
     # Gradients that fused accumulation returns to autograd: one for each shape, the output matrix's with them ("reused") or not
     # ("layers"), one at a time ("passing"), or "none".
     dummies: str = "reused"
-    loss: str = "native"  # which cross entropy it runs unless told otherwise: a key of `estimate.memory.LOGIT`
+    loss: str = "native"  # which cross entropy it runs unless told otherwise: a key of `cross_entropy.LOGIT`
     stage_outputs: bool = False  # what a stage sent on stays until its backward pass
-    measured: str = "today"  # which runs its error is from: a key of `estimate.memory.PEAK_BAND`
+    measured: str = "today"  # which runs its error is from: a key of `memory.PEAK_BAND`
     loading: float = 0.0  # GiB of kernels that CUDA before 11.7 loads whether they run or not
 
 
@@ -83,13 +83,6 @@ KEEPING: Mapping[str, Keeping] = {
 def keeping_of(framework: str | None) -> Keeping:
     """What the framework of that name keeps, as tables of runs write it; Megatron Bridge's for None and unknown names."""
     return KEEPING[framework_of(framework).keeping]
-
-
-def loss_of(recipe: Recipe) -> str:
-    """Which cross entropy, a key of `estimate.memory.LOGIT`: as the features say, Transformer Engine's in benchmarks that do not, else as the framework
-    has it unless told otherwise."""
-    f = recipe.features
-    return f.cross_entropy or ("te" if recipe.benchmark else keeping_of(f.framework).loss)
 
 
 def _quantized(precision: str, gpu_arch: str, transposes: bool) -> float:

@@ -8,7 +8,7 @@ from math import lcm
 from typing import Any
 
 from parlaunch.errors import ParlaunchError, UsageError
-from parlaunch.estimate.memory import with_loss_of
+from parlaunch.estimate.cross_entropy import with_loss_of
 from parlaunch.estimate.timing import estimate_time
 from parlaunch.estimate.timing.bands import WIDE
 from parlaunch.estimate.training import Goal, training

@@ -75,8 +75,10 @@ ELSEWHERE = {
     "parlaunch.estimate.values": "names",
     "parlaunch.estimate.training": "days and costs of the whole run",
     "parlaunch.estimate.timing.bands": "held by the tests of the bands",
-    "parlaunch.estimate.memory": "each is moved both ways in tests/estimate/test_memory_constants.py, its bands as well",
-    "parlaunch.estimate.states": "each is moved both ways in tests/estimate/test_memory_constants.py",
+    **{
+        f"parlaunch.estimate.{name}": "each is moved both ways in tests/estimate/test_memory_constants.py, the bands as well"
+        for name in ("memory", "stages", "micro_batches", "allocator", "cross_entropy", "states")
+    },
 }
 """Modules whose constants are none of the two models' or are moved elsewhere, and why."""
 

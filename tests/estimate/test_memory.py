@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parlaunch.estimate import memory as estimates
-from parlaunch.estimate.memory import CROWDED, estimate_memory, held, peak_and_spare, stage_memories, with_loss_of
-from parlaunch.estimate.states import bytes_a_parameter, loss_of
+from parlaunch.estimate.allocator import CROWDED
+from parlaunch.estimate.cross_entropy import loss_of, with_loss_of
+from parlaunch.estimate.memory import estimate_memory, peak_and_spare, stage_memories
+from parlaunch.estimate.micro_batches import held
+from parlaunch.estimate.states import bytes_a_parameter
 from parlaunch.estimate.values import MEMORY_PARTS, TIME_PARTS, Breakdown, Memory
 from parlaunch.hardware.cpu import CPU_RANK
 from parlaunch.hardware.datasheet import preset
@@ -513,3 +516,28 @@ def test_experts_whose_traffic_overlaps_keep_blocks_for_two_micro_batches_on_two
         spares.append(estimate_memory(replace(trained, features=features), layout, H100).spare)
     # NVIDIA/Megatron-LM PR #6429, such layers on H100: 68.392 GB reserved, and 62.570 GB without.
     assert spares[1] - spares[0] == pytest.approx(5.8e9, rel=0.05)
+
+
+SHARED: tuple[dict[str, Any], ...] = (
+    {"dispatcher": "deepep"}, {"dispatcher": "hybridep"}, {"ep_overlap": True}, {"external_cuda_graph": True},
+    {"cuda_graph": "full_iteration"}, {"cuda_graph": "transformer_engine", "cuda_graph_scope": ("attn", "moe_router")},
+)  # fmt: skip
+"""Switches that recipes share a frame over, turned on."""
+
+
+@pytest.mark.parametrize("on", SHARED, ids=str)
+@pytest.mark.parametrize("sizes", [{"ep": 8}, {"pp": 2, "ep": 4, "fsdp": True}, {"tp": 2, "ep": 2, "etp": 2}], ids=str)
+def test_what_recipes_share_on_a_stage_is_the_same_with_their_switches(
+    sizes: dict[str, Any], on: dict[str, Any]
+) -> None:
+    layout, off = Layout(world=8, global_batch_size=64, **sizes), recipe("qwen3_30b_a3b_pretrain_config")
+    off = replace(off, features=replace(off.features, **estimates.OFF))
+    shared, own = (estimates._Bare(one, H100) for one in (off, replace(off, features=replace(off.features, **on))))
+    ours, theirs = shared.frame((), layout), own.frame((), layout)
+    theirs = theirs._replace(p=theirs.p._replace(features=off.features), features=off.features)
+    assert theirs == ours
+    assert own.left(theirs, SELECTIVE, 4) == shared.left(ours, SELECTIVE, 4)
+
+
+def test_each_switch_that_recipes_share_frames_over_is_tried() -> None:
+    assert {name for on in SHARED for name in on} == {*estimates.OFF}

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from parlaunch.estimate import memory as estimates
-from parlaunch.estimate import states
+from parlaunch.estimate import allocator, cross_entropy, memory, micro_batches, stages, states
 from parlaunch.hardware.datasheet import preset
 from parlaunch.hardware.rates import rates_of
 from parlaunch.model import activations, matrices
@@ -114,10 +113,13 @@ PLANS: Mapping[str, tuple[Recipe, Layout, str]] = {
 }
 
 
+MODULES = (memory, stages, micro_batches, allocator, cross_entropy, states, activations, matrices)
+
+
 @contextmanager
 def changed(module: ModuleType, name: str, value: Any) -> Iterator[None]:
     """One constant of a module, as this module and those that took it by name see it, with nothing remembered."""
-    modules = [m for m in (estimates, states, activations, matrices) if getattr(m, name, None) is getattr(module, name)]
+    modules = [m for m in MODULES if getattr(m, name, None) is getattr(module, name)]
     before = getattr(module, name)
     for m in modules:
         setattr(m, name, value)
@@ -131,7 +133,7 @@ def changed(module: ModuleType, name: str, value: Any) -> Iterator[None]:
 
 
 def _forget() -> None:
-    for m in (estimates, states, activations, matrices):
+    for m in MODULES:
         for made in vars(m).values():
             if hasattr(made, "cache_clear"):
                 made.cache_clear()
@@ -141,7 +143,7 @@ def predictions() -> dict[str, dict[str, float]]:
     found = {}
     for name, (recipe, layout, machine) in PLANS.items():
         rates = rates_of(preset(machine, -(-layout.world // preset(machine).gpus_per_node)))
-        m = estimates.estimate_memory(recipe, layout, rates)
+        m = memory.estimate_memory(recipe, layout, rates)
         found[name] = {
             "allocated": m.allocated, "reserved": m.reserved, "peak": m.peak, "limit": m.limit, "error_band": m.error_band,
             "risk_band": m.risk_band, "spare": m.spare,
@@ -188,28 +190,16 @@ def _with(value: Any, path: tuple[Any, ...], by: float) -> Any:
 
 
 CONSTANTS: Mapping[ModuleType, tuple[str, ...]] = {
-    estimates: (
-        "CONTEXT",
-        "COMMUNICATOR",
-        "WORKSPACE",
-        "IMBALANCE",
-        "GRAPH",
-        "GRAPH_POOL",
-        "DEEPEP_BUFFER",
-        "LOGIT",
-        "PEAK_BAND",
-        "RISK",
-        "WIDER",
-        "CAPPED",
-        "IMAGES",
-        "MERGE",
-        "CROWDED",
-        "HOLES",
-        "OVERLAP_POOLS",
+    memory: ("PEAK_BAND", "RISK", "WIDER"),
+    stages: ("IMAGES", "MERGE"),
+    micro_batches: ("IMBALANCE",),
+    allocator: (
+        "CONTEXT", "COMMUNICATOR", "WORKSPACE", "GRAPH", "GRAPH_POOL", "DEEPEP_BUFFER", "CROWDED", "HOLES", "OVERLAP_POOLS",
     ),
+    cross_entropy: ("LOGIT", "CAPPED"),
     states: ("MOMENT", "BUCKET", "FRAGMENTS", "KEEPING"),
     activations: ("WIDE", "SAVED_INPUT", "DELTA_CHUNK"),
-}
+}  # fmt: skip
 EACH = [
     (module, name, path)
     for module, names in CONSTANTS.items()

@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 
-from parlaunch.estimate.memory import DEEPEP_BUFFER, IMBALANCE, LOGIT, MERGE, MIB, PEAK_BAND, RISK, WORKSPACE
+from parlaunch.estimate.allocator import DEEPEP_BUFFER, MIB, WORKSPACE
+from parlaunch.estimate.cross_entropy import LOGIT
+from parlaunch.estimate.memory import PEAK_BAND, RISK
+from parlaunch.estimate.micro_batches import IMBALANCE
+from parlaunch.estimate.stages import MERGE
 from parlaunch.estimate.states import BUCKET, FRAGMENTS, KEEPING, MOMENT
 from parlaunch.estimate.timing.feedforward import fullest
 from parlaunch.hardware.datasheet import product, product_names

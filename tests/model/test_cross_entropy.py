@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from parlaunch.estimate.memory import LOGIT
+from parlaunch.estimate.cross_entropy import LOGIT
 from tests.conftest import HANGS_S, need
 
 SCRIPT = """

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from parlaunch.estimate.states import loss_of
+from parlaunch.estimate.cross_entropy import loss_of
 from parlaunch.estimate.timing.collectives import Links
 from parlaunch.estimate.timing.feedforward import FeedForward
 from parlaunch.estimate.timing.kernels import Kernels
