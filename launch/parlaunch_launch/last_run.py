@@ -8,12 +8,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from parlaunch_launch.home import home
+
 KEEP_S = 30 * 24 * 3600.0  # longer than any site lets a job wait
 
 
 def folder(environ: Mapping[str, str]) -> Path:
     """Where the last run of each job is kept: under $XDG_CACHE_HOME, or ~/.cache."""
-    base = environ.get("XDG_CACHE_HOME") or os.path.join(environ.get("HOME") or "/tmp", ".cache")
+    base = environ.get("XDG_CACHE_HOME") or home(environ) / ".cache"
     return Path(base, "parlaunch", "jobs")
 
 

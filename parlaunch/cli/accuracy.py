@@ -15,12 +15,12 @@ from parlaunch.hardware.rates import measured_of
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows of a table of measured runs: {"rows": [...]}, a bare list, or JSON lines."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", hint='give a JSON file {"rows": [...]}') from error
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         data = _lines(path, text)
     if isinstance(data, dict) and "rows" not in data and "id" in data:
         data = [data]  # a history of one line
@@ -38,7 +38,7 @@ def _lines(path: Path, text: str) -> list[Any]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             rows += [json.loads(line)] if line.strip() else []
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             wrong.append((number, error))
     if not rows and wrong:
         raise UsageError(f"{path} is not JSON: {wrong[0][1]}", hint='give a JSON file {"rows": [...]}') from wrong[0][1]
@@ -68,7 +68,7 @@ def machine_of(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except (OSError, ValueError) as error:
         raise UsageError(f"--machine-file {path}: {error}", hint="`parlaunch calibrate` writes one") from error
     if not isinstance(found, dict):

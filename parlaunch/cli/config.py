@@ -34,8 +34,10 @@ class Configured:
 
 def files(environ: Mapping[str, str]) -> tuple[Path, ...]:
     """Where configuration is looked for, the nearest first."""
-    home = environ.get("XDG_CONFIG_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".config")
-    return Path(NAME), Path(home) / "parlaunch" / NAME, SITE
+    from parlaunch_launch.home import home
+
+    own = environ.get("XDG_CONFIG_HOME") or home(environ) / ".config"
+    return Path(NAME), Path(own) / "parlaunch" / NAME, SITE
 
 
 @cache

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from math import isfinite
 from typing import Any
 
 from parlaunch.cli.inputs import choice, note
 from parlaunch.errors import ParlaunchError, UsageError
 
 SIZES = ("tp", "pp", "vp", "cp", "ep")
+OWN_FOLDER = "set XDG_STATE_HOME to a folder that is yours"
 COLUMNS = ("when", "recipe", "gpus", "layout", "status", "iteration", "predicted", "memory")
 
 
@@ -24,7 +24,11 @@ def listing(*, recipe: str | None, gpu: str | None, status: str | None, format: 
     if path:
         print(file)
         return
-    rows = [row for row in history.read(file) if _fits(row, recipe=recipe, gpu=gpu, status=status)]
+    try:
+        found = history.rows_of(file)
+    except OSError as error:
+        raise ParlaunchError(f"{file}: {error.strerror}", hint=OWN_FOLDER) from error
+    rows = [row for row in found if _fits(row, recipe=recipe, gpu=gpu, status=status)]
     if format == "json":
         print(json.dumps({"schema": "parlaunch.history/1", "path": str(file), "rows": rows}, indent=2))
     elif not rows:
@@ -51,9 +55,7 @@ def forget(ids: tuple[str, ...], *, recipe: str | None, gpu: str | None, status:
     try:
         gone = history.forget(file, unwanted)
     except OSError as error:
-        raise ParlaunchError(
-            f"{file}: {error.strerror}", hint="set XDG_STATE_HOME to a folder that is yours"
-        ) from error
+        raise ParlaunchError(f"{file}: {error.strerror}", hint=OWN_FOLDER) from error
     note(f"forgot {gone} run{'' if gone == 1 else 's'} in {file}")
 
 
@@ -65,8 +67,8 @@ def _fits(row: Mapping[str, Any], *, recipe: str | None, gpu: str | None, status
 
 
 def _amount(value: object) -> float | None:
-    """A number of a row, whoever wrote it; None for what is none."""
-    return float(value) if isinstance(value, int | float) and isfinite(value) else None
+    """A number of a row, whoever wrote it; None for what is none, or no time and no memory."""
+    return float(value) if isinstance(value, int | float) and value is not True and abs(value) < 1e15 else None
 
 
 def _text(rows: list[dict[str, Any]]) -> str:

@@ -59,7 +59,29 @@ def test_rows_that_somebody_wrote_by_hand_are_listed_too(parlaunch: Callable[...
     }
     history.append(odd, rows)
     history.append({"iteration_time_s": float("nan"), "predicted": {"iteration_time_s": {}}}, rows)
+    huge = {"iteration_time_s": 10**400, "peak_memory_gb": 1e308, "predicted": {"iteration_time_s": -(10**400)}}
+    history.append(huge | {"recipe": "\x1b]0;title\x07"}, rows)
     said = parlaunch("history")
     assert said.code == 0
-    assert len(said.out.splitlines()) == 6
+    assert len(said.out.splitlines()) == 7
     assert "tp=two pp=[2]" in said.out
+    assert max(map(len, said.out.splitlines())) < 200
+    assert "\x1b" not in said.out
+
+
+def test_a_table_of_runs_may_hold_bytes_that_are_no_text(parlaunch: Callable[..., Said], rows: Path) -> None:
+    with rows.open("ab") as file:
+        file.write(b'\xff\x00\n{"id": "latin \xe9"}\n' + b"[" * 100_000 + b"\n")
+    said = parlaunch("validate", str(rows), "--format", "json")
+    assert said.code == 0
+    assert "line 4 is no JSON" in said.err
+    assert "line 6 is no JSON" in said.err
+
+
+def test_a_history_that_cannot_be_read_is_not_called_empty(parlaunch: Callable[..., Said], rows: Path) -> None:
+    rows.unlink()
+    rows.mkdir()
+    for words in (("history",), ("history", "forget", "--all")):
+        said = parlaunch(*words)
+        assert said.code == 1
+        assert "Is a directory" in said.err

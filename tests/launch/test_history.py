@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from parlaunch_launch import history
+from parlaunch_launch.home import home
 from tests.conftest import HANGS_S
 
 
@@ -64,3 +70,52 @@ def test_rows_are_forgotten_one_by_one(tmp_path: Path) -> None:
         history.append({"id": n}, file)
     assert history.forget(file, lambda row: row["id"] == 1) == 1
     assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == [0, 2]
+
+
+def test_a_writer_that_was_stopped_holds_nobody_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "WRITING_S", 0.0)
+    file = tmp_path / "history.jsonl"
+    with (tmp_path / "history.jsonl.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert history.append({"id": "a"}, file, most_bytes=1) is None
+        assert [row["id"] for row in history.read(file)] == ["a"]  # and nothing is taken out meanwhile
+        with pytest.raises(OSError, match="another process"):
+            history.forget(file, lambda row: True)
+    assert history.forget(file, lambda row: True) == 1
+
+
+def test_the_newest_row_stays_however_large_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "history.jsonl"
+    for name in "ab":
+        assert history.append({"id": name, "fill": "x" * 500}, file, most_bytes=100) is None
+    assert [row["id"] for row in history.read(file)] == ["b"]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    there, link = tmp_path / "elsewhere" / "kept", tmp_path / "link"
+    there.write_text("old")
+    there.chmod(0o640)
+    link.symlink_to(there)
+    history.replaced(link, b"new")
+    assert link.is_symlink()
+    assert there.read_text() == "new"
+    assert there.stat().st_mode & 0o777 == 0o640
+    with pytest.raises(OSError, match="directory"):
+        history.replaced(tmp_path / "elsewhere", b"a folder is there")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "link"]
+
+
+def test_a_file_that_cannot_be_read_is_no_empty_history(tmp_path: Path) -> None:
+    assert history.read(tmp_path) == []
+    with pytest.raises(OSError, match="directory"):
+        history.rows_of(tmp_path)
+
+
+def test_without_home_the_system_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert history.path({"HOME": "/home/me"}) == Path("/home/me/.local/state/parlaunch/history.jsonl")
+    monkeypatch.delenv("HOME", raising=False)
+    known = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    assert home({}) == home({"HOME": ""}) == known
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # a user whom nobody knows
+    assert home({}).name == f"parlaunch-{os.getuid()}"
