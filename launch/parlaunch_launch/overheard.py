@@ -90,9 +90,9 @@ class Overheard:
 
 def why(said: str) -> str:
     """The cause of a failed training and the way out, as far as what it said tells; "" where it does not."""
-    from parlaunch_launch.training_log import read_run
+    from parlaunch_launch.training_log import lines_of, read_run
 
-    found = next((f for f in read_run([said.splitlines()]).failures if f.kind in CAUSES), None)
+    found = next((f for f in read_run([lines_of([said.encode(errors="replace")])]).failures if f.kind in CAUSES), None)
     if found is None:
         return ""
     return found.sentence + (f"; {found.todo}" if found.todo else "")

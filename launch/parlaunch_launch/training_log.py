@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -40,7 +40,9 @@ NUMBERS = {
 BRIDGE_TFLOPS = re.compile(r"GPU utilization: ([\d.]+) ?MODEL_TFLOP/s/GPU")
 
 NEMO2 = re.compile(r"Training epoch (?P<epoch>\d+), iteration (?P<at>\d+)/(?P<of>\d+) \|(?P<rest>.*)")
-NEMO1 = re.compile(r"Epoch (?P<epoch>\d+): .*?(?:\| +(?P<at>\d+)/(?P<of>\d+)|: +\d+it) \[(?P<rest>.*?)\]")
+NEMO1 = re.compile(
+    r"Epoch (?P<epoch>\d+): .{0,500}?(?:\| +(?P<at>\d+)/(?P<of>\d+)|: +\d+it) \[(?P<rest>[^\]]{0,2000})\]"
+)
 """A line of NeMo 2's ProgressPrinter, and the bar of Lightning that NeMo 1 leaves, which has no total where it knows none."""
 NEMO = {
     "seconds": re.compile(rf"train_step_timing in s[:=] ?{NUMBER}"),
@@ -107,7 +109,7 @@ RESERVED = (
 )
 RESIDENT = re.compile(r"host memory \(MB\) \| max resident: ([\d.]+)")
 
-SIZE = r"([\d.]+ [KMGT]?i?B|0 bytes)"
+SIZE = r"(?<![\d.])([\d.]+ [KMGT]?i?B|0 bytes)"  # begun anywhere in a long number, it would take for ever
 OUT_OF_MEMORY = {
     "tried": re.compile(rf"Tried to allocate {SIZE}"),
     "capacity": re.compile(rf"total capac?i?ty of {SIZE}|{SIZE} total capacity"),
@@ -126,6 +128,10 @@ ROOT_LINES = 9
 
 WAITED = re.compile(r"Rank (\d+)\].*(?:Watchdog caught|Timeout at NCCL work)")
 ENQUEUED = re.compile(r"Rank (\d+)\].*last enqueued (?:NCCL )?work: (-?\d+)")
+LONGEST = 1 << 14
+"""Bytes of a line that are looked at: a group of two thousand ranks, and no file that a program printed as one line."""
+CUT = b" (...) "  # no number goes on behind it
+ENDS = re.compile(rb"[\r\n]")
 MANY_RANKS = 8
 """More ranks than these are not named one by one."""
 LAST_LINES = 15
@@ -152,6 +158,37 @@ def without_prefix(line: str) -> tuple[str, str]:
         who.append(next(g for g in found.groups() if g is not None))
         said = said[found.end() :]
     return said, "/".join(who)
+
+
+class Lines:
+    """Bytes as they come, cut into lines: at newlines, and at the carriage returns with which progress bars go over themselves.
+    Of a line that is longer than LONGEST its beginning and its end are left; empty ones are left out."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def cut(self, data: bytes) -> list[str]:
+        """The lines that are whole by now."""
+        more, *others = ENDS.split(data)
+        whole = [self._rest + more, *others]
+        self._rest = _ends(whole.pop())
+        return [_ends(line).decode(errors="replace") for line in whole if line]
+
+    def end(self) -> list[str]:
+        """What came behind the last of them."""
+        return self.cut(b"\n")
+
+
+def lines_of(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The lines of a log."""
+    lines = Lines()
+    for chunk in chunks:
+        yield from lines.cut(chunk)
+    yield from lines.end()
+
+
+def _ends(line: bytes) -> bytes:
+    return line if len(line) <= LONGEST else line[: LONGEST // 2] + CUT + line[len(CUT) - LONGEST // 2 :]
 
 
 def read_run(logs: Iterable[Iterable[str]]) -> Measured:

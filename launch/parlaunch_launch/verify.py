@@ -8,6 +8,7 @@ reads.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import selectors
 import subprocess
@@ -17,14 +18,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from parlaunch.check.symptoms import CAUSE_FIRST
 from parlaunch.check.turns import Turns
 from parlaunch.check.verdict import Failure, Measured, Verdict, judge
 from parlaunch.errors import ParlaunchError
 from parlaunch.frozen import dataclass
 from parlaunch.planning.plan import Candidate
+from parlaunch_launch.awake import Awake
 from parlaunch_launch.family import GRACE_S, MARK, Orders, dying_with_us, end, new_mark
 from parlaunch_launch.stacks import Stand, stands
-from parlaunch_launch.training_log import LogReader
+from parlaunch_launch.training_log import Lines, LogReader
 
 ITERATIONS = 10
 """Two to warm up and eight to take the median of."""
@@ -86,7 +89,8 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What came of one launch. `returncode` None: we ended it. `rank_log`: of the rank that failed first."""
+    """What came of one launch. `returncode` None: we ended it. `rank_log`: of the rank that failed first. `heard`: the beginning
+    and the end of its output, where they were asked for. `lost`: why its log is not whole."""
 
     launch: Launch
     measured: Measured
@@ -96,6 +100,8 @@ class Run:
     log: Path
     sampled_peak: int | None = None
     rank_log: Path | None = None
+    heard: bytes = b""
+    lost: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +144,6 @@ def verify(
     processes; a second signal does so at once.
     """
     runs: list[Run] = []
-    log_dir.mkdir(parents=True, exist_ok=True)
     with Orders() as orders:
         while orders.told is None and (plan := turns.take()) is not None:
             number = len(runs)
@@ -174,31 +179,29 @@ def measure(
     progress: Callable[[Progress], None] | None = None,
     sample: Callable[[], int | None] | None = None,
     orders: Orders | None = None,
+    most: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Run:
     """Run one launch to its end, or until it gives no sign of life for `silence_s` seconds, or until we are told to end.
 
-    Before the first iteration any line is a sign of life, after it only iterations are. A run that hangs is asked where it
-    stands (Python prints its stack on SIGABRT) before it is ended. Raises ParlaunchError when it cannot be started.
+    Before the first iteration any line is a sign of life, after it only iterations are; time that we slept through is no
+    silence. A run that hangs is asked where it stands (Python prints its stack on SIGABRT) before it is ended. `most` bytes of
+    its output are in what comes of it. Raises ParlaunchError when it cannot be started.
     """
-    started = clock()
+    started, awake = clock(), Awake(clock)
     orders = orders or Orders()
     reader, ended, peak, mark = LogReader(), None, None, new_mark()
     # Ranks print their stack when we abort them, print at all before they end, and say what memory they took.
     env = {**launch.env, "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", MARK: mark}
     stood: tuple[Stand, ...] = ()
-    with (
-        log.open("w", buffering=1, encoding="utf-8", errors="replace") as file,
-        _started(launch, env, mark, orders) as child,
-    ):
-        alive = started
-        for line in _lines(child):
-            now = clock()
+    with Heard(log, most) as heard, _started(launch, env, mark, orders) as child:
+        alive = awake()
+        for line in _lines(child, heard.keep):
+            now = awake()
             if orders.told is not None:
                 ended = "interrupted"
                 break
             if line is not None:
-                file.write(line)
                 before = reader.last_iteration
                 reader.feed(line)
                 after = reader.last_iteration
@@ -208,25 +211,27 @@ def measure(
                 if sample is not None and (seen := sample()) is not None:
                     peak = max(peak or 0, seen)
                 if progress is not None:
-                    progress(_progress(reader, iterations, now - started))
+                    progress(_progress(reader, iterations, clock() - started))
                 if now - alive > silence_s:
                     ended = "hang"
                     break
         if ended == "hang":
-            stood = stands(mark, _kept(_lines(child), file.write), orders)
+            stood = stands(mark, _lines(child, heard.keep), orders)
         # The ranks of a run that hangs were aborted: who is still there has nothing to save.
         end(child, mark, orders, ask=ended is not None, grace_s=GRACE_S if ended == "interrupted" else ABORTED_S)
     measured = reader.measured()
     if ended == "hang":
         measured = replace(measured, failures=(_hang(measured, silence_s, stood), *measured.failures))
     returncode = None if ended else child.returncode
+    if heard.lost is not None and returncode:
+        measured = without_room(measured, log.parent, heard.lost)
     verdict = judge(
         launch.candidate, measured, returncode=returncode, iterations=iterations, ended=ended, device=device,
         precision=launch.precision, sampled_peak=peak, tolerance=tolerance,
     )  # fmt: skip
     return Run(
         launch=launch, measured=measured, verdict=verdict, returncode=returncode, seconds=clock() - started, log=log,
-        sampled_peak=peak, rank_log=_rank_log(launch.ranks, measured),
+        sampled_peak=peak, rank_log=_rank_log(launch.ranks, measured), heard=heard.ends(), lost=heard.lost,
     )  # fmt: skip
 
 
@@ -267,11 +272,67 @@ def _started(launch: Launch, env: Mapping[str, str], mark: str, orders: Orders) 
             child.stdout.close()
 
 
-def _lines(child: subprocess.Popen[bytes], tick_s: float = TICK_S) -> Iterator[str | None]:
-    """The child's lines as they come, and None every tick; ends with the child."""
+class Heard:
+    """What a run says: all of it in a file, of `most` bytes the beginning and the end in memory. A disk that is full, or a folder
+    that somebody removed, costs the file and not the run."""
+
+    def __init__(self, file: Path, most: int = 0) -> None:
+        self.file = file
+        self.lost: str | None = None
+        self._half, self._size, self._first, self._last = most // 2, 0, bytearray(), bytearray()
+        self._out: io.FileIO | None = None
+
+    def __enter__(self) -> Heard:
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._out = io.FileIO(self.file, "w")
+        except OSError as error:
+            self.lost = error.strerror
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._out is not None:
+            with contextlib.suppress(OSError):  # a file system over a network says only now that it is full
+                self._out.close()
+
+    def keep(self, data: bytes) -> None:
+        """Add what came."""
+        self._size += len(data)
+        room = self._half - len(self._first)
+        self._first += data[:room]
+        self._last += data[room:]
+        del self._last[: -self._half or None]
+        left = memoryview(data)
+        while self._out is not None and left:
+            try:
+                left = left[self._out.write(left) :]
+            except OSError as error:
+                self.lost = error.strerror
+                break
+
+    def ends(self) -> bytes:
+        """The beginning and the end: all, where it was no more than `most` bytes."""
+        return bytes(self._first + (b"\n" if self._size > 2 * self._half else b"") + self._last)
+
+
+def without_room(measured: Measured, folder: Path, why: str) -> Measured:
+    """What was measured of a run that failed while the folder of its logs could not be written."""
+    full = Failure(
+        kind="disk",
+        sentence=f"{folder} cannot be written: {why}; the ranks write their output there too",
+        todo="make room, or set XDG_STATE_HOME to a folder that has some",
+    )
+    failures = sorted((full, *measured.failures), key=lambda f: CAUSE_FIRST.index(f.kind))
+    return replace(measured, failures=tuple(failures))
+
+
+def _lines(
+    child: subprocess.Popen[bytes], keep: Callable[[bytes], None], tick_s: float = TICK_S
+) -> Iterator[str | None]:
+    """The child's lines as they come, all of them kept, and None every tick; ends with the child."""
     assert child.stdout is not None
     os.set_blocking(child.stdout.fileno(), False)
-    rest, next_tick = b"", time.monotonic() + tick_s
+    lines, next_tick = Lines(), time.monotonic() + tick_s
     with selectors.DefaultSelector() as ready:
         ready.register(child.stdout, selectors.EVENT_READ)
         while True:
@@ -279,26 +340,16 @@ def _lines(child: subprocess.Popen[bytes], tick_s: float = TICK_S) -> Iterator[s
                 chunk = os.read(child.stdout.fileno(), 1 << 16)
                 if not chunk:
                     break
-                *whole, rest = (rest + chunk).split(b"\n")
-                for line in whole:
-                    yield line.decode(errors="replace") + "\n"
+                keep(chunk)
+                yield from lines.cut(chunk)
             if time.monotonic() >= next_tick:
                 next_tick = time.monotonic() + tick_s
                 yield None
                 if child.poll() is not None and not ready.select(timeout=0):
                     break  # a grandchild may keep the pipe open for ever
-    if rest:
-        yield rest.decode(errors="replace") + "\n"
+    yield from lines.end()
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(timeout=GRACE_S)
-
-
-def _kept(lines: Iterator[str | None], keep: Callable[[str], object]) -> Iterator[str | None]:
-    """The same lines, each kept in the log as well."""
-    for line in lines:
-        if line is not None:
-            keep(line)
-        yield line
 
 
 def _hang(measured: Measured, silence_s: float, stood: Sequence[Stand]) -> Failure:

@@ -93,6 +93,12 @@ def sampler(job: Job) -> Callable[[], int | None] | None:
     return fullest
 
 
+def log_not_whole(done: Run) -> None:
+    """Say why a log has gaps, or is not there."""
+    if done.lost is not None:
+        note(f"note: {done.log} is not whole: {done.lost}")
+
+
 def remember(plan: Plan, done: Run) -> None:
     """Add a run to the history. One that we were told to end says nothing."""
     from parlaunch_probes.software import software
@@ -236,6 +242,9 @@ def _shown_run(done: Run) -> Shown:
 def save_table(file: Path, runs: list[Run]) -> None:
     """The runs so far as the JSON that `verify` prints, in a file. A full disk spoils no measurement."""
     from parlaunch.check.verified import outcome_to_json
+    from parlaunch_launch.history import replaced
 
     with contextlib.suppress(OSError):
-        file.write_text(json.dumps(outcome_to_json([_shown_run(r) for r in runs], told=None), indent=2) + "\n")
+        replaced(
+            file, (json.dumps(outcome_to_json([_shown_run(r) for r in runs], told=None), indent=2) + "\n").encode()
+        )

@@ -11,7 +11,17 @@ from parlaunch.cli.inputs import note
 from parlaunch.cli.job import Job, job_of, planned, too_large
 from parlaunch.cli.launch import become_starter, checked, job_or_refusal, situation_of, step_aside
 from parlaunch.cli.request import Request, Trial
-from parlaunch.cli.trial import asked, finished, launch_of, logs_folder, remember, sampler, save_table, shown_progress
+from parlaunch.cli.trial import (
+    asked,
+    finished,
+    launch_of,
+    log_not_whole,
+    logs_folder,
+    remember,
+    sampler,
+    save_table,
+    shown_progress,
+)
 from parlaunch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,6 +95,7 @@ def _here(job: Job, request: Request, trial: Trial) -> None:
     def done(choice: Choice, run: Run) -> None:
         table.append(run)
         measured.append(choice)
+        log_not_whole(run)
         remember(choice.short(short), run)
         # Kept after every run: whatever ends this process, what was measured stays.
         save_table(folder / "verify.json", table)

@@ -72,6 +72,8 @@ SURE = re.compile(r"rank[-_.]?\d+|attempt_\d+/std", re.IGNORECASE)
 STREAM = re.compile(r"[-_.]?std(?:out|err)|\.(?:out|err)$")
 NUMBER = re.compile(r"(\d+)(?=\.\w+$|$)")
 """The last number of a name: a task, of Slurm's %t, where such files are numbered from 0 without a gap."""
+CHUNK = 1 << 20
+"""Bytes of a log that are read at once."""
 FIRST_RANK = re.compile(r"using world size: \d|^-+ arguments -+|\] Non-default values")
 """What Megatron and Bridge print on the first rank alone."""
 
@@ -120,8 +122,8 @@ def _begins(files: Sequence[Path]) -> bool:
     from parlaunch_launch.training_log import without_prefix
 
     for file in files:
-        with contextlib.suppress(OSError), file.open(encoding="utf-8", errors="replace") as lines:
-            if any(FIRST_RANK.search(without_prefix(line)[0]) for line in lines):
+        with contextlib.suppress(UsageError):
+            if any(FIRST_RANK.search(without_prefix(line)[0]) for line in _lines(file)):
                 return True
     return False
 
@@ -138,9 +140,11 @@ def _measured(files: Sequence[Path]) -> Measured:
 
 
 def _lines(file: Path) -> Iterator[str]:
+    from parlaunch_launch.training_log import lines_of
+
     try:
-        with file.open(encoding="utf-8", errors="replace") as lines:
-            yield from lines
+        with file.open("rb") as log:
+            yield from lines_of(iter(lambda: log.read(CHUNK), b""))
     except OSError as error:
         raise UsageError(
             f"--log {file}: {error.strerror}", hint="give the output of a run, or a folder of them"

@@ -29,6 +29,7 @@ from parlaunch.cli.trial import (
     asked,
     finished,
     launch_of,
+    log_not_whole,
     logs_folder,
     remember,
     sampler,
@@ -112,22 +113,15 @@ def _run_here(
             launch, log=log, iterations=trial.iterations, device=job.device, orders=orders, progress=report,
             # Only where iterations are written does silence mean anything; its end is everybody's.
             silence_s=trial.timeout if last else math.inf, sample=sampler(job),
+            most=WHOLE_LOG if rank == 0 or last else ALL_LOGS // nodes,
         )  # fmt: skip
     hang = next((asdict(f) for f in run.measured.failures if run.verdict.status == "hang" and f.kind == "hang"), None)
-    most = WHOLE_LOG if rank == 0 or last else ALL_LOGS // nodes
+    log_not_whole(run)
     return {
         "rank": rank, "host": situation.hostname, "told": orders.told, "returncode": run.returncode, "hang": hang,
-        "seconds": run.seconds, "sampled_peak": run.sampled_peak, "log": str(log), "text": _ends_of(log, most),
+        "seconds": run.seconds, "sampled_peak": run.sampled_peak, "log": str(log), "lost": run.lost, "text": run.heard.decode(errors="replace"),
         "rank_logs": _rank_logs(here / f"ranks-{number + 1}"),
     }  # fmt: skip
-
-
-def _ends_of(log: Path, most: int) -> str:
-    """The log's text; of one that is longer than `most` bytes its beginning and its end."""
-    data = log.read_bytes()
-    if len(data) > most:
-        data = data[: most // 2] + b"\n" + data[-most // 2 :]
-    return data.decode(errors="replace")
 
 
 def _rank_logs(folder: Path) -> dict[str, str]:
@@ -220,19 +214,22 @@ class Judge:
 
     def _judged(self, shown: Sequence[Mapping[str, Any]], gone: Sequence[str], *, ended: str | None = None) -> Run:
         """The run as the logs of all nodes show it."""
-        from parlaunch_launch.training_log import read_run
-        from parlaunch_launch.verify import Launch, Run
+        from parlaunch_launch.training_log import lines_of, read_run
+        from parlaunch_launch.verify import Launch, Run, without_room
 
         assert isinstance(self.job, Job)
         trial, candidate, plan = self.trial, self.choice.candidate, self.choice.plan
-        measured = read_run(one["text"].splitlines() for one in shown)
+        measured = read_run(lines_of([one["text"].encode()]) for one in shown)
+        codes = [one["returncode"] for one in shown]
+        for one in shown:
+            if one["lost"] is not None and any(codes):
+                measured = without_room(measured, Path(one["log"]).parent, one["lost"])
         hang = next((one["hang"] for one in shown if one["hang"] is not None), None)
         if hang is not None:
             ended, measured = "hang", replace(measured, failures=(Failure(**hang), *measured.failures))
         if gone:
             lost = Failure(kind="gone", sentence=f"{_nodes(gone)} went away")
             ended, measured = "gone", replace(measured, failures=(lost, *measured.failures))
-        codes = [one["returncode"] for one in shown]
         returncode = None if ended else next((code for code in codes if code), 0)
         peak = max((one["sampled_peak"] for one in shown if one["sampled_peak"] is not None), default=None)
         verdict = judge(

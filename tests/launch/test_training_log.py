@@ -9,7 +9,7 @@ import pytest
 from parlaunch.check.symptoms import CAUSE_FIRST, GENERAL, HARMLESS, Symptom, symptoms
 from parlaunch.check.verdict import Measured
 from parlaunch.model.layout import FULL_RECOMPUTE, NO_RECOMPUTE, Recompute
-from parlaunch_launch.training_log import LogReader, read_run, without_prefix
+from parlaunch_launch.training_log import LONGEST, LogReader, lines_of, read_run, without_prefix
 from tests.launch.logs import read
 
 LOGS = Path(__file__).parent.parent / "logs"
@@ -108,6 +108,37 @@ def test_each_failure_is_recognised_and_explained_in_a_sentence(symptom: Symptom
     assert len(failure.sentence) > 10
     assert "{" not in failure.sentence
     assert failure.todo or symptom.kind == "error"
+
+
+def test_bytes_are_cut_into_lines_however_they_come() -> None:
+    text = b"\x00first\r\n\r  5%|# |\r 50%|## |\rlatin \xe9\n\n" + b"x" * 40_000 + b"end\rlast"
+    for step in (1, 7, len(text)):
+        lines = list(lines_of(text[at : at + step] for at in range(0, len(text), step)))
+        assert [*lines[:4], lines[5]] == ["\x00first", "  5%|# |", " 50%|## |", "latin \ufffd", "last"]
+        assert len(lines[4]) == LONGEST
+        assert (lines[4][0], lines[4][-4:]) == ("x", "xend")
+
+
+def test_a_size_that_was_cut_in_two_is_no_other_size() -> None:
+    groups = b"Rank 0 has data parallel group: [" + b", ".join(b"%d" % n for n in range(10_000)) + b"]\n"
+    assert "dp" not in read_run([lines_of([groups])]).layout
+
+
+def test_an_iteration_behind_a_progress_bar_is_read() -> None:
+    bar = b"Loading: 50%|#####     | 1/2 [00:01<00:01]\r"
+    said = b" iteration        1/      10 | elapsed time per iteration (ms): 100.0 | lm loss: 1.0E+01 |\r"
+    assert [i.seconds for i in read_run([lines_of([bar * 3 + said + bar])]).iterations] == [0.1]
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["a", "1", "1.1 GiB ", "Epoch 1: | 3/4 [x", "Epoch 1: 3it ", "iteration 1/ 2 | ", "RuntimeError: ", "Rank 3]."],
+)
+def test_a_long_line_is_read_and_says_nothing(unit: str) -> None:
+    """Some patterns began anew at every letter, and took minutes."""
+    reader = LogReader()
+    reader.feed(unit * (LONGEST // len(unit)))
+    assert not reader.measured().iterations
 
 
 @pytest.mark.parametrize("line", [line for s in symptoms() if s.kind == HARMLESS for line in s.seen])

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from itertools import chain, repeat
+from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from parlaunch.model.layout import Layout
 from parlaunch.planning.plan import Candidate
 from parlaunch_launch.elastic import children
 from parlaunch_launch.family import MARK, environ_of
-from parlaunch_launch.verify import Launch, Outcome, Progress, Run, measure, tapped, verify, verify_overrides
+from parlaunch_launch.verify import Heard, Launch, Outcome, Progress, Run, measure, tapped, verify, verify_overrides
 from tests.check.test_verdict import CANDIDATE
 from tests.conftest import HANGS_S, need
 
@@ -96,6 +96,40 @@ def test_a_good_run_is_read_while_it_goes_and_its_log_is_kept(tmp_path: Path) ->
     assert run.returncode == 0
     assert run.measured.iteration_time_s == pytest.approx(0.1)
     assert len(run.log.read_text().splitlines()) == 3
+
+
+def test_a_full_disk_costs_the_log_and_not_the_run(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    run = measure(launch(GOOD, "100"), log=full, iterations=3, most=1 << 20)
+    assert run.verdict.ok
+    assert run.lost == "No space left on device"
+    assert run.heard.count(b"lm loss") == 3
+    run = measure(launch("import sys; sys.exit('ended')"), log=full, iterations=3)
+    assert run.verdict.status == "disk"
+    assert "/dev cannot be written: No space left on device" in run.verdict.sentences[0]
+
+
+def test_a_folder_that_is_gone_is_made_again_and_one_that_cannot_be_costs_the_log_only(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "gone" / "too", tmp_path / "file" / "logs"):
+        outcome = tried([launch(GOOD, "100")], log_dir=folder, iterations=3)
+        assert outcome.exit_code == 0
+        assert outcome.runs[0].lost == ("Not a directory" if folder.name == "logs" else None)
+
+
+def test_of_a_long_output_its_beginning_and_its_end_are_kept_and_all_of_it_in_the_file(tmp_path: Path) -> None:
+    with Heard(tmp_path / "log", most=8) as heard:
+        for data in (b"ab", b"cdef", b"gh", b"i\xffj"):
+            heard.keep(data)
+    assert heard.ends() == b"abcd\nhi\xffj"
+    assert (tmp_path / "log").read_bytes() == b"abcdefghi\xffj"
+
+
+def test_time_that_was_slept_through_is_no_hang(tmp_path: Path) -> None:
+    hours = count(0.0, 3600.0).__next__  # between two looks
+    assert measure(
+        launch(GOOD, "100"), log=tmp_path / "a.log", iterations=3, silence_s=2 * HANGS_S, clock=hours
+    ).verdict.ok
 
 
 def test_top_measures_the_best_and_keeps_the_fastest(tmp_path: Path) -> None:
