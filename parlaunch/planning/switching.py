@@ -27,7 +27,8 @@ from parlaunch.planning.plan import Candidate, Switched, Wishes
 from parlaunch.planning.search import Search
 from parlaunch.planning.space import inside
 from parlaunch.rules import why_not
-from parlaunch.switches.table import CPU_RANKS, SWITCHES, Place, Switch, problem, stopped, switch, with_values
+from parlaunch.switches.switch import Place, Switch
+from parlaunch.switches.table import CPU_RANKS, SWITCHES, problem, stopped, switch, with_values
 from parlaunch.switches.wanted import Wanted
 from parlaunch.units import percent, seconds
 

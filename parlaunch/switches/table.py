@@ -7,271 +7,15 @@ with those features say it. Conditions that Megatron enforces stand in `parlaunc
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import field, replace
+from dataclasses import replace
 from typing import Any
 
-from parlaunch.frozen import dataclass
-from parlaunch.hardware.installed import GRAPHS_NEED, OVERLAP_NEEDS, Installed, Need
-from parlaunch.hardware.rates import GPU_DRIVEN, Rates
 from parlaunch.model.layout import Layout
-from parlaunch.model.recipe import Features, Recipe
+from parlaunch.model.recipe import Recipe
 from parlaunch.model.sections import PRECISION
-from parlaunch.rules.switches import (
-    DEFERRED_EMBEDDING,
-    DISPATCHERS,
-    EXPERTS_OWN,
-    GATHER_IN_STEP,
-    GRAPHS,
-    OVERLAP,
-    TP_OVERLAP,
-    UNREGISTERED,
-    Condition,
-    graphed_biases,
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a plan will run: the machine's rates and the software on it."""
-
-    rates: Rates
-    installed: Installed
-    failed: Mapping[tuple[str, str], str] = field(
-        default_factory=dict, hash=False
-    )  # name and value, and the day it failed here
-
-
-Problem = Callable[[Layout, Recipe, Place], str | None]
-"""Why the value that the recipe has cannot be on in this layout at this place; None: it can."""
-
-
-def _no_problem(_x: Layout, _r: Recipe, _p: Place) -> str | None:
-    return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Switch:
-    """One row."""
-
-    name: str  # as --switches, screen and JSON have it
-    what: str  # in a few words, for people
-    values: tuple[str, ...]  # that it takes; for people, where lists of modules are taken as well
-    read: Callable[[Features], str | None]  # its value; None: the estimates do not know it
-    put: Callable[[Features, str], Features]
-    keys: Callable[[Recipe, str], Mapping[str, object]]  # what Megatron Bridge hears; the recipe has the value already
-    user_keys: tuple[str, ...]  # a user's KEY=VALUE with one of these fixes it
-    numerics: str  # what it does to the numbers
-    source: str
-    # What the planner may take, beside the recipe's own; None: it never chooses.
-    choices: Callable[[Recipe, Place], tuple[str, ...]] | None = None
-    # Why it leaves all other values to the user; None: there is nothing to say of it.
-    withheld: Callable[[Recipe, Place], str | None] = lambda _r, _p: None
-    problem: Problem = _no_problem
-    # Share of the iteration that a value has to gain before it is taken: how wrong the gain is on measured pairs, and what
-    # may go wrong beside (docs/switches.md). By value, "" for all others.
-    error: Mapping[str, float]
-    error_near: float | None = None  # the same where experts stay inside an NVLink domain; None: no other
-    known_off: str = "off"  # what `read` gives where nothing is on
-    # Why a value that was asked for, and that the recipe does not show, cannot be in this layout.
-    stops: Callable[[Layout, Recipe, str], str | None] = lambda _x, _r, _value: None
-    pin: str | None = None  # the field of `Wishes` that it is a pin of: the layout has it then
-    takes: Callable[[str], str | None] | None = None  # the value as it is written; None: it is none
-    on_cpu: Callable[[str], bool] = lambda value: value in ("off", "0")  # whether gloo ranks can be told this value
-
-    def accepts(self, value: str) -> str | None:
-        """The value in its written form; None for what the switch does not take."""
-        if self.takes is not None:
-            return self.takes(value)
-        return value if value in self.values else None
-
-    def refused(self, layout: Layout, recipe: Recipe, place: Place) -> str | None:
-        """Why the value that the recipe has cannot be on in this layout at this place: Megatron, what is here, or that it failed."""
-        value = self.read(recipe.features)
-        if value is not None and (day := place.failed.get((self.name, value))) is not None:
-            return f"{self.name}={value} failed here on {day}"
-        return self.problem(layout, recipe, place)
-
-    @property
-    def chosen(self) -> bool:
-        """Whether the planner chooses it."""
-        return self.choices is not None
-
-    def margin(self, value: str, *, near: bool) -> float:
-        """What a value has to gain, as a share of the iteration. `near`: experts stay inside an NVLink domain."""
-        if near and self.error_near is not None:
-            return self.error_near
-        return self.error.get(value, self.error[""])
-
-    def unasked(self, value: str, recipe: Recipe, place: Place) -> str | None:
-        """Why the planner does not take the value by itself, however much it gains; None: it may."""
-        offered = self.choices(recipe, place) if self.choices else ()
-        if value in (self.read(recipe.features), *offered):
-            return None
-        if self.choices is None:
-            return self.withheld(recipe, place) or "it is set when asked for, never chosen"
-        return self.withheld(recipe, place) or f"of {self.name} parlaunch chooses among {', '.join(offered)}"
-
-
-def _modules(features: Features) -> str:
-    f = features
-    if f.cuda_graph is None:
-        return "off"
-    if f.cuda_graph == "full_iteration":
-        return "full"
-    scope = "+".join(f.cuda_graph_scope) or "all"
-    return scope if f.cuda_graph == "transformer_engine" else f"local:{scope}"
-
-
-def _with_modules(f: Features, value: str) -> Features:
-    if value == "off":
-        return replace(f, cuda_graph=None, cuda_graph_scope=(), external_cuda_graph=False)
-    if value == "full":
-        return replace(f, cuda_graph="full_iteration", cuda_graph_scope=())
-    kind, _, scope = value.rpartition(":")
-    modules = () if scope == "all" else tuple(scope.split("+"))
-    return replace(f, cuda_graph=kind or "transformer_engine", cuda_graph_scope=modules)
-
-
-GRAPHED = ("attn", "mamba", "mlp", "moe", "moe_router", "moe_preprocess")
-"""Modules that Transformer Engine captures one by one (megatron/core/transformer/enums.py: CudaGraphModule)."""
-
-
-def _graph_value(value: str) -> str | None:
-    if value in ("off", "full", "all"):
-        return value
-    named = value.split("+")
-    return value if all(m in GRAPHED for m in named) and len(set(named)) == len(named) else None
-
-
-def graphed_modules(recipe: Recipe) -> tuple[str, ...]:
-    """What NVIDIA's tuned recipes capture in such a model: attention, Mamba layers, and of experts what comes before the number
-    of tokens of each is known."""
-    a = recipe.architecture
-    kinds = a.layers()
-    found = ["attn"] if a.num_attention_heads else []
-    found += ["mamba"] if any(kind.mixer == "mamba" for kind in kinds) else []
-    found += ["moe_router", "moe_preprocess"] if a.num_moe_experts else []
-    return tuple(found)
-
-
-def _lacks(p: Place, need: Need) -> str | None:
-    """Why a package is too old for it."""
-    return (
-        f"{need.what}, and this is {p.installed.text(need.package)}"
-        if p.installed.before(need.package, need.version)
-        else None
-    )
-
-
-def _uncaptured(r: Recipe, p: Place) -> str | None:
-    """Why no graphs are chosen, whatever the layout."""
-    static = r.task == "pretrain" and r.architecture.kind == "llm" and r.packing is None
-    if not static:
-        return "a graph is captured for one shape, and only you know whether your samples are padded to one"
-    if p.installed.missing("transformer_engine"):
-        return "they are Transformer Engine's, which is not installed"
-    return _lacks(p, GRAPHS_NEED)
-
-
-def _graph_choices(r: Recipe, p: Place) -> tuple[str, ...]:
-    return ("off",) if _uncaptured(r, p) else ("off", "+".join(graphed_modules(r)))
-
-
-def _graph_keys(r: Recipe, value: str) -> dict[str, object]:
-    f = r.features
-    if value == "off":
-        return {"model.cuda_graph_impl": "none"}
-    kind = {"full": "full_iteration"}.get(value, f.cuda_graph or "transformer_engine")
-    # Recipes name the modules under the older key, and Megatron takes one of the two.
-    keys: dict[str, object] = {"model.cuda_graph_impl": kind, "model.cuda_graph_modules": f.cuda_graph_scope}
-    keys["model.cuda_graph_scope"] = None
-    keys |= {"model.use_te_rng_tracker": True, "rng.te_rng_tracker": True}
-    if value == "full":
-        keys |= {"rerun_state_machine.check_for_nan_in_loss": False, **_in_flight(r)}
-    if graphed_biases(r):
-        keys["comm_overlap.delay_wgrad_compute"] = False
-    return keys
-
-
-def _graph_problem(x: Layout, r: Recipe, p: Place) -> str | None:
-    f = r.features
-    if f.cuda_graph is None:
-        return None
-    if sentence := GRAPHS.problem(x, r, p.rates.product):
-        return sentence
-    if f.cpu_offload_layers and f.cuda_graph != "full_iteration":
-        return "CUDA graphs of single modules exclude offloading layers to the host"
-    if r.architecture.num_moe_experts and f.cuda_graph == "full_iteration" and not f.paged_stash:
-        return "a graph of the whole iteration with experts needs a budget of tokens, and drops those beyond it"
-    if (
-        f.ep_overlap
-        and f.cuda_graph == "transformer_engine"
-        and (not f.cuda_graph_scope or {"moe", "mlp"} & set(f.cuda_graph_scope))
-    ):
-        return "CUDA graphs over moe or mlp exclude the overlap of the expert all-to-all"
-    return None
-
-
-DISPATCHER_KEYS = ("model.moe_token_dispatcher_type", "model.moe_flex_dispatcher_backend")
-
-
-def _dispatcher_keys(_r: Recipe, value: str) -> dict[str, object]:
-    kind, backend = DISPATCHER_KEYS
-    if value in ("alltoall", "allgather"):
-        return {kind: value, backend: None}
-    return {kind: "flex", backend: value, "model.moe_shared_expert_overlap": False}
-
-
-def _dispatcher_choices(r: Recipe, p: Place) -> tuple[str, ...]:
-    if not r.architecture.num_moe_experts:
-        return ()
-    missing = p.installed.missing
-    found = [d for d in p.rates.product.dispatchers if not missing("deep_ep" if d == "deepep" else "hybrid_ep")]
-    return ("alltoall", *found)
-
-
-def _dispatcher_problem(x: Layout, r: Recipe, p: Place) -> str | None:
-    kind = r.features.dispatcher
-    if kind not in ("deepep", "hybridep"):
-        return None
-    if not r.architecture.num_moe_experts:
-        return f"a dispatcher sends tokens to experts, and {r.model} has none"
-    if sentence := next((s for c in DISPATCHERS if (s := c.broken(x, r, p.rates.product))), None):
-        return sentence
-    package, words = ("deep_ep", "DeepEP") if kind == "deepep" else ("hybrid_ep", "HybridEP")
-    if p.installed.missing(package):
-        return f"{words} is not installed"
-    rates, group = p.rates, x.ep * x.etp
-    whole = rates.product.rack_gpus
-    if kind == "hybridep" and whole is not None and x.ep > whole:
-        return f"HybridEP reaches the {whole} GPUs of one NVLink domain, and EP is {x.ep}"
-    crosses = x.world > rates.nvlink_domain and (group > rates.nvlink_domain or rates.nvlink_domain % group)
-    if crosses and rates.fabric_kind not in GPU_DRIVEN:
-        return f"{words} crosses nodes over InfiniBand or RoCE with GPUs that drive the adapter, not over {rates.fabric_kind}"
-    return None
-
-
-def _overlap_problem(x: Layout, r: Recipe, p: Place) -> str | None:
-    if not r.features.ep_overlap:
-        return None
-    if sentence := _lacks(p, OVERLAP_NEEDS):
-        return sentence
-    return OVERLAP.problem(x, r, p.rates.product)
-
-
-def _overlap_choices(r: Recipe, _p: Place) -> tuple[str, ...]:
-    able = bool(r.architecture.num_moe_experts) and r.precision not in ("fp32",) and not r.frozen
-    return ("off", "on") if able else ()
-
-
-def _overlap_keys(r: Recipe, value: str) -> dict[str, object]:
-    key = "comm_overlap.overlap_moe_expert_parallel_comm"
-    if value == "off":
-        return {key: False, "comm_overlap.delay_wgrad_compute": False}
-    keys: dict[str, object] = {key: True}
-    if r.architecture.moe_shared_expert_intermediate_size:
-        keys["model.moe_shared_expert_overlap"] = False
-    return keys
+from parlaunch.rules.switches import DEFERRED_EMBEDDING, GATHER_IN_STEP, TP_OVERLAP, UNREGISTERED, Condition
+from parlaunch.switches import experts, graphs, offloading
+from parlaunch.switches.switch import Place, Switch, no_problem
 
 
 def _tp_problem(x: Layout, r: Recipe, p: Place) -> str | None:
@@ -323,11 +67,6 @@ def _interleaved(x: Layout, _r: Recipe, value: str) -> str | None:
     )
 
 
-def _overlapped(x: Layout, r: Recipe, value: str) -> str | None:
-    on = r.features.ep_overlap and OVERLAP.problem(x, r, None) is None
-    return "it needs the overlap of the expert all-to-all: ep_overlap=on" if value == "on" and not on else None
-
-
 def _sharded(x: Layout, _r: Recipe, value: str) -> str | None:
     return None if x.fsdp or value == "off" else "it is Megatron-FSDP's: --fsdp"
 
@@ -358,19 +97,6 @@ def _registered(x: Layout, r: Recipe, value: str) -> str | None:
     return _sharded(x, r, value)
 
 
-def _flexible(_x: Layout, r: Recipe, _value: str) -> str | None:
-    fused = r.features.dispatcher in ("deepep", "hybridep")
-    return (
-        None if fused else f"{r.features.dispatcher or 'alltoall'} sends tokens with NCCL, not with kernels of its own"
-    )
-
-
-def _dispatcher_sms(r: Recipe, value: str) -> dict[str, object]:
-    # Core 0.19 has one key for both and takes these still; older ones have only these. It refuses two that differ.
-    mine = f"model.moe_{r.features.dispatcher}_num_sms"
-    return dict.fromkeys(("model.moe_deepep_num_sms", "model.moe_hybridep_num_sms")) | {mine: int(value)}
-
-
 def _deferred_keys(_r: Recipe, value: str) -> dict[str, object]:
     key = "comm_overlap.defer_embedding_wgrad_compute"
     if value == "off":
@@ -393,16 +119,6 @@ FUSED_ACTIVATIONS = ("gelu", "silu", "quick_gelu")
 def _activation(_x: Layout, r: Recipe, value: str) -> str | None:
     kind = r.architecture.activation_func
     return f"no kernel joins a bias and {kind}" if value == "on" and kind not in FUSED_ACTIVATIONS else None
-
-
-def _expert(_x: Layout, r: Recipe, value: str) -> str | None:
-    return "the model has no experts" if value == "on" and not r.architecture.num_moe_experts else None
-
-
-def _padded(_x: Layout, r: Recipe, value: str) -> str | None:
-    if value == "off" or r.packing is None:
-        return None
-    return "packs of samples differ in length, and a graph is captured for one: the data set has to pad them (pad_to_max_length)"
 
 
 def _gather_problem(x: Layout, r: Recipe, _p: Place) -> str | None:
@@ -438,55 +154,6 @@ def _gathered(_x: Layout, r: Recipe, value: str) -> str | None:
     return None
 
 
-def _offload(value: str) -> str | None:
-    try:
-        share = float(value)
-    except ValueError:
-        return "0" if value == "off" else None
-    return f"{share:g}" if 0 <= share <= 1 else None
-
-
-def _offload_keys(_r: Recipe, value: str) -> dict[str, object]:
-    share = float(value)
-    if share == 0:
-        return {"optimizer.optimizer_cpu_offload": False}
-    return {"optimizer.optimizer_cpu_offload": True, "optimizer.optimizer_offload_fraction": share}
-
-
-OFFLOADED = ("core_attn", "attn_proj", "attn_norm", "mlp_norm", "qkv_linear", "expert_fc1", "moe_act")
-"""Modules whose activations can go to the host one by one (megatron/core/transformer/transformer_config.py:2127)."""
-
-
-def _activations(value: str) -> str | None:
-    return value if value == "off" or all(m in OFFLOADED for m in value.split("+")) else None
-
-
-def _activation_keys(r: Recipe, value: str) -> dict[str, object]:
-    if value == "off":
-        return {"model.fine_grained_activation_offloading": False}
-    return {
-        "model.fine_grained_activation_offloading": True,
-        "model.offload_modules": tuple(value.split("+")),
-        **_in_flight(r),
-    }
-
-
-def _in_flight(r: Recipe) -> dict[str, object]:
-    """What offloading needs under a graph of the whole iteration (megatron/core/transformer/transformer_config.py:2634): how many
-    copies of a kind may be under way; as NVIDIA's recipe with both has it (bridge/perf_recipes/deepseek/gb300/deepseek_v3.py:339)."""
-    both = r.features.offload_modules and r.features.cuda_graph == "full_iteration"
-    return {"model.fine_grained_offloading_max_inflight_offloads": 1} if both else {}
-
-
-def _offloadable(_x: Layout, r: Recipe, value: str) -> str | None:
-    inner = [m for m in value.split("+") if m in EXPERTS_OWN]
-    return (
-        f"{inner[0]} is a module of experts, and {r.model} has none"
-        if inner and not r.architecture.num_moe_experts
-        else None
-    )
-
-
 def _rotary(_x: Layout, r: Recipe, value: str) -> str | None:
     a = r.architecture
     if value == "off":
@@ -508,12 +175,6 @@ def _any(_value: str) -> bool:
     return True
 
 
-OVERLAP_NEAR = 0.15
-"""What overlapping experts has to gain inside an NVLink domain, where it hides little and its kernels take multiprocessors from those
-beside them. NVIDIA's tables have Qwen3-235B on 256 GPUs without it (26.02) and with it and VP (26.04): predicted 1.10 and 1.15 times as
-fast on GB200 and GB300, measured 1.03 and 1.06; on B300, with it and half the micro batch, predicted 0.87 and measured 0.45."""
-
-
 SAME = "the same values: only the order in which work is issued changes"
 KERNEL = "the same mathematics in another kernel: other rounding"
 ORDER = "the same mathematics; sums are added in another order, as between any two runs"
@@ -522,22 +183,22 @@ SWITCHES: tuple[Switch, ...] = (
     Switch(
         name="dispatcher", what="how tokens travel to their experts", values=("alltoall", "deepep", "hybridep"),
         read=lambda f: f.dispatcher or "alltoall", put=lambda f, value: replace(f, dispatcher=value),
-        keys=_dispatcher_keys, user_keys=DISPATCHER_KEYS, choices=_dispatcher_choices, problem=_dispatcher_problem,
+        keys=experts.dispatcher_keys, user_keys=experts.DISPATCHER_KEYS, choices=experts.dispatcher_choices, problem=experts.dispatcher_problem,
         error={"deepep": 0.08, "": 0.05}, known_off="alltoall", numerics=ORDER,
         source="megatron/core/transformer/moe/token_dispatcher.py, bridge/training/flex_dispatcher_backend.py:59",
     ),
     Switch(
         name="ep_overlap", what="expert all-to-all under another micro batch's compute", **_flag("ep_overlap"),
-        keys=_overlap_keys, user_keys=("comm_overlap.overlap_moe_expert_parallel_comm",), choices=_overlap_choices,
-        problem=_overlap_problem, error={"": 0.10}, error_near=OVERLAP_NEAR, numerics=SAME,
+        keys=experts.overlap_keys, user_keys=("comm_overlap.overlap_moe_expert_parallel_comm",), choices=experts.overlap_choices,
+        problem=experts.overlap_problem, error={"": 0.10}, error_near=experts.OVERLAP_NEAR, numerics=SAME,
         source="megatron/core/model_parallel_config.py:343, bridge/training/comm_overlap.py:479",
     ),
     Switch(
-        name="graphs", stops=_padded, what="CUDA graphs: the host issues a layer's kernels as one",
-        values=("off", "full", "all", "attn", "attn+moe_router+moe_preprocess"), takes=_graph_value,
-        read=_modules, put=_with_modules, keys=_graph_keys,
+        name="graphs", stops=graphs.padded, what="CUDA graphs: the host issues a layer's kernels as one",
+        values=("off", "full", "all", "attn", "attn+moe_router+moe_preprocess"), takes=graphs.taken,
+        read=graphs.read, put=graphs.put, keys=graphs.keys,
         user_keys=("model.cuda_graph_impl", "model.cuda_graph_scope", "model.cuda_graph_modules", "model.external_cuda_graph"),
-        choices=_graph_choices, withheld=_uncaptured, problem=_graph_problem, error={"": 0.08},
+        choices=graphs.choices, withheld=graphs.uncaptured, problem=graphs.problem, error={"": 0.08},
         numerics="the same values, with Transformer Engine's random number tracker, which comes with them; a graph of the whole "
         "iteration no longer looks for NaN in the loss",
         source="megatron/core/transformer/transformer_config.py:2778, megatron/training/arguments.py:1955",
@@ -551,16 +212,16 @@ SWITCHES: tuple[Switch, ...] = (
     ),
     Switch(
         name="optimizer_offload", what="share of the optimizer that lives and steps on the host", values=("0", "0.5", "1"),
-        takes=_offload, read=lambda f: f"{f.optimizer_offload:g}",
-        put=lambda f, value: replace(f, optimizer_offload=float(value)), keys=_offload_keys, known_off="0",
+        takes=offloading.share, read=lambda f: f"{f.optimizer_offload:g}",
+        put=lambda f, value: replace(f, optimizer_offload=float(value)), keys=offloading.share_keys, known_off="0",
         user_keys=("optimizer.optimizer_cpu_offload", "optimizer.optimizer_offload_fraction"), error={"": 0.5},
         numerics="Adam on the CPU rounds otherwise than on the GPU", source="megatron/core/optimizer/__init__.py:504",
     ),
     Switch(
-        name="offload", what="activations of modules in host memory until the backward pass", values=("off", *OFFLOADED),
-        takes=_activations, read=lambda f: "+".join(f.offload_modules) or "off",
+        name="offload", what="activations of modules in host memory until the backward pass", values=("off", *offloading.OFFLOADED),
+        takes=offloading.modules, read=lambda f: "+".join(f.offload_modules) or "off",
         put=lambda f, value: replace(f, offload_modules=() if value == "off" else tuple(value.split("+"))),
-        keys=_activation_keys, user_keys=("model.fine_grained_activation_offloading", "model.offload_modules"), stops=_offloadable,
+        keys=offloading.module_keys, user_keys=("model.fine_grained_activation_offloading", "model.offload_modules"), stops=offloading.offloadable,
         error={"": 0.1}, numerics="the same values: copies", source="megatron/core/transformer/transformer_config.py:2127",
     ),
     Switch(
@@ -603,11 +264,11 @@ SWITCHES: tuple[Switch, ...] = (
     Switch(
         name="dispatcher_sms", what="multiprocessors that DeepEP or HybridEP sends with", values=("20",),
         **_count("model.moe_flex_dispatcher_num_sms", "model.moe_deepep_num_sms", "model.moe_hybridep_num_sms")
-        | {"keys": _dispatcher_sms}, numerics=SAME, stops=_flexible, source="megatron/core/transformer/transformer_config.py:926",
+        | {"keys": experts.sms_keys}, numerics=SAME, stops=experts.flexible, source="megatron/core/transformer/transformer_config.py:926",
     ),
     Switch(
         name="delay_wgrad", what="weight gradients of experts after the all-to-all was started", **_plain("comm_overlap.delay_wgrad_compute"),
-        stops=_overlapped, numerics=SAME, source="megatron/core/model_parallel_config.py:348",
+        stops=experts.overlapped, numerics=SAME, source="megatron/core/model_parallel_config.py:348",
     ),
     Switch(
         name="dp_overlap", on_cpu=_any, what="gradients and weights travel under compute", **_plain(*DP_OVERLAP),
@@ -637,11 +298,11 @@ SWITCHES: tuple[Switch, ...] = (
         source=DEFERRED_EMBEDDING.source,
     ),
     Switch(
-        name="permute_fusion", stops=_expert, what="one kernel for the permutation of tokens", **_plain("model.moe_permute_fusion"),
+        name="permute_fusion", stops=experts.needed, what="one kernel for the permutation of tokens", **_plain("model.moe_permute_fusion"),
         numerics=KERNEL, source="megatron/core/transformer/transformer_config.py:941",
     ),
     Switch(
-        name="router_fusion", stops=_expert, what="one kernel for the router", **_plain("model.moe_router_fusion"),
+        name="router_fusion", stops=experts.needed, what="one kernel for the router", **_plain("model.moe_router_fusion"),
         numerics=KERNEL, source="megatron/core/transformer/transformer_config.py:944",
     ),
     Switch(
@@ -669,7 +330,7 @@ SWITCHES: tuple[Switch, ...] = (
 """Every switch, in the order in which they are shown. Those without `choices` are set when asked for, never by the planner."""
 
 
-_CONDITIONED = tuple(row for row in SWITCHES if row.problem is not _no_problem)
+_CONDITIONED = tuple(row for row in SWITCHES if row.problem is not no_problem)
 """Those that something can be wrong with where nothing failed."""
 
 

@@ -60,7 +60,9 @@ from parlaunch.model.recipe import Features, features_from_json
 from parlaunch.model.sections import OVERLAP, places
 from parlaunch.planning.plan import Plan, Wishes
 from parlaunch.rules.switches import legal_features
-from parlaunch.switches.table import GRAPHED, OFFLOADED, SWITCHES
+from parlaunch.switches.graphs import GRAPHED
+from parlaunch.switches.offloading import OFFLOADED
+from parlaunch.switches.table import SWITCHES
 from parlaunch_launch.runners import checkout_version
 from parlaunch_probes import bridge as probe
 

@@ -29,7 +29,8 @@ from parlaunch.model.recipe import Features, Recipe
 from parlaunch.planning.plan import Plan, Wishes
 from parlaunch.planning.planner import plan, why_not_switched
 from parlaunch.rules.switches import legal_features
-from parlaunch.switches.table import Place, problem, switch
+from parlaunch.switches.switch import Place
+from parlaunch.switches.table import problem, switch
 from parlaunch.switches.wanted import Wanted
 
 AUTO = Wanted(auto=True)

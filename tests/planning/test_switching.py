@@ -37,7 +37,8 @@ from parlaunch.planning.search import Search
 from parlaunch.planning.switching import Chooser
 from parlaunch.rules import why_not
 from parlaunch.switches.never import never
-from parlaunch.switches.table import SWITCHES, Switch, problem, stopped, switch
+from parlaunch.switches.switch import Switch
+from parlaunch.switches.table import SWITCHES, problem, stopped, switch
 from parlaunch.switches.wanted import Wanted, wanted_from
 from tests.check.test_verdict import verdict
 

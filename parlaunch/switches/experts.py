@@ -1,0 +1,109 @@
+"""Experts: how tokens travel to them, and whether that overlaps with compute."""
+
+from __future__ import annotations
+
+from parlaunch.hardware.installed import OVERLAP_NEEDS
+from parlaunch.hardware.rates import GPU_DRIVEN
+from parlaunch.model.layout import Layout
+from parlaunch.model.recipe import Recipe
+from parlaunch.rules.switches import DISPATCHERS, OVERLAP
+from parlaunch.switches.switch import Place, lacks
+
+DISPATCHER_KEYS = ("model.moe_token_dispatcher_type", "model.moe_flex_dispatcher_backend")
+
+
+def dispatcher_keys(_r: Recipe, value: str) -> dict[str, object]:
+    """What Megatron Bridge hears of a dispatcher."""
+    kind, backend = DISPATCHER_KEYS
+    if value in ("alltoall", "allgather"):
+        return {kind: value, backend: None}
+    return {kind: "flex", backend: value, "model.moe_shared_expert_overlap": False}
+
+
+def dispatcher_choices(r: Recipe, p: Place) -> tuple[str, ...]:
+    """The dispatchers that run on this GPU with what is installed; none without experts."""
+    if not r.architecture.num_moe_experts:
+        return ()
+    missing = p.installed.missing
+    found = [d for d in p.rates.product.dispatchers if not missing("deep_ep" if d == "deepep" else "hybrid_ep")]
+    return ("alltoall", *found)
+
+
+def dispatcher_problem(x: Layout, r: Recipe, p: Place) -> str | None:
+    """Why the recipe's dispatcher cannot run in this layout at this place."""
+    kind = r.features.dispatcher
+    if kind not in ("deepep", "hybridep"):
+        return None
+    if not r.architecture.num_moe_experts:
+        return f"a dispatcher sends tokens to experts, and {r.model} has none"
+    if sentence := next((s for c in DISPATCHERS if (s := c.broken(x, r, p.rates.product))), None):
+        return sentence
+    package, words = ("deep_ep", "DeepEP") if kind == "deepep" else ("hybrid_ep", "HybridEP")
+    if p.installed.missing(package):
+        return f"{words} is not installed"
+    rates, group = p.rates, x.ep * x.etp
+    whole = rates.product.rack_gpus
+    if kind == "hybridep" and whole is not None and x.ep > whole:
+        return f"HybridEP reaches the {whole} GPUs of one NVLink domain, and EP is {x.ep}"
+    crosses = x.world > rates.nvlink_domain and (group > rates.nvlink_domain or rates.nvlink_domain % group)
+    if crosses and rates.fabric_kind not in GPU_DRIVEN:
+        return f"{words} crosses nodes over InfiniBand or RoCE with GPUs that drive the adapter, not over {rates.fabric_kind}"
+    return None
+
+
+def overlap_problem(x: Layout, r: Recipe, p: Place) -> str | None:
+    """Why the overlap that the recipe has cannot be on in this layout at this place."""
+    if not r.features.ep_overlap:
+        return None
+    if sentence := lacks(p, OVERLAP_NEEDS):
+        return sentence
+    return OVERLAP.problem(x, r, p.rates.product)
+
+
+def overlap_choices(r: Recipe, _p: Place) -> tuple[str, ...]:
+    """What the planner may take."""
+    able = bool(r.architecture.num_moe_experts) and r.precision not in ("fp32",) and not r.frozen
+    return ("off", "on") if able else ()
+
+
+def overlap_keys(r: Recipe, value: str) -> dict[str, object]:
+    """What Megatron Bridge hears of the overlap."""
+    key = "comm_overlap.overlap_moe_expert_parallel_comm"
+    if value == "off":
+        return {key: False, "comm_overlap.delay_wgrad_compute": False}
+    keys: dict[str, object] = {key: True}
+    if r.architecture.moe_shared_expert_intermediate_size:
+        keys["model.moe_shared_expert_overlap"] = False
+    return keys
+
+
+def overlapped(x: Layout, r: Recipe, value: str) -> str | None:
+    """Why what needs the overlap cannot be on."""
+    on = r.features.ep_overlap and OVERLAP.problem(x, r, None) is None
+    return "it needs the overlap of the expert all-to-all: ep_overlap=on" if value == "on" and not on else None
+
+
+def flexible(_x: Layout, r: Recipe, _value: str) -> str | None:
+    """Why there are no kernels that could take so many multiprocessors."""
+    fused = r.features.dispatcher in ("deepep", "hybridep")
+    return (
+        None if fused else f"{r.features.dispatcher or 'alltoall'} sends tokens with NCCL, not with kernels of its own"
+    )
+
+
+def sms_keys(r: Recipe, value: str) -> dict[str, object]:
+    """What Megatron Bridge hears of the multiprocessors of a dispatcher."""
+    # Core 0.19 has one key for both and takes these still; older ones have only these. It refuses two that differ.
+    mine = f"model.moe_{r.features.dispatcher}_num_sms"
+    return dict.fromkeys(("model.moe_deepep_num_sms", "model.moe_hybridep_num_sms")) | {mine: int(value)}
+
+
+def needed(_x: Layout, r: Recipe, value: str) -> str | None:
+    """Why what works on experts cannot be on."""
+    return "the model has no experts" if value == "on" and not r.architecture.num_moe_experts else None
+
+
+OVERLAP_NEAR = 0.15
+"""What overlapping experts has to gain inside an NVLink domain, where it hides little and its kernels take multiprocessors from those
+beside them. NVIDIA's tables have Qwen3-235B on 256 GPUs without it (26.02) and with it and VP (26.04): predicted 1.10 and 1.15 times as
+fast on GB200 and GB300, measured 1.03 and 1.06; on B300, with it and half the micro batch, predicted 0.87 and measured 0.45."""
