@@ -50,7 +50,7 @@ def node_rules(cluster: Cluster, node_index: int, current: Mapping[str, str]) ->
 def _visible(node: Node) -> Variable:
     return Variable(
         name="CUDA_VISIBLE_DEVICES", value=visible_devices(node) or "",
-        reason="only the GPUs that are planned for: the others are slower or cut up" if node.gpus_left_out
+        reason="only the GPUs that are planned for: the others are slower, cut up, or more than every node has" if node.gpus_left_out
         else "GPUs that share NVLinks get neighbouring local ranks", source="CUDA C++ Programming Guide, environment variables",
     )  # fmt: skip
 

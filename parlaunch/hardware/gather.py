@@ -29,7 +29,7 @@ def gather(probed: Sequence[Cluster]) -> Cluster:
     if more := [n.hostname for n in nodes if len(n.gpus) > fewest]:
         notes.append(f"{short(tuple(more))} has more GPUs than the {fewest} that every node has: the rest stays idle")
     notes += _odd_nodes(nodes)
-    kept = tuple(replace(n, gpus=n.gpus[:fewest]) for n in nodes)
+    kept = tuple(replace(n, gpus=n.gpus[:fewest], gpus_left_out=(*n.gpus_left_out, *n.gpus[fewest:])) for n in nodes)
     return Cluster(
         source="probe",
         nodes=kept,

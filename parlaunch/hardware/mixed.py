@@ -105,9 +105,9 @@ def cost(cluster: Cluster) -> str | None:
     lost = sum(models[name] * (speed - known[slowest]) for name, speed in known.items())
     share = lost / sum(models[name] * speed for name, speed in known.items())
     shown = ", ".join(f"{count} x {name}" for name, count in models.most_common())
+    lose = f"{share:.0%} of their compute is lost" if share >= 0.005 else "no compute is lost"
     return (
-        f"GPU models differ ({shown}): every rank goes at the pace of {slowest}, in the memory of the smallest; "
-        f"{share:.0%} of their compute is lost"
+        f"GPU models differ ({shown}): every rank goes at the pace of {slowest}, in the memory of the smallest; {lose}"
     )
 
 

@@ -16,7 +16,7 @@ from parlaunch.hardware.cluster import UNKNOWN, Cluster, Gpu
 from parlaunch.hardware.cpu import CPU_RANK
 from parlaunch.hardware.datasheet import Product, product, products_like
 from parlaunch.hardware.derived import sheet_of, too_old
-from parlaunch.hardware.ports import family_rate
+from parlaunch.hardware.ports import family_rate, is_verbs
 
 GPU_DRIVEN = ("infiniband", "roce")
 """Networks whose adapters a GPU's own kernels drive; over the others a thread of the CPU posts what they send."""
@@ -102,6 +102,13 @@ def _by_cards(cluster: Cluster) -> tuple[float, str]:
     could = [family_rate(n) for n in rails]
     total = sum(rate for rate in could if rate is not None)
     if not could or None in could or cluster.gpus_per_node == 0:
+        wired = bool(rails) and all(map(is_verbs, rails)) and cluster.gpus_per_node > 0
+        sheet = sheet_of(cluster.nodes[0].gpus[0]) if wired else None
+        if sheet is not None and (lanes := sheet.network_bytes_per_s) is not None:
+            return (
+                lanes,
+                f"fabric {lanes / 1e9:.3g} GB/s a GPU: its rate is not known, this is what {sheet.name} is sold with",
+            )
         return 12.5e9, "fabric 12.5 GB/s a GPU: its rate is not known"
     each = total / cluster.gpus_per_node
     return (

@@ -195,6 +195,10 @@ def test_the_dark_port_of_a_spark_is_no_fault_in_a_listing_either(read: Read) ->
         read(listed("NVIDIA GB10") + "".join(hca.format(name=name, state=state) for name, state in names.items())), 2
     )
     assert [n.name for n in cluster.nodes[0].nics if n.rail] == ["rocep1s0f0", "roceP2p1s0f0"]
+    bare = read(
+        listed("NVIDIA GB10") + "rocep1s0f0 port 1 ==> enp1s0f0np0 (Up)\nroceP2p1s0f0 port 1 ==> enP2p1s0f0np0 (Up)\n"
+    )
+    assert rates_of(replicate(bare, 2)).fabric_bytes_per_s == 25e9
     assert not [f for f in examine(cluster) if f.severity == "FAIL" or f.check == "port-rate-all"]
 
 
@@ -258,6 +262,15 @@ def test_cards_sold_for_roce_are_rails_beside_plain_ethernet(read: Read, card: s
     plain = "46:00.0 Ethernet controller: Intel Corporation Ethernet Controller X710 for 10GBASE-T (rev 02)"
     nics = read(lspci_b200(f"06:00.0 Ethernet controller: {card}", plain)).nodes[0].nics
     assert [(n.pci, n.kind) for n in nics if n.rail] == [("0000:06:00.0", "roce")]
+
+
+def test_a_node_with_more_gpus_than_another_is_judged_with_all_of_them(read: Read) -> None:
+    hosts = "".join(
+        f"[ops@{host} ~]$ nvidia-smi -L\n{listed(*['NVIDIA H200'] * n)}" for host, n in (("a1", 8), ("a2", 7))
+    )
+    cluster = read(hosts)
+    assert [len(n.gpus) for n in cluster.nodes] == [7, 7]
+    assert [f.node for f in examine(cluster) if f.check == "gpu-board"] == ["a2"]
 
 
 def test_gpus_of_another_maker_are_named_as_what_they_are(read: Read) -> None:
