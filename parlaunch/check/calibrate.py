@@ -438,12 +438,12 @@ class _Fit:
         sums = _joined(models, 0.0)
         return max(WIDER, key=lambda share: self._evidence(sums, len(self.timed), share) - log(share))
 
-    def settle(self, *, exact: bool = True) -> dict[str, float]:
-        """The likeliest changes; not `exact`: as far as slopes tell, which costs no estimates."""
-        return self._settled(exact)[0]
+    def settle(self) -> dict[str, float]:
+        """The likeliest changes."""
+        return self._settled(exact=True)[0]
 
-    def _settled(self, exact: bool) -> tuple[dict[str, float], list[float]]:
-        """The likeliest changes and the variance of each row alone.
+    def _settled(self, *, exact: bool) -> tuple[dict[str, float], list[float]]:
+        """The likeliest changes and the variance of each row alone; not `exact`: as far as slopes tell, which costs no estimates.
 
         Gauss-Newton on residuals over their covariance and changes over their prior: the times are nearly linear in the
         logarithms, so the tables' slopes do and a few rounds settle it. A row far from what the others make likely weighs less

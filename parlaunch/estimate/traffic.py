@@ -159,9 +159,9 @@ class _Board:
         return best
 
 
-def _shuffled(count: int, seed: int = 2463534242) -> list[int]:
+def _shuffled(count: int) -> list[int]:
     """A permutation that is the same every time (xorshift)."""
-    order = list(range(count))
+    order, seed = list(range(count)), 2463534242
     for at in range(count - 1, 0, -1):
         seed = (seed ^ seed << 13) & 0xFFFFFFFF
         seed ^= seed >> 17

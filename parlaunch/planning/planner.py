@@ -114,7 +114,7 @@ def plan(
         ),
         evidence=(*(facts(run, recipe, rates) for run in runs[-5:]), *(_shown(row, chosen) for row in evidence[:5])),
         switches=(
-            *switched(chooser, chosen, headroom=wishes.headroom),
+            *switched(chooser, chosen),
             *(bound(chooser.recipe, chosen, rates, started) if wishes.switches.auto else ()),
         ),
         as_recipe=as_recipe(recipe, started, headroom=wishes.headroom),
@@ -122,13 +122,13 @@ def plan(
     )
 
 
-def with_candidate(plan: Plan, candidate: Candidate, *, headroom: float = HEADROOM) -> Plan:
+def with_candidate(plan: Plan, candidate: Candidate) -> Plan:
     """The plan with another of its layouts, and with that one's switches."""
     if candidate == plan.chosen:
         return plan
     asked = Wanted(fixed=tuple((s.name, s.value) for s in plan.switches if s.recipe_value is None))
     chooser = _chooser(plan.cluster, plan.recipe, plan.rates, plan.software, Wishes(switches=asked))
-    made = switched(chooser, candidate, headroom=headroom)
+    made = switched(chooser, candidate)
     if any(s.name == BINDING for s in plan.switches):
         made += bound(plan.recipe, candidate, plan.rates, as_started(plan.cluster, plan.recipe, plan.rates))
     return replace(plan, chosen=candidate, switches=made)

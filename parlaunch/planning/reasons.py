@@ -146,13 +146,13 @@ def _narrow(recipe: Recipe, x: Layout) -> str:
     return f"with {tokens:,} tokens at a time in matrices {a.hidden_size:,} wide{split}"
 
 
-def _compare(name: str, size: int, found: list[_Neighbour]) -> str:
+def _compare(name: str, found: list[_Neighbour]) -> str:
     return "; ".join(f"{name} {n.value} {n.verdict}" for n in found) if found else ""
 
 
 def _tensor(search: Search, c: Candidate) -> str:
     x = c.layout
-    beside = _compare("TP", x.tp, list(_beside(search, c, "tp", (x.tp // 2 if x.tp % 2 == 0 else 0, x.tp * 2))))
+    beside = _compare("TP", list(_beside(search, c, "tp", (x.tp // 2 if x.tp % 2 == 0 else 0, x.tp * 2))))
     if x.tp == 1:
         return f"TP 1: {beside}." if beside else ""
     place = (
@@ -169,7 +169,7 @@ def _pipeline(search: Search, c: Candidate) -> str:
     x = c.layout
     if x.fsdp:
         return f"FSDP instead of pipeline stages: weights, gradients and optimizer are spread over {x.dp * x.cp} GPUs."
-    beside = _compare("PP", x.pp, list(_beside(search, c, "pp", (x.pp // 2 if x.pp % 2 == 0 else 0, x.pp * 2))))
+    beside = _compare("PP", list(_beside(search, c, "pp", (x.pp // 2 if x.pp % 2 == 0 else 0, x.pp * 2))))
     if x.pp == 1:
         return f"PP 1, so no bubble{': ' + beside if beside else ''}."
     bubble = c.estimate.breakdown.pp_bubble_s / c.estimate.iteration_time_s
@@ -188,7 +188,7 @@ def _context(search: Search, c: Candidate) -> str:
     beside = list(_beside(search, c, "cp", (x.cp // 2 if x.cp % 2 == 0 else 0, x.cp * 2)))
     if x.cp == 1 and (seq < 8192 or not beside):
         return ""
-    text = _compare("CP", x.cp, beside)
+    text = _compare("CP", beside)
     return f"CP {x.cp}: {seq // x.cp:,} of {seq:,} tokens a GPU{'; ' + text if text else ''}."
 
 
@@ -196,7 +196,7 @@ def _experts(search: Search, c: Candidate) -> str:
     x, experts = c.layout, search.recipe.architecture.num_moe_experts
     if not experts:
         return ""
-    beside = _compare("EP", x.ep, list(_beside(search, c, "ep", (x.ep // 2 if x.ep % 2 == 0 else 0, x.ep * 2))))
+    beside = _compare("EP", list(_beside(search, c, "ep", (x.ep // 2 if x.ep % 2 == 0 else 0, x.ep * 2))))
     place = ""
     if x.ep > 1:
         crossing = x.ep * x.etp > reach(search.rates)
@@ -207,8 +207,7 @@ def _experts(search: Search, c: Candidate) -> str:
 def _batch(search: Search, c: Candidate) -> str:
     x = c.layout
     beside = _compare(
-        "micro batch", x.micro_batch_size,
-        list(_beside(search, c, "micro_batch_size", (x.micro_batch_size // 2, x.micro_batch_size * 2))),
+        "micro batch", list(_beside(search, c, "micro_batch_size", (x.micro_batch_size // 2, x.micro_batch_size * 2))),
     )  # fmt: skip
     return (
         f"Micro batch {x.micro_batch_size}, {x.num_microbatches} of them on "

@@ -15,7 +15,6 @@ from math import prod
 from parlaunch.errors import UsageError
 from parlaunch.estimate.memory import estimate_memory
 from parlaunch.estimate.timing import estimate_time, micro_batch_time
-from parlaunch.estimate.values import Estimate, Memory
 from parlaunch.frozen import replaced
 from parlaunch.hardware.cpu import CPU_RANK
 from parlaunch.hardware.installed import Installed
@@ -292,7 +291,7 @@ def _always(recipe: Recipe) -> Callable[[Layout, Recompute], Recipe]:
 # --- What the choice says of itself -----------------------------------------------------------------------------------
 
 
-def switched(chooser: Chooser, chosen: Candidate, *, headroom: float) -> tuple[Switched, ...]:
+def switched(chooser: Chooser, chosen: Candidate) -> tuple[Switched, ...]:
     """Every switch that is not as the recipe has it, with what it saves: seconds and bytes against the same plan with the
     recipe's own value, or against what runs here where that cannot be on."""
     features = chosen.features or chooser.fixed.features
@@ -313,9 +312,12 @@ def switched(chooser: Chooser, chosen: Candidate, *, headroom: float) -> tuple[S
             continue
         other = with_values(mine, {row.name: own or row.known_off})
         why_off = row.refused(chosen.layout, other, chooser.place)
-        before = None if why_off else _estimates(other, chosen.layout, chooser.rates, headroom)
-        saved = None if before is None else before[0].iteration_time_s - chosen.estimate.iteration_time_s
-        freed = None if before is None else before[1].peak - chosen.memory.peak
+        saved = freed = None
+        if not why_off:
+            saved = (
+                estimate_time(other, chosen.layout, chooser.rates).iteration_time_s - chosen.estimate.iteration_time_s
+            )
+            freed = estimate_memory(other, chosen.layout, chooser.rates).peak - chosen.memory.peak
         out.append(_row(row, mine, value, own, _reason(row, asked, why_off, saved, chosen), saved, freed))
     return tuple(out)
 
@@ -342,10 +344,6 @@ def bound(recipe: Recipe, chosen: Candidate, rates: Rates, started: Rates) -> tu
             numerics="none: where the host's threads run",
         ),
     )  # fmt: skip
-
-
-def _estimates(recipe: Recipe, layout: Layout, rates: Rates, headroom: float) -> tuple[Estimate, Memory]:
-    return estimate_time(recipe, layout, rates), estimate_memory(recipe, layout, rates, headroom=headroom)
 
 
 def _row(
@@ -396,7 +394,8 @@ def why_not_switch(
         return f"{name} is left as the recipe has it: the estimates do not know what it does; --switches {name}={value} sets it."
     if sentence := chooser.problem(chosen.layout, other, name) or why_not(chosen.layout, other, chooser.rates):
         return f"not in {chosen.layout}: {sentence}."
-    estimate, memory = _estimates(other, chosen.layout, chooser.rates, headroom)
+    estimate = estimate_time(other, chosen.layout, chooser.rates)
+    memory = estimate_memory(other, chosen.layout, chooser.rates, headroom=headroom)
     more = estimate.iteration_time_s / chosen.estimate.iteration_time_s - 1
     if not memory.fits or (chosen.memory.at_speed and not memory.at_speed):
         from parlaunch.planning.reasons import needs

@@ -43,14 +43,14 @@ def _paint(text: str, style: str, colour: bool) -> str:
     return f"{STYLES[style]}{text}\x1b[0m" if colour and style and text.strip() else text
 
 
-def _table(rows: Sequence[Sequence[Cell]], width: int, colour: bool, indent: str = "  ") -> list[str]:
+def _table(rows: Sequence[Sequence[Cell]], width: int, colour: bool) -> list[str]:
     """Columns two blanks apart; the last one is cut at `width`."""
     columns = max((len(row) for row in rows), default=0)
     # The last cell of a row may run on: it makes no column wider.
     wide = [max((len(row[at]) for row in rows if len(row) > at + 1), default=0) for at in range(columns)]
     lines = []
     for row in rows:
-        parts, used = [indent], len(indent)
+        parts, used = ["  "], 2
         for at, cell in enumerate(row):
             text = cell.text
             if at == len(row) - 1 and used + len(text) > width:

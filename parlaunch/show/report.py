@@ -29,20 +29,20 @@ def render(plan: Plan, _page: Page | None = None) -> str:
     return report(plan)
 
 
-def report(plan: Plan, wishes: Wishes | None = None) -> str:
+def report(plan: Plan) -> str:
     """The page as text, with everything in it: no network, no other file."""
     page = text("report.html")
     # A "<" inside the script element could end it early, or open another.
-    data = json.dumps(_data(plan, wishes or Wishes(top=0)), separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(_data(plan), separators=(",", ":")).replace("<", "\\u003c")
     return page.replace('id="data">{}<', f'id="data">{data}<', 1)
 
 
-def _data(plan: Plan, wishes: Wishes) -> dict[str, Any]:
+def _data(plan: Plan) -> dict[str, Any]:
     rates = plan.rates
     slots, words = _schedule(plan, rates)
     shown = (plan.chosen, *plan.alternatives)
     # The frontier samples the space; what the search chose and what came close may lie between its points.
-    ranked = {c.layout: c for c in (*frontier(plan.configured, rates, wishes, limit=1000), *shown)}.values()
+    ranked = {c.layout: c for c in (*frontier(plan.configured, rates, Wishes(), limit=1000), *shown)}.values()
     return {
         "plan": _slim(plan_to_json(plan, version=__version__)),
         "layout_words": layout_words(plan.layout),

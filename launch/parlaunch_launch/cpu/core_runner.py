@@ -50,7 +50,7 @@ def settings(recipe_name: str, overrides: Sequence[str], world: int) -> tuple[di
 
     from parlaunch.model.tiny import shrink, tiny_overrides
 
-    base, activation = _tiny(recipe_name, world)
+    base, activation = _tiny(recipe_name)
     mine = tiny_overrides(shrink(base, world)) if base else ()
     known = {
         "model": {f.name for f in fields(MLATransformerConfig)} | set(PROVIDER),
@@ -89,7 +89,7 @@ def _checkpoint(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
             yield key.partition(".")[2], value_of(text)
 
 
-def _tiny(name: str, world: int) -> tuple[Any, str | None]:
+def _tiny(name: str) -> tuple[Any, str | None]:
     """The catalog's recipe and its activation; None where the name is not in the catalog and overrides say it all."""
     from parlaunch.errors import UsageError
     from parlaunch.model.catalog import recipe

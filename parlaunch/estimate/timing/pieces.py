@@ -223,12 +223,10 @@ class Pieces:
         compute: tuple[float, float],
         tp: tuple[float, float],
         kernels: float,
-        back: float | None = None,
     ) -> tuple[Cost, Cost]:
-        back = kernels * 1.6 if back is None else back
         return (
             Cost(compute[0], tp[0], host=kernels * self.host),
-            Cost(compute[1], tp[1], host=back * self.host),
+            Cost(compute[1], tp[1], host=kernels * 1.6 * self.host),
         )
 
     def _norm(self) -> tuple[float, float]:
