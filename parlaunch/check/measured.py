@@ -9,14 +9,14 @@ Fields may be missing; what is filled in is said in `notes`, and a row that cann
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from math import inf
 from typing import Any
 
 from parlaunch.data import load
-from parlaunch.errors import UsageError
+from parlaunch.errors import ParlaunchError, UsageError
 from parlaunch.estimate.cross_entropy import with_loss_of
 from parlaunch.estimate.frameworks import named
 from parlaunch.estimate.memory import estimate_memory, rank_zero_memory
@@ -150,6 +150,36 @@ def run_of(row: Mapping[str, Any], machines: Machines) -> Run:
         if not 0 <= value < inf:  # a 0 is how some tables say that it was not measured
             raise UsageError(f"row {run.id}: {name} is {value}", hint="give what was measured, or leave it out")
     return run
+
+
+def readable(rows: Iterable[Mapping[str, Any]], machines: Machines) -> Iterator[tuple[Mapping[str, Any], Run]]:
+    """The rows that can be read, each with its run."""
+    for row in rows:
+        try:
+            run = run_of(row, machines)
+        except ParlaunchError:
+            continue
+        yield row, run
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A row that counts and has a time: what it says, its run, and seconds of an iteration."""
+
+    row: Mapping[str, Any]
+    run: Run
+    predicted_s: float
+    measured_s: float
+
+
+def timed(rows: Iterable[Mapping[str, Any]]) -> Iterator[Timed]:
+    """The rows that can be read, count, ran, and say how long an iteration took."""
+    for row, run in readable(rows, Machines()):
+        if run.oom or not run.scored:
+            continue
+        estimate = estimate_time(run.recipe, run.layout, run.rates)
+        if measured := measured_seconds(run, estimate):
+            yield Timed(row, run, estimate.iteration_time_s, measured)
 
 
 def _with_recipe(row: Mapping[str, Any]) -> Mapping[str, Any]:

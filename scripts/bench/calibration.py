@@ -18,9 +18,8 @@ from statistics import fmean
 from typing import Any
 
 from parlaunch.check.calibrate import from_runs
-from parlaunch.check.measured import Machines, measured_seconds, run_of
+from parlaunch.check.measured import Machines, measured_seconds, run_of, timed
 from parlaunch.cli.accuracy import rows_of
-from parlaunch.errors import ParlaunchError
 from parlaunch.estimate.timing import estimate_time
 
 TABLES = Path(__file__).parents[2] / "validation"
@@ -64,15 +63,8 @@ def place(row: Row) -> str:
 def sites(tables: str = "*") -> dict[str, list[Row]]:
     """Rows with a measured time by where they were measured and on which GPU, of the tables that a pattern names."""
     found: dict[str, list[Row]] = {}
-    machines = Machines()
-    for path in sorted(TABLES.glob(f"{tables}.jsonl")):
-        for row in rows_of(path):
-            try:
-                run = run_of(row, machines)
-            except ParlaunchError:
-                continue
-            if run.scored and not run.oom and measured_seconds(run, estimate_time(run.recipe, run.layout, run.rates)):
-                found.setdefault(f"{place(row)}, {run.rates.product.name}", []).append(row)
+    for one in timed(row for table in sorted(TABLES.glob(f"{tables}.jsonl")) for row in rows_of(table)):
+        found.setdefault(f"{place(one.row)}, {one.run.rates.product.name}", []).append(one.row)
     return {site: rows for site, rows in found.items() if len(rows) >= FEWEST}
 
 

@@ -16,12 +16,11 @@ from statistics import fmean
 from typing import Any
 
 from parlaunch.check.calibrate import from_runs
-from parlaunch.check.measured import SITES, TIMES, Machines, run_of
+from parlaunch.check.measured import SITES, TIMES, Machines, readable
 from parlaunch.check.report import error_table, main_quantity, percent, validation_to_svg
 from parlaunch.check.validate import errors_of, validate
 from parlaunch.cli.accuracy import rows_of
 from parlaunch.data import load
-from parlaunch.errors import ParlaunchError
 from parlaunch.estimate.timing.kernels import Kernels
 from parlaunch.estimate.timing.silicon import GENERATIONS, Silicon
 from parlaunch.hardware.datasheet import preset
@@ -103,14 +102,12 @@ def leave_one_out(pairs: Sequence[Any], what: str) -> list[str]:
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     by_gpu: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
-    machines = Machines()
-    for row, entry in pairs:
-        if share(entry) is None or row.get("current") is False or entry["measured"].get("status") == "oom":
-            continue
-        try:
-            run = run_of(row, machines)
-        except ParlaunchError:
-            continue
+    current = (
+        row
+        for row, entry in pairs
+        if share(entry) is not None and row.get("current") is not False and entry["measured"].get("status") != "oom"
+    )
+    for row, run in readable(current, Machines()):
         left = kind(row) if what == "source" else str(row.get("model") or "GPT")
         by_gpu[run.rates.product.name][left].append(row)
     shipped, fitted = [], []

@@ -17,9 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
 
-from parlaunch.check.measured import Machines, Run, memory_of, run_of
+from parlaunch.check.measured import Machines, Run, memory_of, readable
 from parlaunch.cli.accuracy import rows_of
-from parlaunch.errors import ParlaunchError
 from parlaunch.estimate import states
 from parlaunch.estimate.frameworks import framework_of
 from parlaunch.estimate.values import Memory
@@ -55,11 +54,7 @@ def peaks(files: Iterable[Path], era: str = "today") -> dict[str, list[Peak]]:
     """Measured peaks by source, of one generation of software (a key of `estimate.memory.PEAK_BAND`)."""
     machines, found = Machines(), defaultdict(list)
     for file in files:
-        for row in rows_of(file):
-            try:
-                run = run_of(row, machines)
-            except ParlaunchError:
-                continue
+        for row, run in readable(rows_of(file), machines):
             measured = run.measured.get("peak_mem") or run.measured.get("peak_memory_gb")
             if measured and not run.oom:
                 peak = Peak(run, measured * run.memory_unit)

@@ -17,14 +17,12 @@ from itertools import combinations, product
 from math import log
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
 from against_nvidia import key, machine, published, recipe_of, tuned_layout
 
-from parlaunch.check.measured import Machines, Run, measured_seconds, run_of
+from parlaunch.check.measured import Timed, timed
 from parlaunch.cli.accuracy import rows_of
 from parlaunch.errors import ParlaunchError
-from parlaunch.estimate.timing import estimate_time
 from parlaunch.hardware.rates import rates_of
 from parlaunch.planning.plan import Wishes
 from parlaunch.planning.planner import plan
@@ -141,40 +139,25 @@ def left_out(rows: Sequence[Choice]) -> Score:
     )
 
 
-def runs() -> Iterable[tuple[Mapping[str, Any], Run, float, float]]:
-    """Every scored measured run: its row, itself, and its predicted and measured seconds."""
-    machines = Machines()
-    for table in sorted(TABLES.glob("*.jsonl")):
-        for row in rows_of(table):
-            try:
-                run = run_of(row, machines)
-            except ParlaunchError:
-                continue
-            if run.oom or not run.scored:
-                continue
-            estimate = estimate_time(run.recipe, run.layout, run.rates)
-            if measured := measured_seconds(run, estimate):
-                yield row, run, estimate.iteration_time_s, measured
-
-
-def apart(measured: Sequence[tuple[Mapping[str, Any], Run, float, float]]) -> dict[tuple[str, str], list[float]]:
+def apart(measured: Sequence[Timed]) -> dict[tuple[str, str], list[float]]:
     """How far the errors of two layouts of one model, machine, batch and release are apart, by kind and source."""
     groups: dict[tuple[str, str, str], list[tuple[str, float]]] = defaultdict(list)
-    for _, run, ours, theirs in measured:
+    for one in measured:
+        run = one.run
         if run.group:
-            groups[kind_of(run.recipe), run.source, run.group].append((str(run.layout), log(ours / theirs)))
+            off = log(one.predicted_s / one.measured_s)
+            groups[kind_of(run.recipe), run.source, run.group].append((str(run.layout), off))
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for (kind, source, _), mine in groups.items():
         found[kind, source] += [abs(a - b) for (x, a), (y, b) in combinations(mine, 2) if x != y]
     return {which: sorted(shares) for which, shares in sorted(found.items()) if shares}
 
 
-def chosen(
-    measured: Sequence[tuple[Mapping[str, Any], Run, float, float]], only: str
-) -> list[tuple[str, float, float]]:
+def chosen(measured: Sequence[Timed], only: str) -> list[tuple[str, float, float]]:
     """NVIDIA's measured layouts of today: the predicted time of our blind choice, and of theirs, over the measured one."""
     found = []
-    for row, run, ours, theirs in measured:
+    for one in measured:
+        row, run = one.row, one.run
         tuned = run.source.startswith("megatron-bridge") and row.get("current") and "hardware" in row
         if not tuned or only not in str(row.get("model")) or why_not(run.layout, run.recipe, run.rates):
             continue
@@ -182,7 +165,7 @@ def chosen(
             made = plan(machine(row["hardware"], row["gpus"]), run.recipe, Wishes(evidence=False), rates=run.rates)
         except ParlaunchError:
             continue
-        found.append((run.id, made.chosen.estimate.iteration_time_s / theirs, ours / theirs))
+        found.append((run.id, made.chosen.estimate.iteration_time_s / one.measured_s, one.predicted_s / one.measured_s))
     return found
 
 
@@ -193,7 +176,7 @@ def page(rows: Sequence[Choice], only: str) -> str:
     def spoken(words: str, s: Score) -> str:
         return f"| {words} | {s.first / len(rows):.0%} | {s.five / len(rows):.0%} | {s.regret:.1%} |"
 
-    measured = list(runs())
+    measured = list(timed(row for table in sorted(TABLES.glob("*.jsonl")) for row in rows_of(table)))
     lines = [
         "# Near ties", "",
         "What decides between layouts that the model cannot tell apart, and how much it decides. Written by "
