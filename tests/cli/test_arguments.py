@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
-from parlaunch.cli import arguments, sbatch
-from parlaunch.cli.app import app
+from parlaunch.cli import COMMANDS, arguments, sbatch, tools
+from parlaunch.cli.app import app, name_of
 from parlaunch.cli.request import Request, Trial
 from tests.cli.conftest import Said
 from tests.conftest import HANGS_S
@@ -35,6 +36,12 @@ def test_no_command_word_means_launch_and_two_dashes_end_our_part(
     typed: list[str], seen: list[str], rest: list[str]
 ) -> None:
     assert arguments(typed) == (seen, rest)
+
+
+def test_a_word_is_known_for_a_command_before_any_is_made() -> None:
+    registered: list[Any] = [*app.registered_commands, *app.registered_groups]
+    assert tools  # registers its own
+    assert sorted(map(name_of, registered)) == sorted(COMMANDS)
 
 
 def test_the_commands_take_what_the_request_describes_with_its_defaults() -> None:
