@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from parlaunch.cli import COMMANDS
 from parlaunch.data import load
 from tests.cli.conftest import Said, parlaunch
 
@@ -82,6 +83,18 @@ def test_what_a_page_shows_of_python_is_what_python_prints(page: Path, request: 
 def test_no_link_leads_nowhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda p: p.name)
+def test_a_file_of_ours_that_a_page_names_is_there(page: Path) -> None:
+    ours = r"(?<![\w./-])(?:(?:parlaunch|probes|launch|tests|validation|examples)|scripts/(?:bench|fuzz|make))/[\w./-]+\.\w+"
+    named = set(re.findall(ours, page.read_text(encoding="utf-8")))
+    assert not sorted(name for name in named if not (ROOT / name).exists())
+
+
+def test_the_readme_has_a_row_for_every_command() -> None:
+    rows = set(re.findall(r"^\| `parlaunch ([a-z]+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert rows == {*COMMANDS} - {"launch"}  # that is the row without a word
 
 
 def test_the_page_of_machines_has_the_tables_of_the_code(
