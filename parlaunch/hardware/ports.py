@@ -15,15 +15,15 @@ RDMA = (*VERBS, "efa", "slingshot", "omnipath")
 # What one port of a card can do in bytes/s, by words of its model or ids: the makers' data sheets. The first match counts.
 _FAMILIES: tuple[tuple[str, float], ...] = (
     (r"ConnectX-9|MT4133", 1600e9 / 8),
-    (r"ConnectX-8|MT4131", 800e9 / 8),
-    (r"ConnectX-7|MT2910|MT4129", 400e9 / 8),
-    (r"BlueField-3|MT41692|MT43244", 200e9 / 8),
-    (r"ConnectX-6 Dx|MT2892|MT4125|BlueField-2|MT41686|MT42822", 100e9 / 8),
-    (r"ConnectX-6 Lx|MT2894|MT4127", 25e9 / 8),
-    (r"ConnectX-6|MT28908|MT4123|MT4124", 200e9 / 8),
-    (r"ConnectX-5|MT28800|MT27800|MT4119|MT4121", 100e9 / 8),
-    (r"ConnectX-4 Lx|MT27710", 25e9 / 8),
-    (r"ConnectX-4|MT27700", 100e9 / 8),
+    (r"ConnectX-8|MT4131|15b3:1023", 800e9 / 8),
+    (r"ConnectX-7|MT2910|MT4129|15b3:1021", 400e9 / 8),
+    (r"BlueField-3|MT41692|MT43244|15b3:a2dc", 200e9 / 8),
+    (r"ConnectX-6 Dx|MT2892|MT4125|BlueField-2|MT41686|MT42822|15b3:(?:101d|a2d6)", 100e9 / 8),
+    (r"ConnectX-6 Lx|MT2894|MT4127|15b3:101f", 25e9 / 8),
+    (r"ConnectX-6|MT28908|MT4123|MT4124|15b3:101[bc]", 200e9 / 8),
+    (r"ConnectX-5|MT28800|MT27800|MT4119|MT4121|15b3:101[79]", 100e9 / 8),
+    (r"ConnectX-4 Lx|MT27710|15b3:1015", 25e9 / 8),
+    (r"ConnectX-4|MT27700|15b3:1013", 100e9 / 8),
     (r"(?i)1d0f:efa3", 400e9 / 8),  # AWS p6
     (r"(?i)1d0f:efa2", 200e9 / 8),  # p5en
     (r"(?i)1d0f:efa[01]", 100e9 / 8),  # p4d and p5

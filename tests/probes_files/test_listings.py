@@ -7,6 +7,8 @@ import json
 import pytest
 
 from parlaunch.hardware.cluster import UNKNOWN
+from parlaunch.hardware.rates import rates_of
+from parlaunch_probes.files import replicate
 from tests.probes_files.conftest import Read
 from tests.probes_files.samples import GRAPH, LSTOPO, NODE, RDMA, ibstat, matrix, nccl_log, smi_xml
 
@@ -247,3 +249,24 @@ def test_omni_path_is_told_from_infiniband_by_its_name(read: Read) -> None:
 def test_a_file_without_gpus_says_so_and_what_to_add(read: Read) -> None:
     found = read("mlx5_0 port 1 ==> ibs10 (Up)\n")
     assert any("the GPUs are not in this file: add the output of `nvidia-smi -L`" in n for n in found.notes)
+
+
+def test_lstopo_with_v_says_which_port_is_down_and_what_its_card_can_do(read: Read) -> None:
+    bridge = "    HostBridge L#{n} (buses=0000:[{bus}-{bus}])\n      PCIBridge L#{n} (busid=0000:{bus}:01.0 id=8086:352a class=0604(PCIBridge))\n"
+    card = (
+        "        PCI L#{n} (busid=0000:{bus}:00.0 id=15b3:1021 class=0207(InfiniBand) link=63.02GB/s)\n"
+        '          OpenFabrics L#{n} (NodeGUID=a088:c203:0012:345{n} Port1State={state} Port1LID=0x10) "mlx5_{n}"\n'
+    )
+    gpu = (
+        "        PCI L#9{n} (busid=0000:{bus}:08.0 id=10de:2330 class=0302(3D))\n"
+        '          Co-Processor(CUDA) L#9{n} (Backend=CUDA GPUModel="NVIDIA H100 80GB HBM3") "cuda{n}"\n'
+    )
+    text = "Machine (P#0 total=1056640316KB Backend=Linux)\n  Package L#0 (P#0)\n    NUMANode L#0 (P#0 local=1056640316KB)\n"
+    for n, bus, state in ((0, "18", 4), (1, "9a", 1)):
+        text += (bridge + card + gpu).format(n=n, bus=bus, state=state)
+    cluster = read(text)
+    assert [(n.name, n.port, n.state, n.rail) for n in cluster.nodes[0].nics] == [
+        ("mlx5_0", 1, "ACTIVE", True),
+        ("mlx5_1", 1, "DOWN", False),
+    ]
+    assert rates_of(replicate(cluster, 2)).fabric_bytes_per_s == 25e9  # one port of 400 Gb/s for two GPUs

@@ -20,6 +20,7 @@ from parlaunch_probes.text import pci_address
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
+PORT_STATES = {"1": "DOWN", "2": "INIT", "3": "ARMED", "4": "ACTIVE", "5": "ACTIVE_DEFER"}  # enum ibv_port_state
 WHAT = "hwloc XML"
 _TYPE = re.compile(r"([0-9a-f]{4}) \[([0-9a-f]{4}):([0-9a-f]{4})\]")
 
@@ -153,7 +154,6 @@ def _nics(device: _Device, places: dict[int, tuple[pci.Place, int | None]]) -> l
         for port in ports:
             state = infos.get(f"Port{port}State")
             kind = "efa" if efa else "infiniband" if device.kind == "0207" else "roce"
-            words = {"1": "DOWN", "2": "INIT", "3": "ARMED", "4": "ACTIVE", "5": "ACTIVE_DEFER"}
             out.append(
                 Nic(
                     name=name,
@@ -163,7 +163,7 @@ def _nics(device: _Device, places: dict[int, tuple[pci.Place, int | None]]) -> l
                     numa=device.numa,
                     netdev=netdevs[0] if netdevs else None,
                     up=None if state is None else state == "4",
-                    state=words.get(state or ""),
+                    state=PORT_STATES.get(state or ""),
                     model=_infos(device.element).get("PCIDevice") or f"{device.vendor}:{device.device}",
                     guid=infos.get("NodeGUID"),
                     distances=ways,

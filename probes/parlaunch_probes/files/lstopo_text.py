@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from parlaunch.hardware.cluster import UNKNOWN, Gpu, Nic
 from parlaunch_probes import pci
 from parlaunch_probes.files.conclude import by_device
 from parlaunch_probes.files.facts import Facts
+from parlaunch_probes.files.hwloc_xml import PORT_STATES
 from parlaunch_probes.files.topo_m import kind_of
 from parlaunch_probes.text import pci_address
 
@@ -18,6 +19,7 @@ _PCI = re.compile(r"(?:busid=)?((?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7
 _IDS = re.compile(r"\b([0-9a-f]{4}):([0-9a-f]{4})\b")
 _CLASS = re.compile(r"\(([A-Za-z0-9 ]+)\)\s*$|class=[0-9a-f]{4}\(([A-Za-z0-9 ]+)\)")
 _INSIDE = re.compile(r"^(\s*)(CoProc|Co-Processor|GPU|Net|Network|OpenFabrics|Block)\b(.*?)\"([\w.:-]{1,40})\"\s*$")
+_STATE = re.compile(r"\bPort(\d{1,2})State=(\d)\b")
 _MODEL = re.compile(r'GPUModel="([^"]{2,60})"')
 GPUS, NICS = ("3D", "VGA"), ("Ethernet", "InfiniBand", "Infiniband", "Network", "Net")
 
@@ -110,6 +112,7 @@ def _is_gpu(device: _Device) -> bool:
 def _nics(device: _Device, gpus: list[_Device]) -> list[Nic]:
     nets = [name for what, _, name in device.inside if what.startswith("Net")]
     verbs = [name for what, _, name in device.inside if what == "OpenFabrics"]
+    states = {name: _STATE.findall(words) for what, words, name in device.inside if what == "OpenFabrics"}
     if device.kind not in NICS and not verbs:
         return []
     ways = tuple(
@@ -128,9 +131,13 @@ def _nics(device: _Device, gpus: list[_Device]) -> list[Nic]:
             kind = "slingshot"
         elif kind == UNKNOWN:
             kind = "roce" if verbs else "ethernet"
-        out.append(
-            Nic(name=name, kind=kind, pci=device.address, numa=device.numa, netdev=nets[0] if nets else None, distances=ways,
-                model=":".join(device.ids) if device.ids else None, card=device.address[:-1] + "0" if device.address else None,
-                why_not="IP over InfiniBand: no verbs device in this file" if infiniband and not verbs and nets else None)
+        nic = Nic(
+            name=name, kind=kind, pci=device.address, numa=device.numa, netdev=nets[0] if nets else None, distances=ways,
+            model=":".join(device.ids) if device.ids else None, card=device.address[:-1] + "0" if device.address else None,
+            why_not="IP over InfiniBand: no verbs device in this file" if infiniband and not verbs and nets else None,
         )  # fmt: skip
+        out += [
+            replace(nic, port=int(port), up=state == "4", state=PORT_STATES.get(state))
+            for port, state in states.get(name, [])
+        ] or [nic]
     return out
