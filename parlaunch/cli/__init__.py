@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import errno
 import gc
@@ -109,6 +110,7 @@ def _defaults(args: Sequence[str]) -> dict[str, dict[str, object]]:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit. Our own refusals end in one message and the exit code of their kind."""
     gc.set_threshold(*COLLECTED)
+    atexit.register(gc.freeze)  # what is left goes with the process: nobody needs the garbage in it found
     with writers() as (out, err):
         code = _run(sys.argv[1:] if argv is None else argv, err)
         out.flush()
