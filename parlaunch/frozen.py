@@ -2,7 +2,7 @@
 
 Python's own writes and compiles six methods for each class when its module is imported: a quarter of the time of a dry run,
 most of it for classes and methods that this run never uses. Here fields, `replace`, `asdict` and `match` are Python's, and
-`__init__` is compiled at the first construction. Type checkers see Python's decorator.
+`__init__` is compiled for classes of which many are made. Type checkers see Python's decorator.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ else:
     import dataclasses
     from operator import attrgetter
 
+    FEW = 40
+    """So many values are filled field by field in the time that compiling their `__init__` takes."""
+
     def replaced(value, /, **changes):
         """`dataclasses.replace` for values with slots and no `__post_init__`, in a third of its time: searches make them by the
         thousand."""
         cls = value.__class__
         made, left = cls.__new__(cls), len(changes)
-        for name, put in _slots(cls):
+        for name, put in _slots(cls).items():
             if name in changes:
                 put(made, changes[name])
                 left -= 1
@@ -43,7 +46,7 @@ else:
 
     @functools.cache
     def _slots(cls):
-        return tuple((f.name, getattr(cls, f.name).__set__) for f in dataclasses.fields(cls))
+        return {f.name: getattr(cls, f.name).__set__ for f in dataclasses.fields(cls)}
 
     def dataclass(*, frozen, slots=False, kw_only=False):
         """Python's decorator for values; classes that change take Python's own."""
@@ -58,7 +61,7 @@ else:
             fields = dataclasses.fields(made)
             hashed = _hash([f.name for f in fields if (f.compare if f.hash is None else f.hash)])
             methods = {
-                "__init__": _Init(),
+                "__init__": _Init(FEW if slots and not hasattr(cls, "__post_init__") else 0),
                 "__repr__": _repr,
                 "__eq__": _equal([f.name for f in fields if f.compare]),
                 "__hash__": _once(hashed) if issubclass(cls, HashedOnce) else hashed,
@@ -75,12 +78,43 @@ else:
         return decorate
 
     class _Init:
-        """Stands for `__init__` until someone looks at it."""
+        """Stands for `__init__` until it was called often or someone looks at it."""
+
+        def __init__(self, few):
+            self.left = few
 
         def __get__(self, instance, owner):
+            if instance is not None and self.left:
+                self.left -= 1
+                return functools.partial(_fill, instance)
             cls = next(c for c in owner.__mro__ if vars(c).get("__init__") is self)
             cls.__init__ = _compiled(cls)
             return cls.__init__ if instance is None else cls.__init__.__get__(instance, owner)
+
+    def _fill(value, /, *places, **names):
+        """What `__init__` does, field by field. What does not fit the fields it leaves to the compiled one, which says so."""
+        cls = value.__class__
+        fields, usual, makes = _filling(cls)
+        placed = dict(zip(fields, places, strict=False))
+        given = usual | placed | names
+        for name, make in makes:
+            if name not in given:
+                given[name] = make()
+        slots = _slots(cls)
+        if len(placed) < len(places) or placed.keys() & names.keys() or given.keys() != slots.keys():
+            return cls.__init__(value, *places, **names)
+        for name, put in slots.items():
+            put(value, given[name])
+
+    @functools.cache
+    def _filling(cls):
+        """The fields that are given by place, the defaults, and what makes the others."""
+        fields, missing = dataclasses.fields(cls), dataclasses.MISSING
+        return (
+            tuple(f.name for f in fields if not f.kw_only),
+            {f.name: f.default for f in fields if f.default is not missing},
+            tuple((f.name, f.default_factory) for f in fields if f.default_factory is not missing),
+        )
 
     def _compiled(cls):
         fields = [f for f in dataclasses.fields(cls) if f.init]

@@ -73,6 +73,48 @@ def test_the_signature_is_that_of_python() -> None:
         Ours(1, "a", {}, "", 8)  # type: ignore[call-arg]
 
 
+def fresh(*, often: bool) -> Any:
+    """A class like `Ours`, of which no value was made yet, or so many that it has an `__init__` of its own."""
+
+    @dataclass(frozen=True, slots=True)
+    class Fresh:
+        size: int
+        name: str = "a"
+        rates: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+        last: int = dataclasses.field(default=7, kw_only=True)
+
+    for number in range(100 if often else 0):
+        assert Fresh(number).size == number
+    return Fresh
+
+
+@pytest.mark.parametrize("often", [False, True])
+def test_few_values_are_made_as_many_are(often: bool) -> None:
+    made = fresh(often=often)
+    value = made(1, "b", last=8)
+    assert dataclasses.astuple(value) == (1, "b", {}, 8)
+    assert value == made(size=1, name="b", rates={}, last=8) != made(1, "b")
+    assert value.rates is not made(1).rates
+
+
+@pytest.mark.parametrize("often", [False, True])
+@pytest.mark.parametrize(
+    ("places", "names", "said"),
+    [
+        ((), {}, "missing 1 required positional argument: 'size'"),
+        ((1, "b", {}, 8), {}, "takes from 2 to 4 positional arguments but 5"),
+        ((1,), {"size": 1}, "multiple values for argument 'size'"),
+        ((1,), {"nam": "b"}, "unexpected keyword argument 'nam'"),
+        ((), {"nam": "b"}, "unexpected keyword argument 'nam'"),
+    ],
+)
+def test_what_does_not_fit_the_fields_is_refused_as_python_does(
+    often: bool, places: tuple[Any, ...], names: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(TypeError, match=said):
+        fresh(often=often)(*places, **names)
+
+
 @pytest.mark.parametrize("value", [Ours(1, rates={"x": 2.0}, note="n"), Open(size=3)])
 def test_a_value_stays_what_it_is(value: Any) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
