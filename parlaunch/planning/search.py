@@ -15,21 +15,21 @@ Three observations let most of the space go unseen, and lose nothing (a test com
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
 
 from parlaunch.estimate.memory import estimate_memory, peak_and_spare
-from parlaunch.estimate.states import bytes_a_parameter
-from parlaunch.estimate.timing import estimate_time, micro_batch_time
+from parlaunch.estimate.timing import estimate_time
 from parlaunch.estimate.values import Memory
 from parlaunch.frozen import replaced
 from parlaunch.hardware.rates import Rates
 from parlaunch.model.layout import FULL_RECOMPUTE, NO_RECOMPUTE, Layout, Recompute
-from parlaunch.model.parameters import embedding_weights, head_weights, layer_weights, mtp_weights
 from parlaunch.model.recipe import Features, Recipe
+from parlaunch.planning.floor import Floor
+from parlaunch.planning.ladder import Ladder, Step
+from parlaunch.planning.passes import Core, Passes, bound_of, core_of
 from parlaunch.planning.plan import Candidate, Wishes
 from parlaunch.planning.space import (
     cp_sizes,
@@ -70,16 +70,6 @@ class Grid(NamedTuple):
     fsdp: bool
 
 
-class _Core(NamedTuple):
-    """What the time of one micro batch through all layers depends on."""
-
-    tp: int
-    cp: int
-    ep: int
-    etp: int
-    micro_batch_size: int
-
-
 def grid_of(layout: Layout) -> Grid:
     """The grid that a layout belongs to."""
     return Grid(layout.world, layout.tp, layout.pp, layout.cp, layout.ep, layout.etp, layout.fsdp)
@@ -102,48 +92,13 @@ class Bounded(NamedTuple):
     layout: Layout
 
 
-class _Step(NamedTuple):
-    """What may be recomputed, and what that costs: seconds a micro batch, or the bound that they lead to."""
-
-    cost: float
-    recompute: Recompute
-    modules: frozenset[str] = frozenset()  # those of a selective one
-
-
-@dataclass(slots=True)
-class _Prices:
-    """Seconds of one micro batch through all layers, and what recomputing adds: everything, and each module, once asked for."""
-
-    recipe: Recipe
-    core: _Core
-    once: float
-    everything: float | None = None
-    modules: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Ladder:
-    """What may still be recomputed to make `base` fit, by rising bound."""
-
-    base: Layout
-    steps: list[_Step] | None = None  # None: not asked for yet
-    at: int = 0
-    floor: float = 0.0  # seconds of recomputation a micro batch below which nothing fits
-    short: list[frozenset[str]] = field(default_factory=list)  # sets of modules that did not free enough
-    block: int | None = None  # the fewest layers of a block that free enough; None: not asked for yet
-
-    def recomputing(self, recompute: Recompute) -> Layout:
-        """The base, recomputing that."""
-        return replaced(self.base, recompute=recompute)
-
-
 class _Entry(NamedTuple):
     """What waits to be looked at: compared by its bound, then by its turn."""
 
     bound: float
     number: int
     layout: Layout
-    ladder: _Ladder | None  # None: a node, of which no layout was made yet
+    ladder: Ladder | None  # None: a node, of which no layout was made yet
 
 
 class Search:
@@ -172,26 +127,16 @@ class Search:
         self.fsdp = recipe.features.fsdp if wishes.fsdp is None else wishes.fsdp
         self.layers = len(recipe.architecture.layers())
         self.found = Found()
-        self._passes: dict[tuple[_Core, Recompute], float] = {}
-        self._switched: dict[
-            tuple[_Core, Features, Recompute], float
-        ] = {}  # the same with less on, where a layout forbids it
-        self._fastest = float("inf")  # GPU seconds a sequence, of the passes known
+        self.passes = Passes(recipe, rates, wishes, fsdp=self.fsdp)
+        self.floor = Floor(recipe, rates, wishes)
         self._candidates: dict[Layout, Candidate] = {}
         self._peaks: dict[tuple[Layout, Recompute], tuple[int, int]] = {}
-        self._prices: dict[tuple[_Core, Features], _Prices] = {}
-        self._known_steps: dict[tuple[_Core, int, Features], list[_Step]] = {}
-        self._sets: dict[tuple[_Core, Features], dict[tuple[str, ...], float]] = {}
+        self._known_steps: dict[tuple[Core, int, Features], list[Step]] = {}
+        self._sets: dict[tuple[Core, Features], dict[tuple[str, ...], float]] = {}
         # The number of the leanest split.
         self._leanest: dict[tuple[int, int, int, int, int], int] = dict(like._leanest) if like is not None else {}
         self._dead: dict[Grid, int] = {}  # the smallest micro batch that nothing makes fit
         self._needed: dict[Layout, float | None] = {}
-        self._floor: dict[tuple[int, int, int, int, int, int], bool] = {}
-        self._dense: dict[int, float] = {}
-        each = bytes_a_parameter(recipe.precision, recipe.features, rates.product.arch)
-        trained = not recipe.frozen
-        self._held = min(each.layer_weight, each.other_weight) + (each.gradient if trained else 0.0)
-        self._optimizer = each.optimizer if trained else 0.0
         self._limit = rates.memory_bytes * (1 - wishes.headroom)
 
     # --- estimates ----------------------------------------------------------------------------------------------------
@@ -244,18 +189,9 @@ class Search:
             return None
         return self.candidate(layout)
 
-    def one_pass(self, core: _Core, recompute: Recompute = NO_RECOMPUTE) -> float:
-        """Seconds of one micro batch forward and backward through all layers, on GPUs that hold them all."""
-        known = self._passes.get((core, recompute))
-        if known is None:
-            alone = self._alone(core, recompute)
-            known = self._passes[core, recompute] = micro_batch_time(self.recipe, alone, self.rates)
-            self._fastest = min(self._fastest, known * core.tp * core.cp / core.micro_batch_size)
-        return known
-
     def bound(self, layout: Layout) -> float:
         """Seconds that no layout with these sizes can beat, whatever it recomputes and however layers are split."""
-        return _bound(self.one_pass(_core_of(layout)), layout.pp, layout.vp, layout.num_microbatches)
+        return bound_of(self.passes.one(core_of(layout)), layout.pp, layout.vp, layout.num_microbatches)
 
     def roomy(self, node: Layout) -> bool:
         """Whether every layout of the node that was looked at fits as it is, with nothing switched off for its sake."""
@@ -266,34 +202,7 @@ class Search:
 
     def pass_of(self, node: Layout) -> float:
         """Seconds of one of the node's micro batches through all layers."""
-        return self.one_pass(_core_of(node))
-
-    def _static_fits(self, tp: int, pp: int, ep: int, etp: int, dp_cp: int, edp: int) -> bool:
-        """Whether weights, gradients and optimizer would fit if stages were perfectly even."""
-        if self.fsdp:
-            return True
-        key = (tp, pp, ep, etp, dp_cp, edp)
-        known = self._floor.get(key)
-        if known is None:
-            dense, routed = self._parameters(tp)
-            spread, experts = (dp_cp, edp) if self.recipe.features.distributed_optimizer else (1, 1)
-            needed = dense / pp * (self._held + self._optimizer / spread)
-            needed += routed / (pp * ep * etp) * (self._held + self._optimizer / experts)
-            known = self._floor[key] = needed <= self._limit
-        return known
-
-    def _parameters(self, tp: int) -> tuple[float, float]:
-        """Parameters of the model outside and inside routed experts: on one TP rank, and in all."""
-        a = self.recipe.architecture
-        known = self._dense.get(tp)
-        if known is None:
-            weights = embedding_weights(a, tp).plus(head_weights(a, tp)).plus(mtp_weights(a))
-            kinds = a.layers()
-            for kind in set(kinds):
-                weights = weights.plus(layer_weights(a, kind).times(kinds.count(kind)))
-            known = self._dense[tp] = weights.replicated + weights.sharded / tp
-            self._routed = float(weights.routed)
-        return known, self._routed
+        return self.passes.one(core_of(node))
 
     # --- the walk -----------------------------------------------------------------------------------------------------
 
@@ -305,7 +214,7 @@ class Search:
         for layout in self._sizes(world, everything=everything):
             m = layout.num_microbatches
             most = interleavings(self.recipe, self.wishes, layout.pp, m)[-1]
-            yield Bounded(_bound(self.one_pass(_core_of(layout)), layout.pp, most, m), layout)
+            yield Bounded(bound_of(self.passes.one(core_of(layout)), layout.pp, most, m), layout)
 
     def _sizes(self, world: int, *, everything: bool) -> Iterator[Layout]:
         r, gbs = self.recipe, self.recipe.global_batch_size
@@ -325,7 +234,7 @@ class Search:
                         if world % (pp * ep * etp):
                             continue
                         edp = world // (pp * ep * etp)
-                        if not everything and not self._static_fits(tp, pp, ep, etp, dp * cp, edp):
+                        if not everything and not self.fsdp and not self.floor.fits(tp, pp, ep, etp, dp * cp, edp):
                             continue
                         for mbs in mbss:
                             yield Layout(
@@ -341,47 +250,29 @@ class Search:
             base = replaced(node, vp=vp, recompute=again)
             once = self._pass_at(base) + more
             for split in cuts(self.recipe.architecture, self.wishes, node.pp, vp):
-                yield Bounded(_bound(once, node.pp, vp, m), replaced(base, layers_per_chunk=split))
+                yield Bounded(bound_of(once, node.pp, vp, m), replaced(base, layers_per_chunk=split))
 
     def _pass_at(self, base: Layout) -> float:
-        """`one_pass` with the switches that the base allows."""
-        return self._pass_with(self.at(base), _core_of(base))
+        """Seconds of a pass with the switches that the base allows."""
+        return self.passes.with_switches(self.at(base), core_of(base))
 
-    def _pass_with(self, recipe: Recipe, core: _Core, recompute: Recompute = NO_RECOMPUTE) -> float:
-        """`one_pass` of the recipe with other switches."""
-        if recipe is self.recipe:
-            return self.one_pass(core, recompute)
-        key = (core, recipe.features, recompute)
-        known = self._switched.get(key)
-        if known is None:
-            known = self._switched[key] = micro_batch_time(recipe, self._alone(core, recompute), self.rates)
-        return known
-
-    def _alone(self, core: _Core, recompute: Recompute = NO_RECOMPUTE) -> Layout:
-        """One micro batch on GPUs that hold all layers."""
-        tp, cp, ep, etp, mbs = core
-        return Layout(
-            world=tp * cp, tp=tp, cp=cp, ep=ep, etp=etp, micro_batch_size=mbs, global_batch_size=mbs,
-            recompute=recompute, fsdp=self.fsdp, cp_comm_type=exchange(self.recipe, self.wishes, cp),
-        )  # fmt: skip
-
-    def _steps(self, base: Layout) -> list[_Step]:
+    def _steps(self, base: Layout) -> list[Step]:
         """What may be recomputed beside nothing, by the seconds that it costs a micro batch; empty when that is pinned."""
         if self.wishes.recompute is not None:
             return []
         chunk = self._chunk(base)
-        key = (_core_of(base), chunk, self.at(base).features)
+        key = (core_of(base), chunk, self.at(base).features)
         known = self._known_steps.get(key)
         if known is not None:
             return known
         # With everything on: no layout needs less for it.
-        useful, prices = self._useful(base), self._priced(self.recipe, _core_of(base))
-        steps: list[_Step] = []
+        useful, prices = self._useful(base), self.passes.prices(self.recipe, core_of(base))
+        steps: list[Step] = []
         for r in recomputes(self.recipe, self.wishes, chunk):
             if r.granularity == "selective" and r.modules in useful:
-                steps.append(_Step(useful[r.modules], r, frozenset(r.modules)))
+                steps.append(Step(useful[r.modules], r, frozenset(r.modules)))
             elif r.granularity == "full":
-                steps.append(_Step(self._more(prices, r, chunk), r))
+                steps.append(Step(prices.more(r, chunk), r))
         known = self._known_steps[key] = sorted(steps, key=_cost)
         return known
 
@@ -391,15 +282,11 @@ class Search:
         Bytes and seconds of modules add up, and both scale with layers and micro batches alike: what one stage with one
         micro batch frees orders the sets for all layouts of these sizes.
         """
-        core, recipe = _core_of(base), self.at(base)
+        core, recipe = core_of(base), self.at(base)
         known = self._sets.get((core, recipe.features))
         if known is not None:
             return known
-        tp, cp, ep, etp, mbs = core
-        alone = Layout(
-            world=tp * cp, tp=tp, cp=cp, ep=ep, etp=etp, micro_batch_size=mbs, global_batch_size=mbs, fsdp=self.fsdp,
-            cp_comm_type=base.cp_comm_type,
-        )  # fmt: skip
+        alone = replaced(self.passes.alone(core), cp_comm_type=base.cp_comm_type)
 
         def peak(r: Recompute) -> int:
             return peak_and_spare(recipe, alone, self.rates, r)[0]
@@ -409,10 +296,9 @@ class Search:
         frees = {
             m: plain - peak(Recompute(granularity="selective", modules=(m,))) for m in {m for s in sets for m in s}
         }
-        prices = self._priced(self.recipe, core)
+        prices = self.passes.prices(self.recipe, core)
         priced = sorted(
-            (self._more(prices, Recompute(granularity="selective", modules=s), 1), -sum(frees[m] for m in s), s)
-            for s in sets
+            (prices.more(Recompute(granularity="selective", modules=s), 1), -sum(frees[m] for m in s), s) for s in sets
         )
         known, most = {}, 0
         for more, freed, modules in priced:
@@ -462,16 +348,16 @@ class Search:
             most = max(blocks, key=lambda r: r.num_layers or 0, default=None)
             if most is not None and not self.fits(base, most):
                 steps = [step for step in steps if step.recompute.method != "block"]
-        ladder = _Ladder(base, steps)
-        ladder.short = self._short(ladder)
-        step = self._next(ladder)
+        ladder = Ladder(base)
+        ladder.stand(steps, self.fits)
+        step = ladder.next(self.fits)
         while step is not None:
             if self.fits(base, step.recompute):
                 return step.cost
-            step = self._next(ladder, step.modules)
+            step = ladder.next(self.fits, step.modules)
         return None
 
-    def _rungs(self, base: Layout, floor: float, than: float) -> list[_Step]:
+    def _rungs(self, base: Layout, floor: float, than: float) -> list[Step]:
         """Everything that may be recomputed and costs at least `floor`, by rising bound up to `than` seconds; empty when not even
         all of it makes the base fit."""
         if self.wishes.recompute is not None or not self.fits(base, FULL_RECOMPUTE):
@@ -480,81 +366,19 @@ class Search:
         rungs = []
         for more, again, modules in self._steps(base):
             if more >= floor * (1 - 1e-9):
-                bound = _bound(self._pass_again(base, again, chunk), base.pp, base.vp, m)
+                bound = bound_of(self._pass_again(base, again, chunk), base.pp, base.vp, m)
                 if bound <= than:
-                    rungs.append(_Step(bound, again, modules))
+                    rungs.append(Step(bound, again, modules))
         return sorted(rungs, key=_cost)
 
     def _chunk(self, base: Layout) -> int:
         """Layers of the largest chunk."""
         return max(base.layers_per_chunk) if base.layers_per_chunk else self.layers // base.chunks
 
-    def _next(self, ladder: _Ladder, failed: frozenset[str] = frozenset()) -> _Step | None:
-        """The next step, given that recomputing the modules `failed` does not free enough. What a set of them does not free, no
-        subset of it frees, and what a block of layers does not free, no smaller one."""
-        if failed:
-            ladder.short.append(failed)
-        for step in (ladder.steps or [])[ladder.at :]:
-            ladder.at += 1
-            again = step.recompute
-            if step.modules and any(step.modules <= s for s in ladder.short):
-                continue
-            if again.method == "block":
-                if ladder.block is None:
-                    ladder.block = self._least_block(ladder)
-                if (again.num_layers or 0) < ladder.block:
-                    continue
-            return step
-        return None
-
-    def _least_block(self, ladder: _Ladder) -> int:
-        """The fewest layers of a block whose recomputation makes the base fit; one more than there are when none does."""
-        again = [step.recompute for step in ladder.steps or []]
-        blocks = {r.num_layers or 0: r for r in again if r.method == "block"}
-        sizes = sorted(blocks)
-        at = bisect_left(sizes, True, key=lambda n: self.fits(ladder.base, blocks[n]))
-        return sizes[at] if at < len(sizes) else sizes[-1] + 1
-
-    def _short(self, ladder: _Ladder) -> list[frozenset[str]]:
-        """The largest sets of modules that do not make it fit: asked first, since they speak for all their subsets."""
-        short: list[frozenset[str]] = []
-        selective = [step for step in ladder.steps or [] if step.modules]
-        for step in sorted(selective, key=lambda step: -len(step.modules)):
-            if any(step.modules <= s for s in short):
-                continue
-            if self.fits(ladder.base, step.recompute):
-                break
-            short.append(step.modules)
-        return short
-
     def _pass_again(self, base: Layout, recompute: Recompute, chunk: int) -> float:
         """Seconds of one micro batch through all layers that recomputes so, with the switches that this allows."""
-        prices = self._priced(self.at(base, recompute), _core_of(base))
-        return prices.once + self._more(prices, recompute, chunk)
-
-    def _priced(self, recipe: Recipe, core: _Core) -> _Prices:
-        """What recomputing costs with these sizes and switches."""
-        key = (core, recipe.features)
-        known = self._prices.get(key)
-        if known is None:
-            known = self._prices[key] = _Prices(recipe, core, self._pass_with(recipe, core))
-        return known
-
-    def _more(self, prices: _Prices, recompute: Recompute, chunk: int) -> float:
-        """Seconds of recomputation for one micro batch. Modules add up; a block is its share of full."""
-        each = prices.modules
-        if recompute.granularity == "selective":
-            for m in recompute.modules:
-                if m not in each:
-                    one = Recompute(granularity="selective", modules=(m,))
-                    each[m] = self._pass_with(prices.recipe, prices.core, one) - prices.once
-            return sum(each[m] for m in recompute.modules)
-        if recompute.granularity == "full":
-            if prices.everything is None:
-                prices.everything = self._pass_with(prices.recipe, prices.core, FULL_RECOMPUTE) - prices.once
-            share = min(1.0, (recompute.num_layers or 1) / chunk) if recompute.method == "block" else 1.0
-            return share * prices.everything
-        return 0.0
+        prices = self.passes.prices(self.at(base, recompute), core_of(base))
+        return prices.once + prices.more(recompute, chunk)
 
     def legal(self, layout: Layout) -> bool:
         recipe = self.at(layout)
@@ -569,7 +393,7 @@ class Search:
         for node in nodes:
             m = node.num_microbatches
             most = interleavings(self.recipe, self.wishes, node.pp, m)[-1]
-            bound = _bound(self.one_pass(_core_of(node)), node.pp, most, m)
+            bound = bound_of(self.passes.one(core_of(node)), node.pp, most, m)
             if bound < than:
                 heap.append(_Entry(bound, next(number), node, None))
         heapq.heapify(heap)
@@ -584,7 +408,7 @@ class Search:
         self,
         layout: Layout,
         bound: float,
-        ladder: _Ladder | None,
+        ladder: Ladder | None,
         heap: list[_Entry],
         number: Iterator[int],
         than: float,
@@ -599,10 +423,9 @@ class Search:
             return self.candidate(layout)
         self.tight.add((grid_of(layout), layout.micro_batch_size))
         if ladder.steps is None:
-            ladder.steps = self._rungs(base, ladder.floor, than)
-            ladder.short = self._short(ladder)
+            ladder.stand(self._rungs(base, ladder.floor, than), self.fits)
         failed = frozenset(again.modules) if again.granularity == "selective" else frozenset()
-        if (step := self._next(ladder, failed)) is not None:
+        if (step := ladder.next(self.fits, failed)) is not None:
             heapq.heappush(heap, _Entry(step.cost, next(number), ladder.recomputing(step.recompute), ladder))
         return None
 
@@ -657,9 +480,9 @@ class Search:
         if node not in self._needed:
             m = node.num_microbatches
             most = interleavings(self.recipe, self.wishes, node.pp, m)[-1]
-            once = self.one_pass(_core_of(node))
+            once = self.passes.one(core_of(node))
             # Seconds a micro batch; a little more, because they were not added up in this order.
-            room = than / _bound(1.0, node.pp, most, m) * (1 + 1e-9) - once
+            room = than / bound_of(1.0, node.pp, most, m) * (1 + 1e-9) - once
             more = self._least(node, room)
             if more != 0.0:
                 self.tight.add((grid_of(node), node.micro_batch_size))
@@ -667,14 +490,14 @@ class Search:
                 self._needed[node] = more  # else it may fit for more than was asked
             if more is None:
                 return
-            tighter = _bound(once + more, node.pp, most, m)
+            tighter = bound_of(once + more, node.pp, most, m)
             if tighter > bound:
                 heapq.heappush(heap, _Entry(tighter, next(number), node, None))
                 return
         floor = self._needed[node] or 0.0
         for tighter, base in self.bases(node, floor):
             if tighter <= than and self.legal(base):
-                heapq.heappush(heap, _Entry(tighter, next(number), base, _Ladder(base, floor=floor)))
+                heapq.heappush(heap, _Entry(tighter, next(number), base, Ladder(base, floor=floor)))
 
     def least(self, *, keep: int = 6, sizes: tuple[int, ...] | None = None) -> Found:
         """The `keep` grids that need least memory. `closest` is the leanest layout of all when even that does not fit.
@@ -715,19 +538,12 @@ class Search:
 
     def _opening(self, world: int) -> float:
         """Seconds that no layout on so many GPUs can beat: the fastest pass known, spread without any bubble."""
-        return self._fastest * self.recipe.global_batch_size / world if self._passes else 0.0
+        fastest = self.passes.fastest
+        return fastest * self.recipe.global_batch_size / world if fastest < float("inf") else 0.0
 
 
-def _cost(step: _Step) -> float:
+def _cost(step: Step) -> float:
     return step.cost
-
-
-def _core_of(layout: Layout) -> _Core:
-    return _Core(layout.tp, layout.cp, layout.ep, layout.etp, layout.micro_batch_size)
-
-
-def _bound(once: float, pp: int, vp: int | None, microbatches: int) -> float:
-    return once / pp * (microbatches + (pp - 1) / (vp or 1))
 
 
 def _order(candidate: Candidate) -> tuple[float, int, int, int, int]:
