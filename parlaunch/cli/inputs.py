@@ -359,14 +359,22 @@ def _with_gpu(cluster: Cluster, sheet: Product, name: str, spec: str) -> Cluster
     from parlaunch.hardware.datasheet import nvml_name, product
 
     known = {g.name for n in cluster.nodes for g in n.gpus} - {UNKNOWN}
-    if wrong := [n for n in sorted(known) if (other := product(n)) is not None and other.name != sheet.name]:
+
+    def may_be(name: str) -> bool:
+        """The product that `name` is taken for has it in common with others of its generation."""
+        other = product(name)
+        return other is not None and other.shares_its_name and other.compute_capability == sheet.compute_capability
+
+    if wrong := [
+        n for n in sorted(known) if (other := product(n)) is not None and other.name != sheet.name and not may_be(n)
+    ]:
         raise UsageError(
             f"--gpu {name} contradicts --hardware {spec}, which has {', '.join(wrong)}", hint="leave --gpu out"
         )
     named = nvml_name(sheet)
 
     def gpu(g: Gpu) -> Gpu:
-        if g.name == UNKNOWN:
+        if g.name == UNKNOWN or may_be(g.name):
             return replace(g, name=named)
         return replace(g, sheet=sheet.name) if product(g.name) is None else g
 
@@ -374,7 +382,7 @@ def _with_gpu(cluster: Cluster, sheet: Product, name: str, spec: str) -> Cluster
     notes = [n for n in cluster.notes if not n.startswith("the GPU model is not in this file")]
     if strange := sorted(n for n in known if product(n) is None):
         notes.append(f"{', '.join(strange)} has no data sheet: planned with that of {sheet.name}, as --gpu says")
-    elif not known:
+    elif not known or any(map(may_be, known)):
         notes.append(f"the GPU is taken to be {named}, as --gpu says")
     return replace(cluster, nodes=nodes, notes=tuple(dict.fromkeys(notes)))
 

@@ -56,6 +56,11 @@ class Product:
         formats = chain.get(precision) or (("fp8", "bf16", "fp16") if precision.startswith("fp8") else ("bf16", "fp16"))
         return next(self.flops[f] for f in (*formats, "fp32") if f in self.flops)
 
+    @property
+    def shares_its_name(self) -> bool:
+        """The driver gives other products the same name: every Jetson Orin module is "Orin (nvgpu)"."""
+        return "match" in self.assumed
+
     def assumes(self, *fields: str) -> tuple[str, ...]:
         """One sentence on those of the fields that are recalled or derived; none when all were read in the data sheet."""
         words = [_WORDS[f](self) for f in fields if f in self.assumed]

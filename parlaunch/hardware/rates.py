@@ -187,7 +187,8 @@ def _memory(cluster: Cluster, sheet: Product) -> tuple[int, list[str]]:
     if sheet.unified_memory:
         known = [n.memory_bytes for n in cluster.nodes if n.memory_bytes]
         whole = min(known, default=sheet.memory_bytes)
-        source = "" if known else f" (data sheet of {sheet.name})"
+        sisters = ", and others have its name: --gpu says which" if sheet.shares_its_name else ""
+        source = "" if known else f" (data sheet of {sheet.name}{sisters})"
         left = max(whole - SYSTEM_BYTES, whole // 2)
         taken = (whole - left) / 2**30
         return left, [

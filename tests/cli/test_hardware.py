@@ -34,6 +34,16 @@ def test_without_the_product_there_is_no_plan_and_with_it_there_is(parlaunch: Ru
     assert "A100" in parlaunch("probe", "--hardware", topology, "--gpu", "A100-SXM-80GB").out
 
 
+def test_a_name_that_several_products_have_is_made_plain_by_the_user(parlaunch: Run, tmp_path: Path) -> None:
+    machine = tmp_path / "jetson.txt"
+    machine.write_text("GPU 0: Orin (nvgpu) (UUID: 54bd8a2c-0000-0000-0000-000000000000)\n")
+    plain = parlaunch(*PLAN, "--hardware", f"{machine}:2", "-v")
+    assert "others have its name: --gpu says which" in " ".join(plain.out.split())
+    said = parlaunch("probe", "--hardware", machine, "--gpu", "Jetson AGX Orin 32GB")
+    assert (said.code, "Jetson AGX Orin 32GB" in said.out) == (0, True)
+    assert parlaunch("probe", "--hardware", machine, "--gpu", "H100-SXM").code == 2
+
+
 def test_an_unknown_product_gets_the_nearest(parlaunch: Run, topology: str) -> None:
     for command in (PLAN, ("probe",), ("doctor",)):
         said = parlaunch(*command, "--hardware", topology, "--gpu", "A100")
