@@ -96,7 +96,7 @@ def calibrate(
     """`parlaunch calibrate`: write a machine file from runs, or from micro-benchmarks on this machine, and print it.
 
     `plan`: a saved plan whose own shapes are timed."""
-    from parlaunch.check.calibrate import machine_to_text
+    from parlaunch.check.machine_file import machine_to_text
 
     choice("--format", format, ("text", "json"))
     if runs is not None and plan is not None:

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from parlaunch.check.calibrate import PEAK_SHARES, _joined, _Sums, from_microbenchmarks, from_runs, machine_to_text
+from parlaunch.check.calibrate import from_microbenchmarks, from_runs
+from parlaunch.check.machine_file import PEAK_SHARES, machine_to_text
 from parlaunch.check.measured import Machines, run_of
+from parlaunch.check.normal import Sums, joined
 from parlaunch.check.validate import validate
 from parlaunch.errors import ParlaunchError, ProbeError, UsageError
 from parlaunch.estimate.timing import estimate_time
@@ -237,8 +239,8 @@ def test_rows_of_one_recipe_move_what_it_exercises() -> None:
 def test_rows_that_share_an_error_are_weighed_by_the_inverse_of_their_covariance() -> None:
     columns = ((1.0, 2.0), (0.5, -0.3), (1.0, 1.5))  # a slope, the residual, the scale; of two rows
     own, shared = (0.04, 0.09), 0.2
-    rows = [_Sums.of([column[i] for column in columns], own[i]) for i in range(2)]
-    joined = _joined(rows, shared)
+    rows = [Sums.of([column[i] for column in columns], own[i]) for i in range(2)]
+    together = joined(rows, shared)
     scale = columns[-1]
     covariance = [[shared**2 * scale[i] * scale[j] + own[i] * (i == j) for j in range(2)] for i in range(2)]
     (a, b), (_, d) = covariance
@@ -247,8 +249,8 @@ def test_rows_that_share_an_error_are_weighed_by_the_inverse_of_their_covariance
     for i, one in enumerate(columns):
         for j, other in enumerate(columns):
             want = sum(one[k] * inverse[k][m] * other[m] for k in range(2) for m in range(2))
-            assert joined.products[i][j] == pytest.approx(want)
-    assert joined.log_determinant == pytest.approx(log(determinant))
+            assert together.products[i][j] == pytest.approx(want)
+    assert together.log_determinant == pytest.approx(log(determinant))
 
 
 def test_calibration_on_four_runs_of_a_site_does_not_make_its_others_worse() -> None:

@@ -1,0 +1,40 @@
+"""The machine file: what a machine reaches, as `rates_of` reads it.
+
+It is `{"schema": "parlaunch.machine/1", "gpu", "measured": {name: value}, "fit"}`. Names are those of
+`parlaunch.estimate.timing.silicon.Silicon`, `gemm_bf16` and its like (share of the peak that a large product reaches), and
+`nvlink_bus_bytes_per_s`, `fabric_bus_bytes_per_s`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+SCHEMA = "parlaunch.machine/1"
+SHARES = {"bf16": "gemm_bf16", "fp16": "gemm_bf16", "fp8": "gemm_fp8", "fp4": "gemm_fp4"}
+"""Format of a matrix product, and the share it calibrates."""
+PEAK_SHARES = ("hbm", *dict.fromkeys(SHARES.values()))
+"""Values that are a share of the data sheet's: none is above 1."""
+
+
+def machine_file(gpu: str, measured: Mapping[str, float], fit: Mapping[str, Any]) -> dict[str, Any]:
+    """The machine file; values are rounded to what a measurement can say."""
+    return {
+        "schema": SCHEMA,
+        "gpu": gpu,
+        "measured": {name: float(f"{value:.4g}") for name, value in sorted(measured.items())},
+        "fit": dict(fit),
+    }
+
+
+def machine_to_text(file: Mapping[str, Any]) -> str:
+    """A machine file for the screen: what it changes, and how far off the runs are before and after."""
+    fit, lines = file["fit"], [f"{file['gpu']}, {file['fit']['method']}"]
+    lines += [f"  {name:<26} {value:.4g}" for name, value in file["measured"].items()]
+    if "mean_error_before" in fit:
+        lines.append(f"  runs: {fit['rows']}, recipes: {fit['recipes']}; mean error of the time")
+        before, after = fit["mean_error_before"], fit["mean_error_after"]
+        lines.append(f"    of these runs              {before:.1%} -> {after:.1%}")
+        if left := fit["left_out"]:
+            lines.append(f"    each {left['by']} left out in turn {left['before']:.1%} -> {left['after']:.1%}")
+    return "\n".join([*lines, *(f"  {note}" for note in fit["notes"])])
