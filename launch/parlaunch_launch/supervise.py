@@ -38,7 +38,7 @@ from parlaunch_launch.ends import Failure, code_of
 from parlaunch_launch.watch import SILENCE_S, Hub, Line, Spoke, say
 
 if TYPE_CHECKING:
-    from parlaunch_launch.agreement import Agreement
+    from parlaunch_launch.party import Agreement
 
 GRACE_S = 10.0
 """What NCCL or gloo need to notice a lost peer and torchrun to report it: its own words are better than our SIGTERM."""

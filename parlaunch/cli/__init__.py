@@ -176,7 +176,7 @@ def _together(code: int, *, muted: bool) -> int:
     srun hears what this one said."""
     task = os.environ.get("SLURM_PROCID")
     if code and task and os.environ.get("SLURM_NTASKS", "1") != "1":
-        from parlaunch_launch.agreement import unhurried
+        from parlaunch_launch.party import unhurried
 
         unhurried()
         time.sleep(ALIKE_S if muted or task == "0" else HEARD_S)

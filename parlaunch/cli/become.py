@@ -12,7 +12,7 @@ from parlaunch.errors import ParlaunchError
 from parlaunch.planning.plan import Plan
 
 if TYPE_CHECKING:
-    from parlaunch_launch.agreement import Agreement
+    from parlaunch_launch.party import Agreement
 
 
 def preflight(job: Job, request: Request) -> None:

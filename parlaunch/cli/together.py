@@ -22,7 +22,7 @@ from parlaunch.version import __version__
 if TYPE_CHECKING:
     from parlaunch.doctor.finding import Finding
     from parlaunch.where.situation import Situation
-    from parlaunch_launch.agreement import Agreement, Party
+    from parlaunch_launch.party import Agreement, Party
 
 
 def launch_together(request: Request, job: Job | ParlaunchError, situation: Situation) -> NoReturn:

@@ -26,7 +26,7 @@ from parlaunch.show.words import candidate_words
 if TYPE_CHECKING:
     from parlaunch.check.verdict import Measured, Verdict
     from parlaunch.check.verified import Shown
-    from parlaunch_launch.agreement import Agreement
+    from parlaunch_launch.party import Agreement
     from parlaunch_launch.verify import Launch, Outcome, Progress, Run
 
 EVERY_S = 20.0

@@ -43,7 +43,7 @@ from parlaunch.where.nodelist import short
 if TYPE_CHECKING:
     from parlaunch.check.verdict import Measured
     from parlaunch.where.situation import Situation
-    from parlaunch_launch.agreement import Agreement
+    from parlaunch_launch.party import Agreement
     from parlaunch_launch.verify import Run
 
 WHOLE_LOG, ALL_LOGS = 16 * 2**20, 64 * 2**20

@@ -19,9 +19,10 @@ import pytest
 
 from parlaunch.errors import NoLayoutError, ParlaunchError, UsageError
 from parlaunch.where.situation import Situation
-from parlaunch_launch import addresses, agreement, meeting
-from parlaunch_launch.agreement import Agreement, agree
+from parlaunch_launch import addresses, first_node, meeting, wire
+from parlaunch_launch.agreement import agree
 from parlaunch_launch.door import Event
+from parlaunch_launch.party import Agreement
 from parlaunch_launch.secret import Keys, Secret
 from tests.conftest import HANGS_S
 
@@ -89,7 +90,7 @@ class Gathering:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """All these nodes meet on a loopback address, and on a busy machine not soon."""
     monkeypatch.setattr(meeting, "LOOPBACK_PATIENCE_S", HANGS_S)
-    monkeypatch.setattr(agreement, "LOOPBACK_PATIENCE_S", HANGS_S)
+    monkeypatch.setattr(first_node, "LOOPBACK_PATIENCE_S", HANGS_S)
 
 
 @pytest.fixture
@@ -251,7 +252,7 @@ def test_a_node_that_came_and_went_away_is_named(nodes: Nodes) -> None:
         joined = meeting.open_meeting(here, Keys(SECRET, here), timeout_s=HANGS_S)
         assert joined.channel is not None
         brought = {"here": "127.0.0.1", "there": "127.0.0.1", "watch": 1}
-        joined.channel.send(agreement._packed(agreement._brings(here, {}) | brought))
+        joined.channel.send(wire.packed(wire.brings(here, {}) | brought))
         time.sleep(0.5)
         joined.close()
 
@@ -398,7 +399,7 @@ def test_a_master_address_that_leads_nowhere_is_named(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch, absent: tuple[int, ...]
 ) -> None:
     monkeypatch.setattr(meeting, "LOOPBACK_PATIENCE_S", 1.0)
-    monkeypatch.setattr(agreement, "LOOPBACK_PATIENCE_S", 1.0)
+    monkeypatch.setattr(first_node, "LOOPBACK_PATIENCE_S", 1.0)
     results = nodes(3).meet(absent=absent, change=lambda n: {"kind": "torchrun", "master": "localhost"})
     all_say(
         results, UsageError, "localhost resolves to a loopback address, so each of the 3 nodes would meet only itself"
