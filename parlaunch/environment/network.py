@@ -20,7 +20,7 @@ NCCL_GUIDE = "NCCL user guide, environment variables"
 def node_rules(cluster: Cluster, node_index: int, current: Mapping[str, str]) -> Iterator[tuple[Variable, str | None]]:
     """Variables of one node, each with what the user's own value would do. An empty value: nothing to set."""
     node = cluster.nodes[node_index]
-    yield _visible(node), _visible_danger(node, current.get("CUDA_VISIBLE_DEVICES"))
+    yield _visible(node), _visible_danger(current.get("CUDA_VISIBLE_DEVICES"))
     if len(cluster.nodes) == 1:
         return
     yield _hcas(node), _hca_danger(node, current.get("NCCL_IB_HCA"))
@@ -31,7 +31,7 @@ def node_rules(cluster: Cluster, node_index: int, current: Mapping[str, str]) ->
         Variable(
             name="NCCL_SOCKET_IFNAME", value=value, reason=f"{chosen} {why}; NCCL might take another", source=NCCL_GUIDE
         ),
-        _interface_danger(node, "NCCL_SOCKET_IFNAME", current.get("NCCL_SOCKET_IFNAME")),
+        _interface_danger(node, current.get("NCCL_SOCKET_IFNAME")),
     )
     gloo = chosen if chosen and node.hostname_loopback else ""
     yield (
@@ -55,7 +55,7 @@ def _visible(node: Node) -> Variable:
     )  # fmt: skip
 
 
-def _visible_danger(node: Node, value: str | None) -> str | None:
+def _visible_danger(value: str | None) -> str | None:
     if value is not None and value.strip() in ("", "-1"):
         return "CUDA sees no GPU: every rank stops with 'No CUDA GPUs are available'"
     return None
@@ -162,7 +162,7 @@ def _nccl_alone(node: Node) -> str | None:
     return next(iter(preferred)) if len(preferred) == 1 else None
 
 
-def _interface_danger(node: Node, name: str, value: str | None) -> str | None:
+def _interface_danger(node: Node, value: str | None) -> str | None:
     have = {n.netdev or n.name for n in node.nics if n.netdev or n.kind == "ethernet"}
     if not value or not have:
         return None
@@ -182,4 +182,4 @@ def _gloo_danger(node: Node, value: str | None) -> str | None:
         return None
     if value.startswith(("^", "=")):
         return "Gloo takes plain names: ^ and = are NCCL's, and it looks for an interface of that very name"
-    return _interface_danger(node, "GLOO_SOCKET_IFNAME", "=" + value)
+    return _interface_danger(node, "=" + value)

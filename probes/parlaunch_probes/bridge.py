@@ -43,9 +43,7 @@ FORGET_S = 3600.0
 """A failure is remembered for so long: a login node without access to a hub should not pay for it at every dry run."""
 
 
-def recipe(
-    name: str, known: Recipe | None = None, *, build: str, prepare: str = "", environ: Mapping[str, str] | None = None
-) -> Recipe:
+def recipe(name: str, known: Recipe | None = None, *, build: str, prepare: str = "") -> Recipe:
     """The recipe that the installed Bridge builds under `name`.
 
     `known` is the catalog's entry: it fills what a configuration object does not say (task, model name, what it was written
@@ -53,7 +51,7 @@ def recipe(
     one that the child calls before it imports Bridge. Raises `ProbeError`
     when Bridge does not know the name, fails, or takes longer than `TIMEOUT_S`.
     """
-    env = dict(os.environ if environ is None else environ)
+    env = dict(os.environ)
     answer = _kept(_cache(env, name))
     if answer is None:
         answer = _ask([name, build, *([prepare] if prepare else [])], env)

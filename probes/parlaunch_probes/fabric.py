@@ -70,7 +70,7 @@ def read(host: Host, gpus: Iterable[Gpu], *, vm: bool) -> tuple[Nic, ...]:
         out.append(replace(nic, distances=far, addresses=found))
     capabilities = {g.compute_capability for g in gpus}
     whole = rails.with_twins(out, [_physical_port(host, n, spark=GB10 in capabilities) for n in out])
-    return _only_shown(host, rails.without_management(_vital(host, whole), nvlink5=nvlink5(gpus)))
+    return _only_shown(rails.without_management(_vital(host, whole), nvlink5=nvlink5(gpus)))
 
 
 def nvlink5(gpus: Iterable[Gpu]) -> bool | None:
@@ -215,7 +215,7 @@ def _uverbs(host: Host, device: str) -> bool | None:
     return None if host.names("/dev/infiniband") else False
 
 
-def _only_shown(host: Host, nics: tuple[Nic, ...]) -> tuple[Nic, ...]:
+def _only_shown(nics: tuple[Nic, ...]) -> tuple[Nic, ...]:
     """Leave out what cannot be used from here: ports without their device node, and VFs that the host keeps for guests."""
     whole = {n.card for n in nics if n.virtual_function is False}
     out = []

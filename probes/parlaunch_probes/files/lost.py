@@ -48,9 +48,9 @@ def find(text: str) -> Facts | None:
     return facts if facts.lost else None
 
 
-def lost(index: int | None, address: str | None, why: str, name: str = UNKNOWN, uuid: str | None = None) -> Gpu:
+def lost(index: int | None, address: str | None, why: str, name: str = UNKNOWN) -> Gpu:
     """A GPU that cannot be used. Without a number of its own it has none: -1 until the others are known."""
-    return Gpu(index=-1 if index is None else index, name=name, pci=address, uuid=uuid, error=why)
+    return Gpu(index=-1 if index is None else index, name=name, pci=address, error=why)
 
 
 def numbered(found: list[Gpu], usable: list[Gpu]) -> tuple[Gpu, ...]:
