@@ -32,7 +32,7 @@ def _twins(nic: Nic, rails: list[Nic]) -> bool:
     return nic.kind == "infiniband" and not known  # of a list without models
 
 
-def _serves_a_gpu(nic: Nic, node: Node, rails: list[Nic]) -> bool:
+def _serves_a_gpu(nic: Nic, rails: list[Nic]) -> bool:
     """Under one PCIe switch with a GPU that has no rail there."""
     near = {g for g, level in nic.distances if level in ("PIX", "PXB")}
     served = {g for r in rails for g, level in r.distances if level in ("PIX", "PXB")}
@@ -55,7 +55,7 @@ def _ports_down(node: Node, use: Use) -> Iterator[Sight]:
         alike = sum(n.up is False and n.model == nic.model and n.kind == nic.kind for n in node.nics)
         could = family_rate(nic) or 0.0
         faster = len(node.gpus) > 1 and (could > fastest or (could == fastest > 0 and alike > len(rails)))
-        meant = faster or _twins(nic, rails) or _serves_a_gpu(nic, node, rails) or not rails
+        meant = faster or _twins(nic, rails) or _serves_a_gpu(nic, rails) or not rails
         state = f"{nic.state or 'down'}" + (f", physically {nic.physical_state}" if nic.physical_state else "")
         # A node none of whose rails works is sick, whatever runs on it; one of several matters to jobs that leave the node.
         severity = FAIL if use.spans or (dark and nic.rail and not use.known) else WARN

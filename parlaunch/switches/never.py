@@ -75,8 +75,3 @@ NEVER: tuple[Never, ...] = (
         "another run", "Megatron Bridge's recipes",
     ),
 )  # fmt: skip
-
-
-def never(key: str) -> Never | None:
-    """What the key belongs to of that which no plan changes; None: it may be changed."""
-    return next((row for row in NEVER if any(key == k or (k[-1] == "." and key.startswith(k)) for k in row.keys)), None)
