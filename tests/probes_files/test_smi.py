@@ -7,6 +7,7 @@ import pytest
 from parlaunch.doctor.preflight import examine
 from parlaunch.errors import ProbeError
 from parlaunch.hardware.cluster import UNKNOWN
+from parlaunch_probes.files import replicate
 from tests.probes_files.conftest import Read
 from tests.probes_files.samples import matrix, smi_q, smi_xml
 
@@ -226,3 +227,12 @@ def test_a_virtual_gpu_is_told_by_its_name(read: Read) -> None:
     cluster = read("GPU 0: NVIDIA L40S-48C (UUID: GPU-00000000-0001)\n")
     assert cluster.nodes[0].gpus[0].vgpu
     assert any(f.check == "gpu-shared" for f in examine(cluster))
+
+
+def test_grace_gpus_without_a_fabric_to_register_with_are_no_trays(read: Read) -> None:
+    alone = {"State": "N/A", "Status": "N/A"}
+    board = replicate(read(smi_q("NVIDIA GB200", 4, memory="189471 MiB", fabric=alone)), 2)
+    assert ([n.link_type for n in board.nodes], [len(d) for d in board.nvlink_domains]) == (["mesh"] * 2, [4, 4])
+    station = replicate(read(smi_q("NVIDIA GB300", 1, memory="258000 MiB", fabric=alone)), 2)
+    assert ([n.link_type for n in station.nodes], station.nvlink_domains) == (["none"] * 2, ())
+    assert not any("trays" in n for n in station.notes)

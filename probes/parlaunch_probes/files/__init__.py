@@ -274,7 +274,7 @@ def replicate(cluster: Cluster, nodes: int) -> Cluster:
         )
     made = tuple(_copy(cluster.nodes[at % have], at, have) for at in range(nodes))
     notes = list(cluster.notes)
-    if any(n.link_type == "nvswitch_mnnvl" for n in made):
+    if any(g.fabric_id for n in made if n.link_type == "nvswitch_mnnvl" for g in n.gpus):
         notes.append(_taken(made[0]))
     return replace(cluster, nodes=made, nvlink_domains=domains_of(made), notes=tuple(notes))
 

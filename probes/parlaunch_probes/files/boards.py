@@ -31,7 +31,9 @@ def assumed(gpus: Sequence[Gpu], sheet: Product | None, *, power: bool = False, 
     together = (every,) if len(every) > 1 else ()
     where = f"NVLink is not in this file: {sheet.name} GPUs"
     match sheet.board:
-        case "nvswitch_mnnvl" if len(every) > 1 and all(g.fabric_state == "not_supported" for g in gpus):
+        case "nvswitch_mnnvl" if all(g.fabric_state == "not_supported" for g in gpus):
+            if not together:
+                return Board("none")  # a workstation's
             return Board("mesh", together, f"{where} without a fabric to register with are linked directly: assumed")
         case "nvswitch_mnnvl":
             return Board(
