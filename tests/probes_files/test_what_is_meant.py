@@ -235,6 +235,27 @@ def test_names_of_the_pci_repository_are_those_of_products(read: Read, listed_as
     assert [g.name for g in cluster.nodes[0].gpus] == [name]
 
 
+@pytest.mark.parametrize(
+    ("listed_as", "kind", "model", "rate"),
+    [
+        ("Ethernet controller: Broadcom Inc. and subsidiaries Device 1760 (rev 11)", "roce", "14e4:1760", 50e9),
+        ("Ethernet controller: Cray Inc Device 0501", "slingshot", "17db:0501", 25e9),
+        ("Ethernet controller: Amazon.com, Inc. Device efa2", "efa", "1d0f:efa2", 25e9),
+        ("Fabric controller: Cornelis Networks Device 0001 (rev 10)", "omnipath", "434e:0001", 50e9),
+        ("Infiniband controller: Mellanox Technologies Device 1023", "infiniband", "15b3:1023", 100e9),
+        ("Ethernet controller: Unheard Of Inc. Device 1760", "ethernet", "Unheard Of Inc. Device 1760", None),
+    ],
+)
+def test_devices_that_the_list_only_numbers_are_known(
+    read: Read, listed_as: str, kind: str, model: str, rate: float | None
+) -> None:
+    gpu = "01:00.0 3D controller: NVIDIA Corporation Device 2901 (rev a1)\n"
+    cluster = read(f"{gpu}02:00.0 {listed_as}\n")
+    assert [g.name for g in cluster.nodes[0].gpus] == ["NVIDIA B200"]
+    assert [(n.kind, n.model) for n in cluster.nodes[0].nics] == [(kind, model)]
+    assert rates_of(replicate(cluster, 2)).fabric_bytes_per_s == (rate or 12.5e9)
+
+
 def lspci_b200(*more: str) -> str:
     gpus = [f"{bus}:00.0 3D controller: NVIDIA Corporation GB100 [B200] (rev a1)" for bus in ("03", "23", "43", "63")]
     return "\n".join((*gpus, *more)) + "\n"

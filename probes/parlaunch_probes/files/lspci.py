@@ -21,7 +21,16 @@ _IDS = re.compile(r"\[([0-9a-f]{4}):([0-9a-f]{4})\]")
 _BUSES = re.compile(r"primary=([0-9a-f]{2}), secondary=([0-9a-f]{2}), subordinate=([0-9a-f]{2})")
 _ACS = re.compile(r"ACSCtl:.*?ReqRedir([+-]) CmpltRedir([+-])")
 _GPUS = ("3D controller", "VGA compatible controller", "Display controller")
+# Makers whose devices a list may be too old to name: "Broadcom Inc. and subsidiaries Device 1760".
+_UNNAMED = re.compile(r"^(\S.{2,60}?) Device ([0-9a-f]{4})\b")
+_MAKERS = (
+    ("Amazon", "1d0f"), ("AMD Pensando", "1dd8"), ("Broadcom", "14e4"), ("Cornelis", "434e"), ("Cray", "17db"), ("Google", "1ae0"),
+    ("Intel", "8086"), ("Mellanox", "15b3"), ("NVIDIA", "10de"), ("Pensando", "1dd8"),
+)  # fmt: skip
 _GRACE = ("nvswitch_mnnvl", "grace")
+
+
+_THOR = (("14e4", "1750"), ("14e4", "1751"), ("14e4", "1760"))
 
 
 @dataclass(slots=True)
@@ -48,7 +57,7 @@ def find(text: str) -> Facts | None:
             address = pci_address(match[1])
             ids = _IDS.findall(match[4])
             if address is not None:
-                vendor, device = ids[-1] if ids else (None, None)
+                vendor, device = ids[-1] if ids else _unnamed(match[4])
                 devices.append(_Device(address, match[2].strip(), match[4], vendor, device))
             continue
         if found := _ACS.search(line):
@@ -118,6 +127,15 @@ def _facts(devices: list[_Device]) -> Facts:
     return facts
 
 
+def _unnamed(text: str) -> tuple[str | None, str | None]:
+    """Vendor and device id of a device that the list only numbers; None for each that is not told."""
+    match = _UNNAMED.match(text)
+    if match is None:
+        return None, None
+    maker = next((number for name, number in _MAKERS if match[1].startswith(name)), None)
+    return maker, match[2] if maker else None
+
+
 def _nvidia(device: _Device) -> bool:
     return device.vendor == "10de" if device.vendor else device.text.startswith("NVIDIA")
 
@@ -162,7 +180,7 @@ def _numa(device: _Device, grace: bool) -> int | None:
 def _kind(device: _Device) -> str | None:
     """What a port is; None for devices that are none."""
     mellanox = device.vendor == "15b3" if device.vendor else "Mellanox" in device.text
-    if re.search(r"Omni-Path|HFI Silicon", device.text):
+    if re.search(r"Omni-Path|HFI Silicon", device.text) or device.vendor == "434e":
         return "omnipath"
     if device.kind == "Infiniband controller":
         return "infiniband"
@@ -175,7 +193,8 @@ def _kind(device: _Device) -> str | None:
     if re.search(r"Cassini|Slingshot|^Cray Inc\b", device.text) or device.vendor == "17db":
         return "slingshot"
     # Broadcom's Thor (BCM5750x) and Thor 2, and AMD's Pensando cards, are sold for RoCE; on Intel's RDMA is an option.
-    rdma = mellanox or device.vendor == "1dd8" or re.search(r"BCM575\d\d|BCM576\d\d|Pensando", device.text)
+    named = re.search(r"BCM575\d\d|BCM576\d\d|Pensando", device.text) is not None
+    rdma = mellanox or named or device.vendor == "1dd8" or (device.vendor, device.device) in _THOR
     return "roce" if rdma else "ethernet"
 
 
@@ -188,7 +207,7 @@ def _card(device: _Device, devices: list[_Device]) -> str:
 
 
 def _model(device: _Device) -> str:
-    if device.vendor == "1d0f":
+    if device.vendor == "1d0f" or (device.vendor and _UNNAMED.match(device.text)):
         return f"{device.vendor}:{device.device}"  # the generations of EFA share their words
     text = _IDS.sub("", re.sub(r"\(rev \w+\)", "", device.text)).strip()
     return text.removeprefix("Mellanox Technologies").strip() or device.text
