@@ -85,6 +85,7 @@ def test_no_link_leads_nowhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.checkout
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda p: p.name)
 def test_a_file_of_ours_that_a_page_names_is_there(page: Path) -> None:
     ours = r"(?<![\w./-])(?:(?:parlaunch|probes|launch|tests|validation|examples)|scripts/(?:bench|fuzz|make))/[\w./-]+\.\w+"
