@@ -13,7 +13,9 @@ code=$?
 reason=$(scontrol show node "$NODE" | sed -n 's/^ *Reason=//p')
 case $code in
   1)
-    [ -n "$reason" ] || scontrol update NodeName="$NODE" State=DRAIN Reason="parlaunch: $(printf '%s\n' "$said" | grep -m 1 '^FAIL' | cut -c 7-120)"
+    # A Python that does not find its packages ends with 1 too, and says nothing of the node.
+    fail=$(printf '%s\n' "$said" | grep -m 1 '^FAIL ')
+    [ -z "$fail" ] || [ -n "$reason" ] || scontrol update NodeName="$NODE" State=DRAIN Reason="parlaunch: $(printf '%s\n' "$fail" | cut -c 7-120)"
     ;;
   0)
     case $reason in parlaunch:*) scontrol update NodeName="$NODE" State=RESUME ;; esac

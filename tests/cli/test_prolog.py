@@ -36,11 +36,15 @@ def test_the_nodes_of_the_job_are_counted_in_a_prolog_too(
     assert _nodes_of_job("dgx-h100:2") is None
 
 
-def run(script: str, tmp_path: Path, *, code: int, reason: str = "") -> tuple[int, str]:
+SICK = "FAIL  GPU 3: GPU_IS_LOST  [gpu-lost]"
+BROKEN = "ModuleNotFoundError: No module named parlaunch"
+
+
+def run(script: str, tmp_path: Path, *, code: int, reason: str = "", said: str = SICK) -> tuple[int, str]:
     """A script's exit code, and what it asked scontrol to update, where doctor ends with `code`."""
     asked = tmp_path / "asked"
     for name, body in {
-        "parlaunch": f"echo 'FAIL  GPU 3: GPU_IS_LOST  [gpu-lost]'; exit {code}",
+        "parlaunch": f"echo '{said}'; exit {code}",
         "logger": "cat >/dev/null",
         "scontrol": f"[ $1 = show ] && echo '   Reason={reason}' || echo \"$@\" >>{asked}",
     }.items():
@@ -64,10 +68,17 @@ def test_the_prolog_fails_for_a_sick_node_and_not_for_a_broken_tool(code: int, e
 
 
 @pytest.mark.checkout
+@pytest.mark.parametrize("script", ["slurm_prolog.sh", "slurm_epilog.sh", "slurm_health.sh"])
+def test_a_python_that_finds_no_packages_drains_no_node(script: str, tmp_path: Path) -> None:
+    """It ends with 1, as doctor does on a FAIL."""
+    assert run(script, tmp_path, code=1, said=BROKEN) == (0, "")
+
+
+@pytest.mark.checkout
 @pytest.mark.parametrize(("codes", "ends"), [("0", 0), ("1 1", 1), ("1 0", 0), ("2", 0), ("1 124", 0)])
 def test_the_epilog_looks_twice_before_it_fails(codes: str, ends: int, tmp_path: Path) -> None:
     for name, body in {
-        "parlaunch": f'set -- {codes}; n=$(cat {tmp_path}/n 2>/dev/null || echo 0); shift $n; echo $((n+1)) >{tmp_path}/n; exit $1',
+        "parlaunch": f'echo "{SICK}"; set -- {codes}; n=$(cat {tmp_path}/n 2>/dev/null || echo 0); shift $n; echo $((n+1)) >{tmp_path}/n; exit $1',
         "logger": f"cat >{tmp_path}/logged",
         "sleep": "true",
     }.items():  # fmt: skip
