@@ -13,8 +13,10 @@ import socket
 import struct
 import time
 
-COMES_S = 15.0
-"""How long the launching task may take to come; where it cannot be seen (a container of its own) the others leave then."""
+COMES_S = 60.0
+"""How long the launching task may take to come, from a cold file system at that; where it cannot be seen (a container of its own) the others leave then."""
+
+LEFT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 _HELD: list[socket.socket] = []
 
@@ -37,9 +39,10 @@ def hold(token: str) -> None:
 
 
 def wait(token: str, *, comes_s: float = COMES_S) -> None:
-    """Return when the launching task of this node has ended, or did not come. SIGTERM is left to it: srun sends that to all
-    when one fails, and the exit code is the launching task's."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    """Return when the launching task of this node has ended, or did not come. Signals are left to it: the launcher sends them to
+    all (srun's SIGTERM when one fails, a warning of the time limit), who dies of one would end the step, and the exit code is
+    the launching task's."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, LEFT)
     end = time.monotonic() + comes_s
     while time.monotonic() < end:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:

@@ -35,6 +35,9 @@ MOST = 256 * 2**20
 HANDSHAKE_S, KNOCK_S = 10.0, 5.0
 """How long a door lets somebody try, and how long who knocks waits for its answer."""
 
+NO_WORDS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading raises of one who has proved itself and speaks otherwise: another version, or a stranger where there is no secret."""
+
 _HEAD = struct.Struct("!I16s")
 
 LOST = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN}

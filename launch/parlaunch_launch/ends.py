@@ -22,6 +22,9 @@ class Failure:
 ECHOES = {1, 128 + signal.SIGABRT, 128 + signal.SIGTERM}
 """Exit codes with which ranks end that lost another: an exception, NCCL's watchdog, torchrun's order."""
 
+HEARD_S = 1.0
+"""Until srun has a task's last lines. It stops listening with the end of the last task, once another was killed."""
+
 SAME_S = 1.5
 """Ends so close together are not told apart: torchrun notes whole seconds."""
 

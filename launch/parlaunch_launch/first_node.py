@@ -17,7 +17,7 @@ from parlaunch.where.situation import Situation
 from parlaunch_launch import addresses
 from parlaunch_launch.awake import Awake
 from parlaunch_launch.brought import compare, seats_of
-from parlaunch_launch.channel import Channel
+from parlaunch_launch.channel import NO_WORDS, Channel
 from parlaunch_launch.door import Door, Event
 from parlaunch_launch.meeting import LOOPBACK_PATIENCE_S, Meeting, loopback_error
 from parlaunch_launch.other_node import connected
@@ -179,7 +179,7 @@ class FirstNode(Party):
             elif event.said:
                 try:
                     self._said(event)
-                except (ValueError, LookupError, TypeError):
+                except NO_WORDS:
                     self.door.dismiss(event.channel)  # it knows the secret and speaks otherwise: another version
 
     def _said(self, event: Event) -> None:

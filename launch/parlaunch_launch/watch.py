@@ -21,9 +21,9 @@ from typing import Any
 
 from parlaunch.show.plain import one_line
 from parlaunch_launch.awake import Awake
-from parlaunch_launch.channel import Channel, Knock, Refused
+from parlaunch_launch.channel import NO_WORDS, Channel, Knock, Refused
 from parlaunch_launch.door import Door, Event
-from parlaunch_launch.ends import Failure, first
+from parlaunch_launch.ends import HEARD_S, Failure, first
 
 BEAT_S, QUIET_S = 5.0, 60.0
 """A sign of life is sent every BEAT_S, or oftener where less silence is borne; after QUIET_S without one the node is named in a warning."""
@@ -82,6 +82,12 @@ class Line:
         if self.failures and (cause := first(self.failures)).why:
             say(f"rank {cause.rank} failed: {cause.why}")
 
+    def _be_heard(self) -> None:
+        """Stay until the launcher has the last lines of every node."""
+        until = time.monotonic() + HEARD_S
+        while (left := until - time.monotonic()) > 0:
+            self.turn(min(left, 0.1))
+
     def sockets(self) -> Iterator[socket.socket]:
         """What a child must not hold."""
         yield from ()
@@ -95,7 +101,7 @@ class Peer:
     channel: Channel
     name: str = ""  # empty: it has not said hello
     heard: float = 0.0
-    offset_s: float = 0.0  # its clock less ours
+    offset_s: float = 0.0  # its clock less ours: of those that nobody sets
     failure: Failure | None = None
     ended: bool = False
     down: bool = False
@@ -150,19 +156,19 @@ class Hub(Line):
         peer = self.peers[channel]
         peer.heard, peer.warned = self.awake(), False
         if event.said:
-            with contextlib.suppress(ValueError, LookupError, TypeError):
+            with contextlib.suppress(*NO_WORDS):
                 self._said(peer, json.loads(event.said))
 
     def _said(self, peer: Peer, words: dict[str, Any]) -> None:
         if "hello" in words and not peer.name:
-            peer.name, peer.offset_s = str(words["name"]), float(words["clock"]) - time.time()
+            peer.name, peer.offset_s = str(words["name"]), float(words["clock"]) - time.monotonic()
             self.names.append(peer.name)
             if self.stop is not None:
                 self._tell(peer)
         if "failed" in words:
             code, rank = int(words["failed"]), words.get("rank")
             why = str(words.get("why", ""))[:MOST_WORDS]
-            peer.failure = Failure(code, float(words["when"]) - peer.offset_s, rank, why)
+            peer.failure = Failure(code, _wall(float(words["when"]) - peer.offset_s), rank, why)
             peer.ended = True
             self.failures.append(peer.failure)
             self._stop(f"training on {peer.name} ended with {code_words(code)}", peer.failure)
@@ -217,6 +223,8 @@ class Hub(Line):
                     break
         if not told_to_end:
             self.explain()
+            if self.stop is not None:
+                self._be_heard()
         code = first(self.failures).code if self.failures else 1 if self.stop is not None else own
         for peer in list(self.peers.values()):
             self.door.send(peer.channel, json.dumps({"leave": code}).encode())
@@ -297,7 +305,7 @@ class Spoke(Line):
             self.channel.bear(max(86400.0, self.silence_s if self.silence_s != float("inf") else 0.0))
             self.heard = self.awake()
             early, self.unsaid = self.unsaid, []
-            self._send(hello=self.rank, name=self.name, clock=time.time())
+            self._send(hello=self.rank, name=self.name, clock=time.monotonic())
             for words in early:
                 self.channel.send(words)
 
@@ -306,7 +314,7 @@ class Spoke(Line):
         for frame in channel.receive():
             self.heard, self.warned = now, False
             if frame:
-                with contextlib.suppress(ValueError, LookupError, TypeError):
+                with contextlib.suppress(*NO_WORDS):
                     words = json.loads(frame)
                     if "stop" in words and self.stop is None:
                         self.stop = Stop(str(words["stop"]))
@@ -340,7 +348,7 @@ class Spoke(Line):
         if failure is None:
             self._send(done=True)
         else:
-            self._send(failed=failure.code, rank=failure.rank, when=failure.when, why=failure.why)
+            self._send(failed=failure.code, rank=failure.rank, when=_steady(failure.when), why=failure.why)
 
     def leave(self, own: int, *, told_to_end: bool) -> int:
         self._send(down=True)
@@ -353,10 +361,21 @@ class Spoke(Line):
                     break
         if self.code is None and not told_to_end:  # node 0 knows what the others had to say, and is gone
             self.explain()
+            if own:
+                self._be_heard()
         return own if self.code is None else self.code
 
     def sockets(self) -> Iterator[socket.socket]:
         yield self.sock
+
+
+def _steady(when: float) -> float:
+    """A moment of the wall clock, which may be set at any time, by the clock that nobody sets."""
+    return time.monotonic() - (time.time() - when)
+
+
+def _wall(when: float) -> float:
+    return time.time() - (time.monotonic() - when)
 
 
 def _patience(silence_s: float) -> str:

@@ -43,9 +43,6 @@ COMMANDS = (
 ALL_HELP = "--help-all"
 ALIKE_S = 5.0
 """Between the starts of the tasks of one step, on nodes that are busy too."""
-HEARD_S = 1.0
-"""Until srun has a task's last lines. It stops listening with the end of the last task, once another was killed."""
-
 
 COLLECTED = (100_000, 20, 50)
 """When Python looks for garbage, as `gc.set_threshold` takes it: a plan lives for a second and keeps what it makes."""
@@ -176,6 +173,7 @@ def _together(code: int, *, muted: bool) -> int:
     srun hears what this one said."""
     task = os.environ.get("SLURM_PROCID")
     if code and task and os.environ.get("SLURM_NTASKS", "1") != "1":
+        from parlaunch_launch.ends import HEARD_S
         from parlaunch_launch.party import unhurried
 
         unhurried()

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from parlaunch.doctor.unread import Unread
     from parlaunch.where.situation import Situation
 
-PATIENCE_S = 60.0
-"""How long the nodes of a job wait for one that does not come, which is a finding then."""
-
 
 def doctor(
     hardware: str,
@@ -31,7 +28,7 @@ def doctor(
     format: str,
     nnodes: int | None = None,
     alone: bool = False,
-    agree_timeout: float = PATIENCE_S,
+    agree_timeout: float,
 ) -> None:
     """Print what is wrong here; exit code 1 on a FAIL. `nnodes`: of the job that this node is looked at for, where the machine
     is this one; a Slurm job says it by itself. As the task of a launcher that brings all output together (`srun parlaunch

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from parlaunch.cli import inputs, output, writer
@@ -42,6 +45,14 @@ def run(request: Request) -> None:
                 note(f"parlaunch: {sentence}")
         step_aside(situation)
         become_starter(request, situation)
+    with unwarned() if launching else nullcontext():
+        _planned(request, situation, launching=launching)
+
+
+def _planned(request: Request, situation: Situation, *, launching: bool) -> None:
+    """The plan, printed and, when launching, become."""
+    from parlaunch.where.schedulers import place_of
+
     if launching and (situation.nnodes or 1) > 1 and place_of(situation).starter is None:
         from parlaunch.cli.together import launch_together
 
@@ -87,6 +98,20 @@ def job_or_refusal(request: Request, situation: Situation) -> Job | ParlaunchErr
         return job_of(request, situation)
     except ParlaunchError as error:
         return error
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Slurm's warning of a time limit (`--signal=USR1@300`) goes to every process of a step, and ends those that do not know it: a
+    launch that is on its way ignores it, what it becomes too until the ranks handle it."""
+    from parlaunch_launch.supervise import FOR_RANKS
+
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in FOR_RANKS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def step_aside(situation: Situation) -> None:

@@ -56,7 +56,7 @@ def doctor(
     ] = False,
     agree_timeout: Annotated[
         float, typer.Option("--agree-timeout", help="seconds to wait for the other nodes; who does not come is a FAIL")
-    ] = 60.0,
+    ] = 120.0,  # longer than a driver takes that hangs
 ) -> None:
     """Preflight: what is wrong here, by severity; under srun with all nodes in one table. Exit code 1 on a FAIL."""
     from parlaunch.cli.doctor import doctor as run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from parlaunch.cli import inputs, output, writer
@@ -9,7 +10,7 @@ from parlaunch.cli.become import preflight, refuse_conflicts
 from parlaunch.cli.choices import Choice, choices, turns_of, without_failed
 from parlaunch.cli.inputs import note
 from parlaunch.cli.job import Job, job_of, planned, too_large
-from parlaunch.cli.launch import become_starter, checked, job_or_refusal, situation_of, step_aside
+from parlaunch.cli.launch import become_starter, checked, job_or_refusal, situation_of, step_aside, unwarned
 from parlaunch.cli.request import Request, Trial
 from parlaunch.cli.trial import (
     asked,
@@ -25,6 +26,7 @@ from parlaunch.cli.trial import (
 from parlaunch.errors import UsageError
 
 if TYPE_CHECKING:
+    from parlaunch.where.situation import Situation
     from parlaunch_launch.verify import Launch, Run
 
 
@@ -43,7 +45,6 @@ def run(request: Request, trial: Trial) -> None:
             "verify runs here: --hardware names another machine", hint="leave --hardware out, or add --dry-run"
         )
     situation = situation_of(request)
-    many = (situation.nnodes or 1) > 1
     if request.explain:
         from parlaunch.where.schedulers import explain
 
@@ -51,7 +52,13 @@ def run(request: Request, trial: Trial) -> None:
     if not request.dry_run:
         step_aside(situation)
         become_starter(request, situation)
-    if many and not request.dry_run:
+    with unwarned() if not request.dry_run else nullcontext():
+        _verified(request, trial, situation)
+
+
+def _verified(request: Request, trial: Trial, situation: Situation) -> None:
+    """The runs, printed; for `--dry-run` what would run."""
+    if (situation.nnodes or 1) > 1 and not request.dry_run:
         from parlaunch.cli.verify_together import verify_together
 
         verify_together(request, trial, job_or_refusal(request, situation), situation)

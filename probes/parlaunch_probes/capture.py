@@ -21,7 +21,7 @@ from parlaunch.frozen import dataclass
 from parlaunch.hardware.cluster import GPU_LISTS, Cluster, cluster_from_json, cluster_to_json
 from parlaunch_probes.host import Host, RecordedHost
 from parlaunch_probes.node import VARIABLES, cluster_of
-from parlaunch_probes.nvml import LibraryNvml, NoNvml, Nvml, NvmlReading
+from parlaunch_probes.nvml import PATIENCE_S, LibraryNvml, NoNvml, Nvml, NvmlReading
 
 SCHEMA = "parlaunch.capture/1"
 FILE, ABOUT = "capture.json", "about"
@@ -56,7 +56,7 @@ def take(
     nvml: Nvml | None = None,
     *,
     environ: Mapping[str, str] | None = None,
-    timeout_s: float = 10.0,
+    timeout_s: float = PATIENCE_S,
 ) -> Capture:
     """Probe as `parlaunch_probes.probe` does, and keep what was read."""
     every = dict(os.environ) if environ is None else environ

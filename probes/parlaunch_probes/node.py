@@ -10,7 +10,7 @@ from parlaunch.hardware.cluster import Cluster, Gpu, Node, domains_of
 from parlaunch_probes import fabric, gpus, pci, rails, system, visible
 from parlaunch_probes.host import Host
 from parlaunch_probes.links import Board, Ends, Fabric, board, ends_of, fabric_of
-from parlaunch_probes.nvml import LibraryNvml, NoNvml, Nvml, NvmlReading
+from parlaunch_probes.nvml import PATIENCE_S, LibraryNvml, NoNvml, Nvml, NvmlReading
 from parlaunch_probes.text import pci_address
 
 # The variables that decide what a probe sees; a saved capture keeps these and no others.
@@ -28,7 +28,7 @@ def probe(
     nvml: Nvml | None = None,
     *,
     environ: Mapping[str, str] | None = None,
-    timeout_s: float = 10.0,
+    timeout_s: float = PATIENCE_S,
 ) -> Cluster:
     """This node as a one-node cluster, as a training process in this environment would see it.
 

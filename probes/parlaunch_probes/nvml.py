@@ -19,6 +19,10 @@ from typing import Any, Protocol
 # -S: no site, hence no .pth hooks (the retired `pynvml` package has one that costs 20 ms); the path is handed over.
 BOOT = "import sys,json;sys.path[:]=json.loads(sys.argv[1]);from parlaunch_probes.nvml_reader import main;main(sys.argv[2])"
 
+PATIENCE_S = 45.0
+"""How long all of NVML's answers may take. Without persistence mode the driver wakes one GPU after another, seconds each, and a Python
+from a cold file system is slow to start; Slurm gives its HealthCheckProgram a minute."""
+
 REAP_S = 1.0
 """How long a child that was killed may take to go."""
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from parlaunch.hardware.installed import PACKAGES
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 120.0
+"""From a file system that is cold or far, the metadata alone takes half a minute."""
 
 
 def software(environ: Mapping[str, str]) -> tuple[tuple[str, str | None], ...] | None:

@@ -19,6 +19,7 @@ import pytest
 
 from parlaunch_launch import addresses, elastic, supervise
 from parlaunch_launch.awake import Awake
+from parlaunch_launch.ends import Failure, first
 from parlaunch_launch.watch import Hub, Spoke, Stop, say
 from tests.conftest import HANGS_S
 
@@ -197,6 +198,76 @@ def test_time_that_was_slept_through_is_nobodys_silence() -> None:
             assert hub.turn(0.0) is None or seconds > 90
         assert hub.turn(0.0) == Stop("nothing was heard of n1 for 101 s")
         hub.door.close()
+        spoke.sock.close()
+
+
+def in_one_process(listener: socket.socket) -> tuple[Hub, Spoke]:
+    """Both ends of a watch, once they know each other."""
+    spoke = Spoke(socket.create_connection(listener.getsockname()), KEY, 1, "n1")
+    hub = Hub(listener, KEY, "n0", 1)
+    until = time.monotonic() + HANGS_S
+    while not hub.names:
+        assert time.monotonic() < until
+        spoke.turn(0.01)
+        hub.turn(0.01)
+    return hub, spoke
+
+
+def test_a_clock_that_is_set_while_the_job_runs_does_not_change_which_rank_failed_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = time.time
+    with addresses.listen("127.0.0.1") as listener:
+        hub, spoke = in_one_process(listener)
+        with monkeypatch.context() as there:
+            there.setattr(time, "time", lambda: real() + 3600.0)
+            spoke.ended(Failure(42, time.time() - 600.0, 1))
+        hub.ended(Failure(43, real() - 1200.0, 0))
+        until = time.monotonic() + HANGS_S
+        while not hub.failures[1:]:
+            assert time.monotonic() < until
+            hub.turn(0.01)
+        assert [failure.code for failure in hub.failures] == [43, 42]
+        assert abs(hub.failures[1].when - (real() - 600.0)) < HANGS_S
+        assert first(hub.failures).code == 43
+        hub.door.close()
+        spoke.sock.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b'{"failed": 1, "when": 1' + b"0" * 400 + b"}", b"[" * 100_000, b"[]", b"null", b'{"failed": [], "when": {}}', b"\xff"],
+)  # fmt: skip
+def test_words_that_are_none_end_no_watch(said: bytes) -> None:
+    with addresses.listen("127.0.0.1") as listener:
+        hub, spoke = in_one_process(listener)
+        assert spoke.channel is not None
+        spoke.channel.send(said)
+        spoke.channel.send(b'{"done": true}')
+        (peer,) = hub.peers.values()
+        until = time.monotonic() + HANGS_S
+        while not peer.ended:
+            assert time.monotonic() < until
+            hub.turn(0.01)
+        assert hub.stop is None
+        hub.door.close()
+        spoke.sock.close()
+
+
+def test_the_last_words_are_heard_before_anybody_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """srun stops listening with the end of the last task, once another was killed."""
+    done: list[str] = []
+    with addresses.listen("127.0.0.1") as listener:
+        hub, spoke = in_one_process(listener)
+        for what in ("explain", "_be_heard"):
+            monkeypatch.setattr(hub, what, lambda what=what: done.append(what))
+        monkeypatch.setattr(hub.door, "send", lambda channel, said=b"": done.append(said.decode()))
+        hub.ended(Failure(42, time.time(), 0))
+        for peer in hub.peers.values():
+            peer.down = True
+        assert hub.leave(42, told_to_end=False) == 42
+        assert [word for word in done if word] == ['{"stop": "training on n0 ended with exit code 42"}', "explain", "_be_heard",
+                                                   '{"leave": 42}']  # fmt: skip
         spoke.sock.close()
 
 
