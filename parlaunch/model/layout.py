@@ -99,7 +99,8 @@ class Layout(HashedOnce):
     @property
     def num_microbatches(self) -> int:
         """Of one replica; 0 where the GPUs do not make one."""
-        return self.global_batch_size // (self.micro_batch_size * self.dp) if self.dp and self.micro_batch_size else 0
+        sequences = self.micro_batch_size * self.dp
+        return self.global_batch_size // sequences if sequences else 0
 
     @property
     def chunks(self) -> int:

@@ -15,9 +15,11 @@ Three observations let most of the space go unseen, and lose nothing (a test com
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
+from operator import attrgetter
 from typing import NamedTuple
 
 from parlaunch.estimate.memory import estimate_memory, peak_and_spare
@@ -343,9 +345,8 @@ class Search:
             return 0.0
         steps = self._steps(base)
         if below < float("inf"):
-            steps = [step for step in steps if step.cost < below]
-            blocks = [step.recompute for step in steps if step.recompute.method == "block"]
-            most = max(blocks, key=lambda r: r.num_layers or 0, default=None)
+            steps = steps[: bisect_left(steps, below, key=_cost)]
+            most = next((step.recompute for step in reversed(steps) if step.recompute.method == "block"), None)
             if most is not None and not self.fits(base, most):
                 steps = [step for step in steps if step.recompute.method != "block"]
         ladder = Ladder(base)
@@ -542,8 +543,7 @@ class Search:
         return fastest * self.recipe.global_batch_size / world if fastest < float("inf") else 0.0
 
 
-def _cost(step: Step) -> float:
-    return step.cost
+_cost = attrgetter("cost")
 
 
 def _order(candidate: Candidate) -> tuple[float, int, int, int, int]:
