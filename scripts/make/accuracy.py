@@ -212,10 +212,14 @@ def memory(pairs: Sequence[Any]) -> list[str]:
 
 def operators() -> list[str]:
     """How well the tables of operators meet measured points that they do not hold."""
-    lines = ["| operator | GPU | format or head size | points | median | p95 |", "|---|---|---|---:|---:|---:|"]
+    lines = [
+        "| operator | GPU | format or head size | points | median | p95 | readings apart | p95 |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
     for row in load("operators.json")["left_out"]:
         if "median" in row:
-            sizes = f"{row['points']} | {percent(row['median'])} | {percent(row['p95'])}"
+            apart = " | ".join(percent(row[name]) if name in row else "" for name in ("apart", "apart_p95"))
+            sizes = f"{row['points']} | {percent(row['median'])} | {percent(row['p95'])} | {apart}"
             lines.append(f"| {row['operator']} | {row['gpu']} | {row['form']} | {sizes} |")
     return lines
 
@@ -304,7 +308,11 @@ its median.
 ## The operators
 
 Products, attention and collectives are measured ones: tables of what GPUs reach by shape, made from public measurements
-(`scripts/make/operators.py`; source and licence in NOTICE). Points that the tables do not hold, against what they say of them:
+(`scripts/make/operators.py`; source and licence in NOTICE). Points that the tables do not hold, against what they say of them.
+Beside it how far the source's own readings of one point are apart, the longest over the shortest, where they ought to agree: products
+in 16 bits, for which three frameworks call the same cuBLAS, and repeated runs of one NCCL. That is the floor of any table: most of what
+is left of products is noise and changes of kernel from one size to the next. What is left of collectives is NCCL's change of protocol,
+which no size between two others tells the place of: it counts here with sizes four times apart, and the tables hold twice as many.
 
 {_join(operators())}
 
@@ -357,6 +365,8 @@ Known reasons, most harm first:
   looks like no recomputation; predicted so, with a slower host, the rows as a whole fit no better.
 - 16-bit training on Blackwell: SimuMax's B200 keep two thirds of their burst, Bridge's GB200 and GB300 more on experts. One number of
   joules cannot hold both; the band does.
+- MLPerf on the University of Florida's B200 (eight of the twelve on B200) is 5 to 16 % faster than we say, Nebius' on the same boards
+  as fast or slower. Public tables of attention on B200 are as those on GB200, whose chip is the same, and explain neither.
 - Routers are taken as balanced in benchmarks (`force_balance`); elsewhere the fullest rank is taken to have up to 40 % more than the mean,
   by experts and top-k. Pairs of runs disagree: Qwen3-235B on H100 asks for 75 %, Qwen3-30B and Llama 4 on the same GPU for less.
 - LoRA of MLPerf's rounds 4.0 to 5.0 took up to a tenth longer than we say, that of round 5.1 on Blackwell in FP8 a tenth less: the

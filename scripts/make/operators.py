@@ -5,8 +5,9 @@
 
 The package (Apache-2.0, NVIDIA) holds times of single operators measured on GPUs for planning inference. Taken over is what
 training also runs: matrix products (cuBLAS in 16 bits; of several FP8 and FP4 kernels the fastest, which is nearest to the
-product alone where a row's time may hold quantising too), causal attention forward, and NCCL inside a node. Only shares of the
-data sheet on a coarse grid are kept. Every second size stays out of the grid: how well those are met is written beside it.
+product alone where a row's time may hold quantising too), causal attention forward, and NCCL inside a node, of every framework its
+newest version. Only shares of the data sheet on a coarse grid are kept. Every second size stays out of the grid: how well those are
+met is written beside it, and how far measurements that ought to agree are apart.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import pyarrow.parquet
 from tables import write
 
 from parlaunch.estimate.timing.kernels import OPERAND_BYTES
-from parlaunch.estimate.timing.operators import Grid, encode, waves
+from parlaunch.estimate.timing.operators import Grid, Lines, encode, waves
 from parlaunch.hardware.datasheet import Product
 from parlaunch.hardware.datasheet import product as sheet_of
 
@@ -42,10 +43,12 @@ FORMATS = {"bf16": ("bfloat16",), "fp8": ("fp8", "fp8_block"), "fp4": ("nvfp4",)
 PEAKS = {"bf16": "bf16", "fp8": "fp8cs", "fp4": "nvfp4"}
 ROWS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 SIDES = (128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 65536)
-TAILS = (0.0, 0.5, 1.0)
+TAILS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """How much of the rounds of tiles shows (`parlaunch.estimate.timing.operators.tail`): the one that meets the left-out points best."""
-SEQUENCES = (1024, 2048, 4096, 8192, 16384)
-HEADS = (4, 8, 16, 32, 64, 128)
+SEQUENCES = (1024, 2048, 4096, 8192, 16384, 32768)
+HEADS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
+NO_TENSOR_CORES = 0.15
+"""Share of the peak that attention with tensor cores passes somewhere: a kernel that never does is none that training runs."""
 HEAD_SIZES = (64, 128, 256, 512)
 SIZES = tuple(1 << p for p in range(17, 31))  # bytes of the whole tensor
 RANKS = (2, 4, 8)
@@ -54,7 +57,7 @@ OPERATIONS = {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 2, "alltoall":
 FEW = 40
 """Least number of points to say how well they are met."""
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 
 
 class Tables:
@@ -70,6 +73,21 @@ class Tables:
         for name in sorted(self._names):
             if found := wanted.fullmatch(name):
                 yield found[1], pyarrow.parquet.read_table(io.BytesIO(self._zip.read(name))).to_pylist()
+
+    def newest(self, gpu: str, operator: str, table: str) -> Iterator[list[Row]]:
+        """The same of every framework's newest version: what a later one measured again is not asked twice."""
+        latest: dict[str, tuple[tuple[int, ...], list[Row]]] = {}
+        for where, rows in self.rows(gpu, operator, table):
+            framework, version = where.split("/")
+            made = numbered(version)
+            if framework not in latest or made > latest[framework][0]:
+                latest[framework] = made, rows
+        yield from (rows for _, rows in latest.values())
+
+
+def numbered(version: str) -> tuple[int, ...]:
+    """A version as numbers that compare."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def by_point(rows: Iterable[tuple[Any, float]]) -> dict[Any, list[float]]:
@@ -107,19 +125,24 @@ def gemm(tables: Tables, gpu: str, sheet: Product) -> tuple[dict[str, bytes], li
         best = {point: median(t) if fmt == "bf16" else min(t) for point, t in times.items()}
         found = [(tail, *gridded(best, sheet, fmt, tail)) for tail in TAILS]
         tails[fmt], cells[fmt], row = min(found, key=lambda one: one[2]["median"] + one[2]["p95"])
-        checks.append(row)
+        # In 16 bits every framework calls cuBLAS; kernels of other formats are their own.
+        checks.append(row | (apart(t for p, t in times.items() if scored(p)) if fmt == "bf16" else {}))
     return cells, checks, {fmt: tail for fmt, tail in tails.items() if tail}
 
 
 def gridded(best: Mapping[tuple[int, int, int], float], sheet: Product, fmt: str, tail: float) -> tuple[bytes, Row]:
     """Cells of the products' grid, and how well they meet the measured seconds of the points outside it."""
-    shares = {p: min(1.0, roof(sheet, fmt, *p) / t * waves(p[0], p[1], sheet.sms) ** tail) for p, t in best.items()}
+    shares = {p: min(1.0, roof(sheet, fmt, *p) / t * waves(p[0], p[1], sheet.sms, tail)) for p, t in best.items()}
     axes = (ROWS, SIDES, SIDES)
     cells = encode(filled(axes, shares))
     grid = Grid(axes, cells)
-    out = [p for p in shares if any(size not in axis for size, axis in zip(p, axes, strict=True))]
-    out = [p for p in out if p[0] >= 1024 and 512 <= p[1] <= 16384 and 512 <= p[2] <= 16384]
+    out = [p for p in shares if scored(p) and any(size not in axis for size, axis in zip(p, axes, strict=True))]
     return cells, check("gemm", sheet, fmt, [shares[p] / grid.at(*p) for p in out])
+
+
+def scored(point: tuple[int, int, int]) -> bool:
+    """Whether a product is of a size that trainings run."""
+    return point[0] >= 1024 and all(512 <= size <= 16384 for size in point[1:])
 
 
 def filled(axes: Sequence[Sequence[int]], shares: Mapping[tuple[int, ...], float]) -> list[float]:
@@ -149,60 +172,77 @@ def check(operator: str, sheet: Product, form: str, ratios: Sequence[float]) -> 
     }  # fmt: skip
 
 
+def apart(readings: Iterable[Sequence[float]]) -> Row:
+    """How far times of one point that ought to agree are apart, the longest over the shortest."""
+    spans = sorted(max(times) / min(times) - 1.0 for times in readings if len(times) > 1)
+    if len(spans) < FEW:
+        return {}
+    return {"apart": round(median(spans), 4), "apart_p95": round(spans[round(0.95 * (len(spans) - 1))], 4)}
+
+
 def attention(tables: Tables, gpu: str, sheet: Product) -> tuple[dict[str, bytes], list[Row]]:
     """Share of the 16-bit peak by head size; of several kernels the fastest, as cuDNN would be."""
-    best: dict[str, dict[tuple[int, int], float]] = defaultdict(dict)
+    by_kernel: dict[tuple[str, str], dict[tuple[int, int], float]] = defaultdict(dict)
     for operator, table in (("attention", "context_attention_perf"), ("mla", "context_mla_perf")):
-        for _, rows in tables.rows(gpu, operator, table):
-            for (form, point), shares in by_point(attention_shares(rows, sheet.peak_flops("bf16"))).items():
-                best[form][point] = max(best[form].get(point, 0.0), min(1.0, median(shares)))
+        for rows in tables.newest(gpu, operator, table):
+            for (form, kernel, point), found in by_point(attention_shares(rows, sheet.peak_flops("bf16"))).items():
+                # Rows of one point differ by what inference does beside: page tables of many short queries, keys and values
+                # written to the cache. The upper quartile has little of either, and no single reading decides it.
+                share = min(1.0, sorted(found)[round(0.75 * (len(found) - 1))])
+                by_kernel[form, kernel][point] = max(share, by_kernel[form, kernel].get(point, 0.0))
+    best: dict[str, dict[tuple[int, int], float]] = defaultdict(dict)
+    for (form, _), points in by_kernel.items():
+        if max(points.values()) >= NO_TENSOR_CORES:
+            best[form].update({p: max(share, best[form].get(p, 0.0)) for p, share in points.items()})
     cells, checks = {}, []
     for form, points in sorted(best.items()):
-        if max(points.values()) < 0.15:
-            continue  # a kernel without tensor cores, or none for this head size
         cells[form] = encode(filled((SEQUENCES, HEADS), points))
         grid = Grid((SEQUENCES, HEADS), cells[form])
-        out = [p for p in points if not (p[0] in SEQUENCES and p[1] in HEADS) and 4 <= p[1] <= 256]
+        out = [p for p in points if not (p[0] in SEQUENCES and p[1] in HEADS) and HEADS[0] <= p[1] <= HEADS[-1]]
         checks.append(check("attention", sheet, form, [points[p] / grid.at(*p) for p in out]))
     return cells, checks
 
 
-def attention_shares(rows: Iterable[Row], peak: float) -> Iterator[tuple[tuple[str, tuple[int, int]], float]]:
-    """((head size or sizes, (sequence, heads in all sequences)), share of the peak) of whole causal attention in 16 bits."""
+def attention_shares(rows: Iterable[Row], peak: float) -> Iterator[tuple[tuple[str, str, tuple[int, int]], float]]:
+    """((head size or sizes, kernel, (sequence, heads in all sequences)), share of the peak) of whole causal attention in 16 bits.
+    With a cache in FP8, kernels multiply in FP8 as well, or convert it first: neither is what training runs."""
     for row in rows:
         kind = row.get("attn_dtype") or row.get("mla_dtype")
-        if kind != "bfloat16" or row.get("window_size") or row["isl"] < min(SEQUENCES) or row.get("step"):
+        if kind != "bfloat16" or row["kv_cache_dtype"] != kind or row.get("window_size") or row.get("step"):
             continue
         sizes = (192, 128) if "mla_dtype" in row else (row["head_dim"], row["head_dim"])
-        if sizes[0] != sizes[1] or sizes[0] in HEAD_SIZES:
+        if row["isl"] >= min(SEQUENCES) and (sizes[0] != sizes[1] or sizes[0] in HEAD_SIZES):
             heads = row["batch_size"] * row["num_heads"]
             flops = heads * float(row["isl"]) ** 2 * sum(sizes)
             form = str(sizes[0]) if sizes[0] == sizes[1] else "192,128"
-            yield (form, (row["isl"], heads)), flops / (row["latency"] * 1e-3) / peak
+            yield (form, row["kernel_source"], (row["isl"], heads)), flops / (row["latency"] * 1e-3) / peak
 
 
 def nccl(tables: Tables, gpu: str, sheet: Product) -> tuple[dict[str, bytes], list[Row]]:
-    """Bus bandwidth over the rate of the links, one direction; the newest NCCL of the package."""
+    """Bus bandwidth over the rate of the links, one direction; the newest NCCL of the package, the median where it ran repeatedly."""
     rate = sheet.nvlink_bytes_per_s
-    read = list(tables.rows(gpu, "comm", "nccl_perf"))
+    read = [row for _, rows in tables.rows(gpu, "comm", "nccl_perf") for row in rows if row.get("version")]
     if not read or not rate:
         return {}, []
-    cells, checks = {}, []
+    newest = max((row["version"] for row in read), key=numbered)
+    read = [row for row in read if row["version"] == newest and row["nccl_dtype"] == "half"]
+    cells, checks, readings = {}, [], []
     for operation, passes in OPERATIONS.items():
-        shares: dict[tuple[int, int], float] = {}
-        for row in read[-1][1]:
-            if row["op_name"] == operation and row["nccl_dtype"] == "half" and row["num_gpus"] in RANKS:
-                moved, n = 2 * row["message_size"], row["num_gpus"]
-                bus = passes * moved * (n - 1) / n / (row["latency"] * 1e-3)
-                shares[moved, n] = bus / rate
-        cells[operation] = encode(filled((SIZES, RANKS), {p: min(1.0, s) for p, s in shares.items()}))
-        # Every second size from its neighbours: the grid itself keeps all.
-        coarse = Grid(
-            (SIZES[::2], RANKS), encode(filled((SIZES[::2], RANKS), {p: min(1.0, s) for p, s in shares.items()}))
+        times = by_point(
+            ((2 * row["message_size"], row["num_gpus"]), row["latency"] * 1e-3)
+            for row in read
+            if row["op_name"] == operation and row["num_gpus"] in RANKS
         )
-        out = [p for p in shares if p[0] in SIZES[1:-1:2]]
-        checks.append([shares[p] / coarse.at(*p) for p in out])
-    return cells, [check("nccl", sheet, "all", [ratio for some in checks for ratio in some])]
+        readings += [found for (moved, _), found in times.items() if moved in SIZES]
+        shares = {
+            (moved, n): min(1.0, passes * moved * (n - 1) / n / median(found) / rate)
+            for (moved, n), found in times.items()
+        }
+        cells[operation] = encode(filled((SIZES, RANKS), shares))
+        # Every second size from its neighbours: the grid itself keeps all.
+        coarse = Lines((SIZES[::2], RANKS), encode(filled((SIZES[::2], RANKS), shares)))
+        checks.append([share / coarse.at(*p) for p, share in shares.items() if p[0] in SIZES[1:-1:2]])
+    return cells, [check("nccl", sheet, "all", [ratio for some in checks for ratio in some]) | apart(readings)]
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ def test_a_plan_is_legal_fits_and_gives_three_to_six_reasons_with_numbers(recipe
     [
         (SEVENTY_B, "dgx-h100:16", {"global_batch_size": 16}, {"pp": 16, "vp": 1, "cp": 1, "tp": 4}, "a batch of 16 on 128 GPUs leaves 8 micro batches for 16 stages"),
         (QWEN, "dgx-h100:2", {}, {}, "with experts 768 wide"),
-        (ONE_B, "dgx-h100:32", {"global_batch_size": 256, "seq_length": 1024}, {"tp": 1, "pp": 1}, "1,024 tokens at a time"),
+        (ONE_B, "dgx-h100:32", {"global_batch_size": 512, "seq_length": 1024}, {"tp": 1, "pp": 1}, "2,048 tokens at a time"),
         (EIGHT_B, "l40s-pcie-8:4", {"global_batch_size": 32}, {"tp": 8, "pp": 1}, "TP communication takes"),
         (EIGHT_B, "l40s-pcie-8:16", {"global_batch_size": 128, "seq_length": 1024}, {"tp": 1, "pp": 2, "cp": 1}, "tokens a GPU, and DP traffic takes"),
     ],

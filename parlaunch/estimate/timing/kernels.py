@@ -60,8 +60,8 @@ class Kernels:
 
     def _share(self, fmt: str, m: int, n: int, k: int) -> float:
         """What a product reaches of what the data sheet allows for its shape, as a burst."""
-        share, exponent = self._table(fmt).at(m, n, k), self._tails[fmt]
-        return share / waves(m, n, self.product.sms) ** exponent if exponent else share
+        share, shown = self._table(fmt).at(m, n, k), self._tails[fmt]
+        return share / waves(m, n, self.product.sms, shown) if shown else share
 
     def _sustained(self, fmt: str, measured: Mapping[str, float]) -> float:
         burst, name = self._burst(fmt), f"gemm_{_MEASURED.get(fmt, 'bf16')}"

@@ -2,8 +2,8 @@
 
 The tables are `data/operators.json`, made by `scripts/make/operators.py` from public measurements on silicon (named there and
 in NOTICE). A cell is a share of what the data sheet allows for that shape: between the points that were measured it changes
-slowly where times do not, so it is interpolated, in logarithms, and beyond the last point it stays. They are bursts on a cool
-GPU, back to back; what training keeps of them is said in `silicon`.
+slowly where times do not, so it is interpolated, in logarithms (collectives: their time, in bytes), and beyond the last point it
+stays. They are bursts on a cool GPU, back to back; what training keeps of them is said in `silicon`.
 """
 
 from __future__ import annotations
@@ -67,6 +67,28 @@ class Grid:
         return exp(-STEP * sum(self._cells[at] * part for at, part in corners))
 
 
+class Lines(Grid):
+    """A grid whose first axis is bytes on their way: between two sizes the time of a collective is a line, of a latency and of bytes
+    over a bandwidth, and the share follows from it."""
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self, axes: Sequence[Sequence[float]], cells: bytes) -> None:
+        super().__init__(axes, cells)
+        self._bytes = axes[0]
+
+    def _interpolated(self, sizes: Sequence[float]) -> float:
+        moved, *others = sizes
+        i = bisect_right(self._bytes, moved)
+        if not 0 < i < len(self._bytes):
+            return super()._interpolated(sizes)
+        low, high = self._bytes[i - 1], self._bytes[i]
+        weight = (moved - low) / (high - low)
+        # Times, but for a factor that they share.
+        first, last = low / super()._interpolated((low, *others)), high / super()._interpolated((high, *others))
+        return moved / (first + weight * (last - first))
+
+
 def encode(shares: Sequence[float]) -> bytes:
     """Shares as cells of a grid."""
     return bytes(min(255, max(0, round(-log(share) / STEP))) for share in shares)
@@ -83,28 +105,33 @@ def measured_as(product: Product) -> str | None:
 def _grid(kind: str, name: str, form: str) -> Grid | None:
     table: Mapping[str, Any] = load("operators.json")
     cells = table["shares"].get(name, {}).get(kind, {}).get(form)
-    return None if cells is None else Grid(table["axes"][kind], b64decode(cells))
+    made = Lines if kind == "nccl" else Grid
+    return None if cells is None else made(table["axes"][kind], b64decode(cells))
 
 
 @cache
-def waves(m: int, n: int, sms: int) -> float:
-    """Time of an [m, n] product's tiles over that of the same work spread evenly: SMs work off whole tiles, and the last round of
-    them is rarely full. Of several cuts the fastest, and never more than two: products of few tiles are cut along their depth as well."""
-    fewest = min(
-        ceil(ceil(m / rows) * ceil(n / columns) / sms) * rows * columns / rate for rows, columns, rate in TILES
-    )
-    return min(2.0, fewest * sms / (m * n))
+def waves(m: int, n: int, sms: int, shown: float = 1.0) -> float:
+    """Time of an [m, n] product's tiles over that of the same work spread evenly: tiles reach over the edges, SMs work off whole ones,
+    and the last round of them is rarely full. Of several cuts the fastest, and never more than two: products of few tiles are cut along
+    their depth as well. `shown`: what the last round counts, as an exponent; edges, which no other SM takes over, twice that up to all."""
+    edges = min(1.0, 2.0 * shown)
+    fewest: float = 2.0**edges
+    for rows, columns, rate in TILES:
+        tiles = ceil(m / rows) * ceil(n / columns)
+        over, late = tiles * rows * columns / (m * n), ceil(tiles / sms) * sms / tiles
+        fewest = min(fewest, (over / rate) ** edges * late**shown)
+    return fewest
 
 
 def tail(name: str, fmt: str) -> float:
-    """How much of `waves` a GPU's products of a format show, as an exponent: 0 where kernels stay on their SM and share the last
-    tiles, 1 where every tile is started anew. What the table of `products` has to be divided by."""
+    """How much of the rounds of tiles a GPU's products of a format show (`waves`): 0 where kernels stay on their SM and share the last
+    tiles, 1 where every tile is started anew."""
     return float(load("operators.json")["tails"].get(name, {}).get(fmt, 0.0))
 
 
 def products(name: str, fmt: str) -> Grid | None:
-    """Matrix products by (rows, columns, depth): share of max(FLOPs over the peak, bytes over HBM bandwidth), but
-    for the `tail`."""
+    """Matrix products by (rows, columns, depth): share of max(FLOPs over the peak, bytes over HBM bandwidth), to be divided by the
+    `waves` that the `tail` shows."""
     return _grid("gemm", name, fmt)
 
 

@@ -55,12 +55,12 @@ GENERATIONS: dict[str, Silicon] = {
         nvlink=0.824, host=6e-6,
     ),
     "blackwell": Silicon(
-        joules_bf16=0.91e-12, joules_fp8=0.44e-12, joules_fp4=0.16e-12, flash_backward=0.81, epilogue=0.3, hbm=0.79,
-        kernel=1.8e-6, nvlink=0.802,
+        joules_bf16=0.91e-12, joules_fp8=0.44e-12, joules_fp4=0.16e-12, flash=0.97, flash_backward=0.81, epilogue=0.3,
+        hbm=0.79, kernel=1.8e-6, nvlink=0.802,
     ),
     "rubin": Silicon(
-        joules_bf16=0.91e-12, joules_fp8=0.44e-12, joules_fp4=0.16e-12, flash_backward=0.81, epilogue=0.3, hbm=0.86,
-        kernel=1.8e-6, nvlink=0.802,
+        joules_bf16=0.91e-12, joules_fp8=0.44e-12, joules_fp4=0.16e-12, flash=0.97, flash_backward=0.81, epilogue=0.3,
+        hbm=0.86, kernel=1.8e-6, nvlink=0.802,
     ),
 }  # fmt: skip
 

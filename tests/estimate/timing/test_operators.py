@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import median
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from parlaunch.data import load
 from parlaunch.estimate.timing.iteration import largest
 from parlaunch.estimate.timing.kernels import Kernels
-from parlaunch.estimate.timing.operators import STEP, Grid, encode, measured_as, products, waves
+from parlaunch.estimate.timing.operators import STEP, Grid, Lines, attention, encode, measured_as, products, waves
 from parlaunch.hardware.datasheet import preset
 from parlaunch.hardware.rates import rates_of
 
@@ -19,18 +20,48 @@ AXES = ((128, 256, 512), (1024, 4096))
 shares = st.lists(st.floats(0.02, 1.0), min_size=6, max_size=6)
 
 
-@given(shares)
-def test_a_point_of_the_grid_is_met_to_the_step(values: list[float]) -> None:
-    grid = Grid(AXES, encode(values))
+kinds = st.sampled_from((Grid, Lines))
+
+
+@given(kinds, shares)
+def test_a_point_of_the_grid_is_met_to_the_step(kind: type[Grid], values: list[float]) -> None:
+    grid = kind(AXES, encode(values))
     for (m, n), value in zip(((m, n) for m in AXES[0] for n in AXES[1]), values, strict=True):
         assert grid.at(m, n) == pytest.approx(value, rel=0.51 * STEP)
 
 
-@given(shares, st.floats(1, 1e6), st.floats(1, 1e6))
-def test_between_and_beyond_points_the_share_is_between_theirs(values: list[float], m: float, n: float) -> None:
-    grid = Grid(AXES, encode(values))
+@given(kinds, shares, st.floats(1, 1e6), st.floats(1, 1e6))
+def test_between_and_beyond_points_the_share_is_between_theirs(
+    kind: type[Grid], values: list[float], m: float, n: float
+) -> None:
+    grid = kind(AXES, encode(values))
     assert min(values) * (1 - STEP) <= grid.at(m, n) <= max(values) * (1 + STEP)
     assert grid.at(m, 1e9) == grid.at(m, AXES[1][-1])
+
+
+def test_between_two_sizes_a_collective_takes_its_latency_and_its_bytes() -> None:
+    latency, rate = 10e-6, 400e9
+    sizes = (1 << 20, 1 << 24)
+    grid = Lines((sizes, (2, 8)), encode([s / (latency * rate + s) for s in sizes for _ in (2, 8)]))
+    for moved in (1 << 21, 5_000_000, 1 << 23):
+        assert moved / grid.at(moved, 4) / rate == pytest.approx(latency + moved / rate, rel=STEP)
+
+
+def test_points_left_out_are_met() -> None:
+    for row in load("operators.json")["left_out"]:
+        if "median" in row:
+            assert row["median"] <= 0.051, row
+            assert row["p95"] <= 0.20, row
+
+
+@pytest.mark.parametrize(("board", "other"), [("B200", "GB200"), ("B300", "GB300"), ("H100 SXM", "H200 SXM")])
+@pytest.mark.parametrize("form", ["64", "128", "256", "192,128"])
+def test_boards_with_one_chip_attend_at_one_pace(board: str, other: str, form: str) -> None:
+    one, two = attention(board, form), attention(other, form)
+    assert one is not None
+    assert two is not None
+    points = [(sequence, heads) for sequence in (2048, 4096, 8192, 16384) for heads in (16, 64, 256)]
+    assert median(one.at(*p) / two.at(*p) for p in points) == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -86,3 +117,16 @@ def test_a_round_of_tiles_that_is_not_full_costs_what_a_full_one_does() -> None:
     assert waves(2049, 2048, 132) > 1.3 > waves(2048, 2048, 132)  # one row more is a row of tiles more
     assert waves(1024, 1536, 108) == pytest.approx(108 / 96 / 0.92)  # 96 tiles of 128 by 128 on 108 SMs
     assert waves(128, 128, 108) == 2.0  # fewer tiles than SMs: the depth is cut as well
+
+
+def test_what_tiles_reach_over_the_edge_shows_before_the_last_round_does() -> None:
+    late, over = (
+        (2048, 4096, 100),
+        (2049, 8192, 128),
+    )  # 256 tiles in three rounds of 100; 17 rows of tiles where 16 nearly do
+    for product in (late, over):
+        shown = [waves(*product, part) for part in (0.0, 0.25, 0.5, 0.75, 1.0)]
+        assert shown[0] == 1.0
+        assert shown == sorted(shown)
+    assert waves(*late, 0.5) == pytest.approx(waves(*late) ** 0.5)
+    assert waves(2049, 1 << 20, 128, 0.5) == pytest.approx(17 / 16, rel=0.01)  # so many rounds that the last is nothing
