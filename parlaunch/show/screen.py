@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from parlaunch.errors import UsageError
 from parlaunch.estimate.values import MEMORY_PARTS, TIME_PARTS, breakdown, components
 from parlaunch.frozen import dataclass
-from parlaunch.hardware.cluster import Cluster
+from parlaunch.hardware.cluster import UNKNOWN, Cluster
 from parlaunch.hardware.cpu import device_of
 from parlaunch.hardware.datasheet import preset_of, product, trays
 from parlaunch.model.parameters import active_params, total_params
@@ -177,7 +177,8 @@ def _facts(plan: Plan, width: int) -> Iterable[Line]:
         gpus, nvlink = f"{c.world_size} CPU rank{'s' if c.world_size > 1 else ''} on this machine", "gloo"
     elif c.world_size == 1:
         nvlink = ""
-    fabric = c.fabric.kind if c.fabric.kind != "none" else "no fabric"
+    unknown = f"{c.fabric.rails} rails of an unknown fabric" if c.fabric.rails else "fabric unknown"
+    fabric = {"none": "no fabric", UNKNOWN: unknown}.get(c.fabric.kind, c.fabric.kind)
     if c.fabric.bytes_per_s_per_gpu and nodes > 1:
         fabric += f" {rate(c.fabric.bytes_per_s_per_gpu)} a GPU"
     machine, source = " · ".join(filter(None, (gpus, nvlink, fabric if nodes > 1 else ""))), f"[{c.source}]"

@@ -44,6 +44,14 @@ def test_a_name_that_several_products_have_is_made_plain_by_the_user(parlaunch: 
     assert parlaunch("probe", "--hardware", machine, "--gpu", "H100-SXM").code == 2
 
 
+def test_a_fabric_that_the_file_does_not_name_is_called_unknown(parlaunch: Run, tmp_path: Path, topology: str) -> None:
+    two = parlaunch(*PLAN, "--hardware", f"{topology}:2", "--gpu", "a100-sxm-80gb")
+    assert "fabric unknown" in two.out
+    named = tmp_path / "nics.txt"
+    named.write_text("GPU 0: NVIDIA H200 (UUID: GPU-00000000-0001)\nCA 'mlx5_0'\n\tPort 1:\nCA 'mlx5_1'\n\tPort 1:\n")
+    assert "2 rails of an unknown fabric" in " ".join(parlaunch(*PLAN, "--hardware", f"{named}:2").out.split())
+
+
 def test_an_unknown_product_gets_the_nearest(parlaunch: Run, topology: str) -> None:
     for command in (PLAN, ("probe",), ("doctor",)):
         said = parlaunch(*command, "--hardware", topology, "--gpu", "A100")
