@@ -5,6 +5,8 @@
 #   HealthCheckNodeState=IDLE
 # Slurm ignores its exit code: the script drains by itself. It touches only nodes that it drained.
 set -u
+# A node without a GPU is none of its business: it looks at NVIDIA's devices, or their driver, under ROOT (a test's).
+grep -qs '^0x10de' "${ROOT:-}"/sys/bus/pci/devices/*/vendor || [ -e "${ROOT:-}/proc/driver/nvidia/version" ] || exit 0
 PARLAUNCH=${PARLAUNCH:-/opt/parlaunch/bin/parlaunch}
 NODE=${SLURMD_NODENAME:-$(hostname -s)}
 # For no job: what would break a job of one node is a FAIL, and so is a node none of whose rails works.

@@ -214,7 +214,8 @@ def judge(
         sentences = [f.sentence + (f"; {f.todo}" if f.todo else "") for f in failures] if broken else []
         if status != "error" or not failures:
             sentences += _explained(status, compared)
-        sentences += _rank_words(measured.failed_rank)
+        # Of a run that we ended, the ranks fail because we did.
+        sentences += _rank_words(measured.failed_rank if ended not in ("hang", "interrupted") else None)
         if not sentences or not failures:
             tail = measured.last_lines
     if measured.out_of_memory is not None and status == "oom":

@@ -243,7 +243,7 @@ class Judge:
         return Run(
             launch=launch, measured=measured, verdict=verdict, returncode=returncode, log=Path(last["log"]),
             seconds=max((one["seconds"] for one in shown), default=0.0), sampled_peak=peak,
-            rank_log=_rank_log(measured, shown, plan.cluster.gpus_per_node),
+            rank_log=None if ended in ("hang", "interrupted") else _rank_log(measured, shown, plan.cluster.gpus_per_node),
         )  # fmt: skip
 
 

@@ -203,6 +203,14 @@ def test_the_first_failure_names_the_status_and_is_explained() -> None:
     assert verdict(failed).ok  # a warning in the log of a run that ended well
 
 
+def test_of_a_run_that_we_ended_no_rank_failed_first() -> None:
+    """Ranks that are asked where they stand die of the question."""
+    aborted = Measured(failed_rank=FailedRank(rank=1, local_rank=0, host="n1", status=-6))
+    assert any("rank 1 on n1 failed first" in s for s in verdict(aborted, returncode=1).sentences)
+    for ended in ("hang", "interrupted"):
+        assert not any("failed first" in s for s in verdict(aborted, returncode=None, ended=ended).sentences)
+
+
 def test_a_run_that_we_ended_hung() -> None:
     v = verdict(Measured(), returncode=None, ended="hang")
     assert v.status == "hang"

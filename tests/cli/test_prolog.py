@@ -36,16 +36,27 @@ def test_the_nodes_of_the_job_are_counted_in_a_prolog_too(
     assert _nodes_of_job("dgx-h100:2") is None
 
 
+GPU, DRIVER = "sys/bus/pci/devices/0000:01:00.0/vendor", "proc/driver/nvidia/version"
 SICK = "FAIL  GPU 3: GPU_IS_LOST  [gpu-lost]"
 BROKEN = "ModuleNotFoundError: No module named parlaunch"
 
 
-def run(script: str, tmp_path: Path, *, code: int, reason: str = "", said: str = SICK) -> tuple[int, str]:
+def node(root: Path, has: str = GPU) -> dict[str, str]:
+    """A node with a GPU, for the scripts."""
+    (root / has).parent.mkdir(parents=True)
+    (root / has).write_text("0x10de\n")
+    return {"ROOT": str(root)}
+
+
+def run(
+    script: str, tmp_path: Path, *, code: int, reason: str = "", said: str = SICK, has: str = GPU
+) -> tuple[int, str]:
     """A script's exit code, and what it asked scontrol to update, where doctor ends with `code`."""
     asked = tmp_path / "asked"
     for name, body in {
         "parlaunch": f"echo '{said}'; exit {code}",
         "logger": "cat >/dev/null",
+        "sleep": "true",
         "scontrol": f"[ $1 = show ] && echo '   Reason={reason}' || echo \"$@\" >>{asked}",
     }.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
@@ -53,6 +64,7 @@ def run(script: str, tmp_path: Path, *, code: int, reason: str = "", said: str =
     if not reason:
         (tmp_path / "scontrol").write_text(f'#!/bin/sh\n[ $1 = show ] || echo "$@" >>{asked}\n')
     environ = {
+        **node(tmp_path / "root", has),
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "PARLAUNCH": str(tmp_path / "parlaunch"),
         "SLURMD_NODENAME": "n1",
@@ -65,6 +77,15 @@ def run(script: str, tmp_path: Path, *, code: int, reason: str = "", said: str =
 @pytest.mark.parametrize(("code", "ends"), [(0, 0), (1, 1), (2, 0), (3, 0), (127, 0)])
 def test_the_prolog_fails_for_a_sick_node_and_not_for_a_broken_tool(code: int, ends: int, tmp_path: Path) -> None:
     assert run("slurm_prolog.sh", tmp_path, code=code) == (ends, "")
+
+
+@pytest.mark.checkout
+@pytest.mark.parametrize("script", ["slurm_prolog.sh", "slurm_epilog.sh", "slurm_health.sh"])
+def test_a_node_without_gpus_is_left_alone_and_one_that_lost_all_is_not(script: str, tmp_path: Path) -> None:
+    for has in ("proc/version", DRIVER):
+        (tmp_path / has).mkdir(parents=True)
+        code, asked = run(script, tmp_path / has, code=1, has=has)
+        assert bool(code or asked) == (has == DRIVER)
 
 
 @pytest.mark.checkout
@@ -84,7 +105,11 @@ def test_the_epilog_looks_twice_before_it_fails(codes: str, ends: int, tmp_path:
     }.items():  # fmt: skip
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PARLAUNCH": str(tmp_path / "parlaunch")}
+    environ = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PARLAUNCH": str(tmp_path / "parlaunch"),
+        **node(tmp_path / "root"),
+    }
     assert subprocess.run([str(EXAMPLES / "slurm_epilog.sh")], env=environ, check=False).returncode == ends
     assert int((tmp_path / "n").read_text()) == len(codes.split())
     assert (tmp_path / "logged").exists() == bool(ends)
