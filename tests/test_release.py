@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from parlaunch import __version__
+from tests.conftest import need
 
 pytestmark = pytest.mark.checkout
 ROOT = Path(__file__).parent.parent
@@ -26,3 +28,11 @@ def test_the_version_stands_in_one_file() -> None:
     assert project["project"]["dynamic"] == ["version"]
     path = ROOT / project["tool"]["hatch"]["version"]["path"]
     assert f'"{__version__}"' in path.read_text(encoding="utf-8")
+
+
+def test_the_source_archive_holds_what_git_does_and_nothing_else_of_a_checkout() -> None:
+    need((ROOT / ".git").exists(), "a checkout by git")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
+    always = {".gitignore", "pyproject.toml"}
+    assert {*build["targets"]["sdist"]["only-include"]} == {path.split("/")[0] for path in listed} - always
