@@ -14,6 +14,7 @@ from parlaunch.frozen import dataclass
 from parlaunch.hardware.cluster import Cluster
 from parlaunch.hardware.datasheet import Product
 from parlaunch.hardware.derived import sheet_of
+from parlaunch.model.architecture import Architecture
 from parlaunch.model.layout import Layout
 from parlaunch.model.precision import USER_BUFFERED
 from parlaunch.model.recipe import Features, Recipe
@@ -189,8 +190,16 @@ EXPERTS_OWN = ("moe_act", "expert_fc1", "fused_group_mlp")
 """Modules of experts whose activations can go to the host."""
 
 
+def _core_layers(a: Architecture) -> bool:
+    """Whether Bridge builds the layers of Core's own modules: Falcon H1's (bridge/models/falcon_h1/falconh1_provider.py:94), dense
+    Gemma 4's (bridge/recipes/gemma/h100/gemma4.py:104)."""
+    return a.model_type == "falcon_h1" or (a.model_type == "gemma4" and not a.num_moe_experts)
+
+
 def _module_offload(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
     modules = r.features.offload_modules
+    if _core_layers(r.architecture):
+        return f"{r.model} has no layers of Transformer Engine's, whose activations alone can be offloaded by module"
     if r.features.cpu_offload_layers:
         return "offloading modules excludes offloading whole layers"
     if "attn_proj" in modules and "core_attn" not in modules:
@@ -205,9 +214,9 @@ def _module_offload(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
 
 MODULE_OFFLOAD = Condition(
     "off-fine",
-    "fine-grained offloading excludes layer offloading; attn_proj only with core_attn; modules of experts not with 'moe' recompute or "
-    "a paged stash",
-    "megatron/core/transformer/transformer_config.py:2128, :1911",
+    "fine-grained offloading needs layers of Transformer Engine's and excludes layer offloading; attn_proj only with core_attn; modules "
+    "of experts not with 'moe' recompute or a paged stash",
+    "megatron/core/transformer/transformer_config.py:2128, :1911, bridge/training/config.py:2047",
     on=lambda r: bool(r.features.offload_modules),
     problem=_module_offload,
 )

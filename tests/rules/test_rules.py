@@ -154,6 +154,14 @@ def test_an_expert_layout_is_refused_by_the_rule_it_breaks(layout: Layout, chang
     assert rule in broken(layout, recipe, GB200)
 
 
+@pytest.mark.parametrize(("kind", "refused"), [("gemma4", True), ("falcon_h1", True), ("gemma3", False)])
+def test_layers_of_core_s_own_modules_offload_nothing(kind: str, refused: bool) -> None:
+    recipe = replace(LLAMA, architecture=replace(LLAMA.architecture, model_type=kind))
+    offloading = replace(recipe, features=replace(recipe.features, offload_modules=("core_attn",)))
+    assert "off-fine" not in broken(llama(), recipe)
+    assert ("off-fine" in broken(llama(), offloading)) is refused
+
+
 def test_the_deepseek_layout_of_these_tests_is_legal() -> None:
     assert broken(deepseek(), replace(DEEPSEEK, features=Features()), GB200) == set()
 
