@@ -213,6 +213,11 @@ def _why(condition: Condition) -> Callable[[Recipe, Layout, Cluster | None], str
     return lambda r, x, c: condition.problem(x, r, gpu_of(c))
 
 
+def _off(condition: Condition, feature: str, reason: str, *keys: str) -> _Row:
+    """A switch that a layout excludes, and why it does."""
+    return _Row(_excluded(condition, feature, *keys), reason, True, _why(condition))
+
+
 def _delayed(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
     if not graphed_biases(r) or OVERLAP.problem(x, r, None):
         return {}
@@ -265,26 +270,20 @@ TABLE: tuple[_Row, ...] = (
     ),
     _Row(_fsdp, "Megatron-FSDP in place of the distributed optimizer, or the other way round", True),
     _Row(_registration, "Megatron-FSDP registers NCCL's user buffers only, and they are off", True),
-    _Row(
-        _excluded(
-            OVERLAP, "ep_overlap", "comm_overlap.overlap_moe_expert_parallel_comm", "comm_overlap.delay_wgrad_compute"
-        ),
+    _off(
+        OVERLAP,
+        "ep_overlap",
         "expert all-to-all overlap off",
-        True,
-        _why(OVERLAP),
+        "comm_overlap.overlap_moe_expert_parallel_comm",
+        "comm_overlap.delay_wgrad_compute",
     ),
     _Row(_delayed, "CUDA graphs over attention with biases exclude delayed weight gradients", True),
-    _Row(
-        _excluded(TP_OVERLAP, "tp_overlap", "comm_overlap.tp_comm_overlap"),
-        "tensor parallel overlap off",
-        True,
-        _why(TP_OVERLAP),
-    ),
-    _Row(
-        _excluded(GATHER_IN_STEP, "gather_in_step", "comm_overlap.overlap_param_gather_with_optimizer_step"),
+    _off(TP_OVERLAP, "tp_overlap", "tensor parallel overlap off", "comm_overlap.tp_comm_overlap"),
+    _off(
+        GATHER_IN_STEP,
+        "gather_in_step",
         "gathering weights in the optimizer's step off",
-        True,
-        _why(GATHER_IN_STEP),
+        "comm_overlap.overlap_param_gather_with_optimizer_step",
     ),
     _Row(
         _excluded(DEFERRED_EMBEDDING, "deferred_embedding_wgrad", "comm_overlap.defer_embedding_wgrad_compute"),
@@ -294,18 +293,8 @@ TABLE: tuple[_Row, ...] = (
     _Row(_shared_experts, "shared experts cannot be recomputed while they overlap with the dispatch"),
     _Row(_energon, "Energon's loader cuts micro batches itself, and Megatron Bridge asks for one size", True),
     _Row(_graphs, "CUDA graphs off", True, _why(GRAPHS)),
-    _Row(
-        _excluded(LAYER_OFFLOAD, "cpu_offload_layers", "model.cpu_offloading"),
-        "layer offloading off",
-        True,
-        _why(LAYER_OFFLOAD),
-    ),
-    _Row(
-        _excluded(MODULE_OFFLOAD, "offload_modules", "model.fine_grained_activation_offloading"),
-        "fine-grained offloading off",
-        True,
-        _why(MODULE_OFFLOAD),
-    ),
+    _off(LAYER_OFFLOAD, "cpu_offload_layers", "layer offloading off", "model.cpu_offloading"),
+    _off(MODULE_OFFLOAD, "offload_modules", "fine-grained offloading off", "model.fine_grained_activation_offloading"),
     _Row(_dispatcher, "alltoall dispatches tokens", True, lambda r, x, c: dispatcher_problem(x, r, gpu_of(c))),
     _Row(_unquantized, "what the recipe does for its own FP8 or FP4 is refused in another precision", True),
     _Row(
