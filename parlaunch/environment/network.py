@@ -64,10 +64,14 @@ def _visible_danger(value: str | None) -> str | None:
 # --- HCAs -------------------------------------------------------------------------------------------------------------
 
 
+def _verbs(node: Node) -> list[Nic]:
+    """The ports of NCCL's InfiniBand transport that it knows by name: a list of PCI devices has no such names."""
+    return [n for n in node.nics if is_verbs(n) and n.name != n.pci]
+
+
 def _hcas(node: Node) -> Variable:
-    """The rails by name, exactly, where a port that is none is up beside them: NCCL would use that one too. A list of PCI
-    devices has no names that NCCL knows."""
-    verbs = [n for n in node.nics if is_verbs(n) and n.name != n.pci]
+    """The rails by name, exactly, where a port that is none is up beside them: NCCL would use that one too."""
+    verbs = _verbs(node)
     rails = [n for n in verbs if n.rail]
     others = [n for n in verbs if not n.rail and n.up is not False and n.uverbs is not False]
     if not rails or not others:
@@ -80,7 +84,7 @@ def _hcas(node: Node) -> Variable:
 
 
 def _hca_danger(node: Node, value: str | None) -> str | None:
-    known = [n for n in node.nics if is_verbs(n) and n.name != n.pci]
+    known = _verbs(node)
     if value is None or not known:
         return None
     if not any(_hca_matches(value, n) for n in known):
