@@ -22,7 +22,7 @@ from parlaunch.hardware.datasheet import preset
 from parlaunch.hardware.rates import Rates, rates_of
 from parlaunch.model import catalog
 from parlaunch.model.layout import Layout
-from parlaunch.model.recipe import Recipe, features_from_json
+from parlaunch.model.recipe import Defaults, Recipe
 from parlaunch.planning.evidence import layout_of
 from parlaunch.planning.plan import Candidate, Wishes
 from parlaunch.planning.planner import plan
@@ -76,12 +76,7 @@ def machine(hardware: str, gpus: int) -> Cluster:
 
 def recipe_of(row: Mapping[str, Any]) -> Recipe:
     """What is trained, without the layout it came with."""
-    return Recipe(
-        name=row["name"], source="catalog", task=row["task"], model=row["model"], model_id=row["model_id"],
-        architecture=catalog.architecture(row["model_id"]), seq_length=row["seq"], global_batch_size=row["gbs"],
-        precision=row["precision"], features=features_from_json(row["features"]), benchmark=row["kind"] == "benchmark",
-        feasible=row["feasible"], violations=tuple(row.get("violations") or ()),
-    )  # fmt: skip
+    return replace(catalog.recipe(row["name"]), defaults=Defaults())
 
 
 def tuned_layout(row: Mapping[str, Any], recipe: Recipe) -> Layout:

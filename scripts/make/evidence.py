@@ -22,6 +22,7 @@ from tables import DATA, write
 
 from parlaunch.hardware.datasheet import preset
 from parlaunch.hardware.datasheet import product as sheet_of
+from parlaunch.model.catalog import catalog_row
 
 VALIDATION = Path(__file__).parents[2] / "validation"
 SIZES = ("tp", "pp", "vp", "cp", "ep", "etp", "mbs", "recompute", "layers_per_chunk",
@@ -76,8 +77,10 @@ def as_bridge_has_it(row: dict[str, Any]) -> dict[str, Any]:
     else:
         layout["recompute"] = {k: v for k, v in layout["recompute"].items() if v}
     kept = {k: v for k, v in row["layout"].items() if k.startswith("account_for") or k == "layers_per_chunk"}
+    known = catalog_row(row["name"])
     made = {k: v for k, v in row.items() if k != "fsdp"} | {
-        "seq": said["seq_length"], "gbs": said["global_batch_size"], "precision": said["precision"],
+        # A recipe that leaves its length to the data names a placeholder.
+        "seq": known["seq"] if known.get("mock_tokens") else said["seq_length"], "gbs": said["global_batch_size"], "precision": said["precision"],
         "layout": sizes(layout) | kept,
     }  # fmt: skip
     return made | ({"fsdp": True} if said["features"]["fsdp"] else {})

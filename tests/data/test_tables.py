@@ -142,6 +142,15 @@ def test_architectures_are_held_against_configurations(tmp_path: Path, change: d
     assert "Traceback" not in done.stderr
 
 
+def test_published_layouts_are_of_their_recipes_batch() -> None:
+    recipes = {row["name"]: row for row in load("recipes.json")["recipes"]}
+    said = ("seq", "gbs", "precision", "gpus", "task")
+    published = [row for row in load("evidence.json")["rows"] if "tokens" not in row]
+    different = [row["name"] for row in published if any(row[k] != recipes[row["name"]][k] for k in said)]
+    assert published
+    assert different == []
+
+
 @pytest.mark.checkout
 def test_measured_evidence_is_what_the_measured_runs_say() -> None:
     done = subprocess.run(
