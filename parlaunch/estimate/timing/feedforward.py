@@ -5,9 +5,10 @@ from __future__ import annotations
 from math import comb, log, sqrt
 
 from parlaunch.estimate.timing.pieces import Cost, Pieces
+from parlaunch.model.recipe import Features
 
-EP_OVERLAP = 0.93
-"""Share of the expert all-to-all that hides under another micro batch's compute."""
+EP_OVERLAP = 0.98
+"""Share of the expert all-to-all that hides under another micro batch's compute, as far as there is that much of it."""
 EP_OVERLAP_EAGER = 0.54
 """The same where the host issues what overlaps: two micro batches' kernels in turn, with waits in between."""
 UNDER = 0.38
@@ -18,6 +19,10 @@ EXPERT_KERNELS = 5.5
 EXPERT_BIAS = (28.0, 40.0)
 """Bytes an element of the experts' output moves, forward and backward, where a bias stands behind it: weighed by the fp32 shares of
 the router, added, joined and converted expert by expert (Megatron-Core transformer/moe/experts.py, `_apply_bias`)."""
+CLAMPED = (16.0, 30.0)
+"""Bytes an element of a gated quick-GELU's output moves beside it, forward and backward: its two inputs are clamped one after the other
+and joined, and the gradients masked and joined, each by itself (Megatron-Core fusions/fused_bias_geglu.py,
+`weighted_bias_quick_geglu_impl`: GPT-OSS, MiniMax-M3)."""
 UNEVEN, MOST_UNEVEN = 0.026, 0.40
 """Growth of the fullest rank's load with the experts over those that a token uses, and where it ends: dropless runs over the same
 with forced balance took 1.045 times as long for Mixtral 8x22B (4), 1.245 and 1.15 for Qwen3-235B (16) at 16k and 64k tokens
@@ -44,9 +49,15 @@ class FeedForward(Pieces):
     def _activation(self, elements: float) -> tuple[float, float]:
         """Activation over the output of a first layer `elements` wide after gating; gated ones read two halves."""
         gated = self.arch.gated_linear_unit
+        forward, backward = (
+            elements * (6.0 if gated else 4.0) * self.fused,
+            elements * (10.0 if gated else 6.0) * self.fused,
+        )
+        if not gated or self.arch.activation_func != "quick_gelu" or self.o.features.paged_stash:
+            return self.k.stream(forward), self.k.stream(backward)
         return (
-            self.k.stream(elements * (6.0 if gated else 4.0) * self.fused),
-            self.k.stream(elements * (10.0 if gated else 6.0) * self.fused),
+            self.k.stream(forward + CLAMPED[0] * elements, kernels=4),
+            self.k.stream(backward + CLAMPED[1] * elements, kernels=8),
         )
 
     def mlp(self) -> tuple[Cost, Cost]:
@@ -116,20 +127,20 @@ class FeedForward(Pieces):
             + shared[1]
             + bias[1]
         )
-        held = self._eager_share()
+        held = eager_share(self.o.features)
         ep = 2.0 * self._dispatch(own, topk, inner, dispatcher)
         if s.etp > 1:
             gather = self.o.links.gather(2.0 * own * s.etp * topk * inner, self.etp_group)
             ep += 2.0 * gather
         ep *= imbalance  # the fullest rank also receives the most
-        if self.o.features.ep_overlap:
-            ep *= 1 - (EP_OVERLAP_EAGER if held else EP_OVERLAP)
         # Grouped products are issued expert by expert, their operands quantised together.
-        eager = (n0 + n1 + MOE_KERNELS + (EXPERT_KERNELS + 2 * self.quantise_kernels) * local) * self.host
+        eager = n0 + n1 + bias[2] + MOE_KERNELS + (EXPERT_KERNELS + 2 * self.quantise_kernels) * local
+        eager *= self.host
         # Dropless routing: going forward, the host waits for the number of tokens of each expert before it can issue them. The
         # queue has run dry by then; what no graph holds is issued while the GPU sends tokens and works on experts, and stands
         # free as far as that is shorter. Going backward the numbers are known.
-        wait = held * SYNC + max(0.0, held * eager - UNDER * (f0 + f1 + act[0] + 2 * permute + ep)) if held else 0.0
+        under = f0 + f1 + act[0] + 2 * permute + (1.0 - ep_overlap(self.o.features)) * ep
+        wait = held * SYNC + max(0.0, held * eager - UNDER * under) if held else 0.0
         host = eager + shared_kernels * self.host
         return (
             Cost(forward + wait, shared_tp[0], ep=ep, host=host),
@@ -138,21 +149,18 @@ class FeedForward(Pieces):
             Cost(shared[0], shared_tp[0], host=shared_kernels * self.host),
         )
 
-    def _expert_bias(self, elements: float, local: int) -> tuple[float, float]:
-        """Adding the bias behind the experts, over `elements` of their output; one kernel where the experts are one operation."""
+    def _expert_bias(self, elements: float, local: int) -> tuple[float, float, int]:
+        """The bias behind the experts, over `elements` of their output: seconds forward and backward, and forward kernels; nothing where
+        the experts are one operation, which adds it to its product."""
         if not self.arch.add_bias_linear or self.o.features.paged_stash:
-            return 0.0, 0.0
-        forward, backward = (self.k.stream(each * elements, kernels=3 * local) for each in EXPERT_BIAS)
-        return forward, backward
-
-    def _eager_share(self) -> float:
-        """Share of an MoE layer's launches that no CUDA graph holds."""
-        graph, scope = self.o.features.cuda_graph, self.o.features.cuda_graph_scope
-        if graph is None:
-            return 1.0
-        if graph == "full_iteration":
-            return 0.0
-        return 1.0 - MOE_GRAPHED if not scope or {"moe_router", "moe_preprocess"} <= set(scope) else 1.0
+            return 0.0, 0.0, 0
+        forward, backward = EXPERT_BIAS
+        kernels = 2 * local + 2
+        return (
+            self.k.stream(forward * elements, kernels=kernels),
+            self.k.stream(backward * elements, kernels=5 * local + 1),
+            kernels,
+        )
 
     def _dispatch(self, own: float, topk: int, width: int, dispatcher: str) -> float:
         """One trip of the tokens to their experts (or back)."""
@@ -179,6 +187,23 @@ class FeedForward(Pieces):
         )
         far = own * token * wanted * (domains - 1) / domains / (links.fabric * 0.97)
         return max(near, far) + (40e-6 if links.gpu_driven else PROXY_S)
+
+
+def eager_share(features: Features) -> float:
+    """Share of an MoE layer's launches that no CUDA graph holds."""
+    graph, scope = features.cuda_graph, features.cuda_graph_scope
+    if graph is None:
+        return 1.0
+    if graph == "full_iteration":
+        return 0.0
+    return 1.0 - MOE_GRAPHED if not scope or {"moe_router", "moe_preprocess"} <= set(scope) else 1.0
+
+
+def ep_overlap(features: Features) -> float:
+    """Share of the expert all-to-all that hides in steps which run one micro batch forward beside another backward."""
+    if not features.ep_overlap:
+        return 0.0
+    return EP_OVERLAP_EAGER if eager_share(features) else EP_OVERLAP
 
 
 def fullest(experts: int, topk: int, routed: float, ranks: int) -> float:

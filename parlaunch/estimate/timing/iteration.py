@@ -7,6 +7,7 @@ from math import log, pi, sqrt
 
 from parlaunch.estimate.timing.bands import error_band
 from parlaunch.estimate.timing.collectives import Links
+from parlaunch.estimate.timing.feedforward import ep_overlap
 from parlaunch.estimate.timing.kernels import Kernels
 from parlaunch.estimate.timing.layers import Layers
 from parlaunch.estimate.timing.pieces import ZERO, Cost, Split, add, split_of
@@ -52,6 +53,7 @@ class _Stage:
     seconds: float
     host_exposed: float
     forward_share: float
+    hidden_ep: float  # of the expert all-to-all, where another micro batch runs beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,10 @@ class _Model:
                 time = layers[kind]
                 forward = add(forward, time.forward)
                 backward = add(add(backward, time.backward), time.recompute)
+        hidden = self._overlapped(forward, backward)
+        if hidden:
+            left = 1.0 - hidden / (forward.ep + backward.ep)
+            forward, backward = forward._replace(ep=left * forward.ep), backward._replace(ep=left * backward.ep)
         gpu = forward.gpu + backward.gpu
         issue = 0.0
         if self.graphed < 1.0:
@@ -144,7 +150,12 @@ class _Model:
             issue += self.software.host * across(self.rates) * HOST_PER_CHUNK * (layout.vp or 1)
         order = 1.0 if self.software.blocking else HOST_BLEND
         both = (gpu**order + issue**order) ** (1.0 / order)
-        return _Stage(forward, backward, both, both - gpu, forward.gpu / gpu)
+        return _Stage(forward, backward, both, both - gpu, forward.gpu / gpu, hidden)
+
+    def _overlapped(self, forward: Cost, backward: Cost) -> float:
+        """Seconds of the expert all-to-all that hide under what else the stage does, one micro batch forward beside another backward."""
+        ep = forward.ep + backward.ep
+        return min(ep_overlap(self.recipe.features) * ep, forward.gpu + backward.gpu - ep)
 
     def parameters(self, layout: Layout) -> tuple[float, float]:
         """Dense and routed parameters of the fullest stage, a rank."""
@@ -219,6 +230,10 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
     hidden = 0.9 if software.p2p_overlap and vp > 1 else 0.3 if software.p2p_overlap else 0.0
     p2p = 2.0 * send * (m * vp * (1.0 - hidden) + (pp - 1)) if pp > 1 else 0.0
 
+    # Alone, and with their all-to-all free, run the passes that fill the pipeline and those that empty it: with one stage the first
+    # forward and the last backward (Megatron-Core, pipeline_parallel/combined_1f1b.py; schedules.py, `get_pp_rank_microbatches`).
+    alone = slow.hidden_ep * min(m, pp)
+
     data = _data_parallel(model, layout, slow, m)
     optimizer = _optimizer(model, layout)
     host = m * (slow.host_exposed + _offload(model, layout, slow)) + software.iteration_s
@@ -228,7 +243,7 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
         compute_s=m * (f.compute + b.compute),
         tp_s=m * (f.tp + b.tp),
         cp_s=m * (f.cp + b.cp),
-        ep_s=m * (f.ep + b.ep),
+        ep_s=m * (f.ep + b.ep) + alone,
         pp_bubble_s=bubble,
         pp_p2p_s=p2p,
         dp_exposed_s=data,

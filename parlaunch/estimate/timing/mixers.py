@@ -12,6 +12,11 @@ UNFUSED_SOFTMAX = 12
 """Kernels of a softmax in plain PyTorch, with its conversions, mask and scale."""
 
 
+PLAIN_ROTATION = (24.0, 34.0)
+"""Bytes an element of queries and keys moves, forward and backward, where no kernel rotates them in one: products with cosines and
+sines, the halves turned, their sum, and what joins and cuts them, each by itself (Megatron-Core rope_utils.py,
+`_apply_rotary_pos_emb_bshd`). Megatron Bridge takes the kernel back for all but plain rotary embeddings (utils/fusions.py:84), so for
+YaRN and for those of several axes."""
 FP8_ATTENTION = 1.15
 """Rate of attention in FP8 over 16 bits."""
 
@@ -57,6 +62,12 @@ class Mixers(Pieces):
         norm = self._norm()
         forward = forward + core[0] + f3 + norm[0]
         backward = backward + core[1] + b3 + norm[1]
+        if self.arch.add_bias_linear and self.arch.num_moe_experts:
+            # The output's bias is added by itself: nothing fuses it with the residual beside experts that have one (Megatron-Core
+            # transformer/moe/experts.py, "bias_dropout_fusion is not supported").
+            forward += self.k.stream(self.region * self.h * 4.0)
+            backward += self.k.stream(self.region * self.h * 2.0)
+            kernels += 1
         cp = self._context(x.kv_elements, heads * x.qk, core)
         f, b = self._pair((forward, backward), self._tp_exposed(self.h), kernels + n3 + 8)
         return (
@@ -73,16 +84,28 @@ class Mixers(Pieces):
         kv = 0 if kind.borrows_kv else 2 * groups
         gate = heads if a.attention_output_gate and not a.head_wise_attn_gate else 0
         f0, b0, n0 = self._linear(t, (heads + kv + gate) * dim, self.h, module="linear_qkv")
-        rotate = self.k.stream(
-            t * (heads + groups) * dim * 4.0 * (2.0 if a.qk_layernorm else 1.0) * self.fused, kernels=2
-        )
-        if a.position_embedding_type in ("none", "learned_absolute"):
-            rotate = 0.0
+        rotate, turned, n1 = self._rotated(t * (heads + groups) * dim)
         gating = self.k.stream(t * heads * dim * 6.0) if a.attention_output_gate else 0.0
         return _Inputs(
-            forward=f0 + rotate + gating, backward=b0 + 1.3 * rotate + 1.6 * gating, up=0.0,
-            kernels=float(n0 + 6 + (4 if a.qk_layernorm else 0)), qk=dim, value=dim, kv_elements=2 * groups * dim,
+            forward=f0 + rotate + gating, backward=b0 + turned + 1.6 * gating, up=0.0,
+            kernels=float(n0 + n1 + (4 if a.qk_layernorm else 0)), qk=dim, value=dim, kv_elements=2 * groups * dim,
         )  # fmt: skip
+
+    def _rotated(self, elements: float) -> tuple[float, float, int]:
+        """Rotating so many elements of queries and keys, and their norms: seconds forward and backward, and forward kernels beside."""
+        a = self.arch
+        if a.position_embedding_type in ("none", "learned_absolute"):
+            return 0.0, 0.0, 6
+        norms = 4.0 * elements * self.fused if a.qk_layernorm else 0.0
+        if a.position_embedding_type == "rope":
+            both = self.k.stream(4.0 * elements * self.fused + norms, kernels=2)
+            return both, 1.3 * both, 6
+        forward, backward = PLAIN_ROTATION
+        return (
+            self.k.stream(forward * elements + norms, kernels=24),
+            self.k.stream(backward * elements + 1.3 * norms, kernels=18),
+            28,
+        )
 
     def _to_the_text(self, kind: LayerKind, heads: int) -> tuple[float, float]:
         """A video's attention to its text, forward and backward."""

@@ -128,6 +128,15 @@ ACCUMULATED = {"fp16": 6.0, "bf16": 18.0, "fp32": 12.0}
 in bf16 the sum goes on to an fp32 buffer after every micro batch and is set to zero (DeepSpeed's `BF16_Optimizer`)."""
 
 
+FUSED_TILE = 256
+"""Rows and columns of a tile of the kernels that multiply all experts in one (cuDNN frontend, python/cudnn/grouped_gemm: `mma_tiler_mn`)."""
+
+
+def _over(size: int) -> float:
+    """Whole tiles over a size: what hangs over its edge is worked off for nothing."""
+    return -(-size // FUSED_TILE) * FUSED_TILE / size
+
+
 ADAPTED_FORWARD, ADAPTED_BACKWARD = 10.0, 6.0
 """Bytes an element beside an adapter: its result is scaled (4) and added to the frozen layer's (6); two gradients of the input are one."""
 
@@ -172,10 +181,12 @@ class Pieces:
         fmt = fmt or self.o.narrow
         m = max(1, round(tokens))
         gemm, fused = self.k.gemm, self.o.features.paged_stash
-        forward = gemm(m, n, k, fmt, groups=groups, fused=fused)
-        backward = gemm(m, k, n, fmt, groups=groups, fused=fused)
+        over = [_over(x) if fused and groups > 1 else 1.0 for x in (n, k)]
+        forward = gemm(m, n, k, fmt, groups=groups, fused=fused) * over[0]
+        backward = gemm(m, k, n, fmt, groups=groups, fused=fused) * over[1]
         if not self.o.frozen:
-            backward += gemm(n, k, m, fmt, groups=groups, accumulate=self.software.fused_accumulation, fused=fused)
+            weights = gemm(n, k, m, fmt, groups=groups, accumulate=self.software.fused_accumulation, fused=fused)
+            backward += weights * over[0] * over[1]
             if not self.software.fused_accumulation:
                 backward += self.k.stream(ACCUMULATED[self.o.wide] * n * k * groups)
         kernels = 1

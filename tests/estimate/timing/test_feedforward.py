@@ -1,12 +1,18 @@
-"""Routers limited to groups, against counting."""
+"""Routers limited to groups, against counting; what experts cost that no kernel fuses, in bytes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import pytest
 
+from parlaunch.estimate.timing import estimate_time
 from parlaunch.estimate.timing.feedforward import group_limited
+from parlaunch.model.architecture import Architecture
+from parlaunch.model.catalog import architecture
+from tests.estimate.timing.make import features, layout, rates, recipe
 
 
 @pytest.mark.parametrize(
@@ -22,3 +28,38 @@ def test_group_limited_domains_are_the_mean_over_all_choices(domains: int, group
 def test_a_group_that_spans_domains_brings_all_of_them() -> None:
     assert group_limited(16, 8, 4) == 8
     assert group_limited(16, 1, 0) == 16
+
+
+def _seconds(arch: Architecture, **on: Any) -> float:
+    graphed = features(dispatcher="hybridep", force_balance=True, cuda_graph="full_iteration", **on)
+    made = recipe(arch, precision="fp8mx", features=graphed)
+    return estimate_time(made, layout(ep=8, micro_batch_size=4), rates("dgx-b300")).breakdown.compute_s
+
+
+def test_what_no_kernel_fuses_costs_its_bytes() -> None:
+    experts = architecture("openai/gpt-oss-120b")
+    tokens, layers, width, heads = 8 * 4096, experts.num_layers, experts.hidden_size, 64 + 8
+    memory = rates("dgx-b300").product.hbm_bytes_per_s
+    full = _seconds(experts)
+
+    def bytes_more(**plain: Any) -> float:
+        return (full - _seconds(replace(experts, **plain))) * memory / (tokens * layers)
+
+    # Clamped activations of 4 experts a token; rotations of 72 heads in steps; biases behind 4 experts and behind attention.
+    assert bytes_more(activation_func="silu") == pytest.approx(46 * 4 * width / 0.79, rel=0.05)
+    assert bytes_more(position_embedding_type="rope") == pytest.approx((58 - 9.2) * heads * 64 / 0.79, rel=0.15)
+    assert bytes_more(add_bias_linear=False) == pytest.approx((68 * 4 + 6) * width / 0.79, rel=0.15)
+    # Where the experts are one operation it clamps, and adds the bias to its product.
+    whole = _seconds(experts, paged_stash=True)
+    assert _seconds(replace(experts, activation_func="silu"), paged_stash=True) == whole
+    more = whole - _seconds(replace(experts, add_bias_linear=False), paged_stash=True)
+    assert more * memory / (tokens * layers) == pytest.approx(6 * width / 0.79, rel=0.15)
+
+
+def test_experts_in_one_operation_work_off_whole_tiles() -> None:
+    def products(width: int) -> float:
+        arch = replace(architecture("openai/gpt-oss-120b"), moe_ffn_hidden_size=width)
+        return _seconds(arch, paged_stash=True)
+
+    # 2816 and 3072 are whole tiles of 256; products of 2880 take as long as those of 3072, all else a third of the way.
+    assert products(3072) - products(2880) < 1.5 * (products(2880) - products(2816))

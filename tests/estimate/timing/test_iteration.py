@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from parlaunch.check.measured import Machines, run_of
 from parlaunch.estimate.timing import estimate_time
+from parlaunch.estimate.timing.feedforward import EP_OVERLAP
 from parlaunch.model.layout import FULL_RECOMPUTE, Layout, Recompute
 from tests.estimate.timing.make import dense, features, layout, rates, recipe
 
@@ -130,6 +131,34 @@ def test_tokens_that_go_once_to_each_domain_beat_a_plain_all_to_all() -> None:
         return estimate_time(moe, layout(64, ep=64), rates("dgx-h100", 8)).breakdown.ep_s
 
     assert seconds("deepep") < seconds("alltoall") < seconds("allgather")
+
+
+@pytest.mark.parametrize(("sizes", "alone"), [({}, 1), ({"pp": 2, "vp": 2}, 2), ({"pp": 4, "vp": 4}, 4)])
+@pytest.mark.parametrize("microbatches", [1, 4, 16])
+def test_experts_overlap_but_in_the_passes_that_fill_and_empty_the_pipeline(
+    sizes: dict[str, int], alone: int, microbatches: int
+) -> None:
+    def exposed(*, on: bool) -> float:
+        graphs = {"dispatcher": "hybridep", "cuda_graph": "full_iteration", "force_balance": True}
+        moe = recipe("Qwen/Qwen3-30B-A3B", features=features(ep_overlap=on, **graphs))
+        x = replace(layout(32, ep=8, **sizes), global_batch_size=microbatches * 32 // alone)
+        return estimate_time(moe, x, rates("dgx-h100", 4)).breakdown.ep_s
+
+    share = min(1.0, alone / microbatches)
+    assert exposed(on=True) / exposed(on=False) == pytest.approx(share + (1 - share) * (1 - EP_OVERLAP))
+
+
+def test_experts_overlap_no_longer_than_there_is_work_beside_them() -> None:
+    graphs = {"dispatcher": "hybridep", "cuda_graph": "full_iteration", "force_balance": True}
+    moe = recipe("Qwen/Qwen3-30B-A3B", features=features(ep_overlap=True, **graphs))
+    far, slow = layout(64, ep=64), rates("dgx-h100", 8)
+    slow = replace(slow, fabric_bytes_per_s=slow.fabric_bytes_per_s / 8)
+    many = replace(far, global_batch_size=64 * 64)
+    b = estimate_time(moe, many, slow).breakdown
+    alone = replace(moe, features=features(**graphs))
+    without = estimate_time(alone, many, slow).breakdown
+    assert without.ep_s > without.compute_s
+    assert b.ep_s + b.compute_s == pytest.approx(without.ep_s, rel=0.02)  # the longer of the two
 
 
 def test_graphs_help_where_the_host_is_the_limit() -> None:
