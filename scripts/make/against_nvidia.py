@@ -9,6 +9,7 @@ published measurement (evidence off).
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ from parlaunch.planning.plan import Candidate, Wishes
 from parlaunch.planning.planner import plan
 from parlaunch.planning.search import Search
 from parlaunch.rules import violations
+
+TABLES = Path(__file__).parents[2] / "validation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,43 @@ def frozen(rows: list[Mapping[str, Any]]) -> str:
     )
 
 
+def timed() -> set[tuple[object, ...]]:
+    """Model, task, machine, GPUs and precision of every speed that NVIDIA has published of Megatron Bridge."""
+    runs = (json.loads(line) for line in (TABLES / "bridge.jsonl").read_text().splitlines())
+    return {
+        (
+            run.get("model"), str(run.get("task")).removesuffix("_lora"),
+            str(run.get("hardware")).removeprefix("dgx-").removesuffix("-nvl72"), run.get("gpus"), run.get("precision"),
+        )
+        for run in runs
+    }  # fmt: skip
+
+
+def parted(rows: list[Mapping[str, Any]], results: list[Result]) -> str:
+    """The layouts of recipes whose speed NVIDIA has published, and those that nobody is known to have run, each by themselves."""
+    known, of = timed(), {r.name: r for r in results}
+    said: dict[bool, list[Result]] = {True: [], False: []}
+    for row in rows:
+        if row["name"] in of:
+            key = (row["model"], row["task"], row["hardware"], row["gpus"], row["precision"])
+            said[key in known].append(of[row["name"]])
+    if not all(said.values()):
+        return ""
+
+    def figures(some: list[Result]) -> str:
+        n, (_, five, same, _) = len(some), agreement(some)
+        much = sum(r.slower > 0.3 for r in some)
+        return (
+            f"among our first five {five / n:.0%}, our first choice {same / n:.0%}, slower than it by {sum(r.slower for r in some) / n:.1%} "
+            f"on average, more than 30 %: {much}"
+        )
+
+    return (
+        f"- NVIDIA has published a speed of {len(said[True])} of them: {figures(said[True])}. Of the other {len(said[False])}, which need "
+        f"not have been measured: {figures(said[False])}"
+    )
+
+
 def full(rows: list[Mapping[str, Any]]) -> str:
     """All rows once more with no memory left free, as benchmarks are tuned: the tuned layouts are held against all of it too."""
     found = [compare(row, headroom=0.0) for row in rows if row["feasible"]]
@@ -198,6 +238,8 @@ def main() -> None:
     refused = list(refusals([r for r in rows if not r["feasible"]]))
     text = table(results, refused)
     wrong = [f"- {name}: {said}" for name, ok, said in refused if not ok]
+    if said := parted(rows, results):
+        text += f"\n{said}"
     if results and not failed:
         text += f"\n{full(rows)}"
     if said := frozen(rows):
