@@ -76,7 +76,7 @@ SITES = (
 
 
 MLPERF_LORA = {
-    "adapter_rank": 16, "adapter_targets": ["linear_qkv", "linear_proj"], "adapter_dropout": True,
+    "adapter_rank": 16, "adapter_targets": ["linear_qkv", "linear_proj"], "adapter_dropout": True, "adapter_a2a": True,
     "fp8_attention": True, "fp8_param_gather": True, "fp4_param_gather": True, "transpose_cache": False,
 }  # fmt: skip
 """What the benchmark `llama2_70b_lora` of MLPerf Training fixes (rank 16 on attention, dropout 0.1), and what every submission

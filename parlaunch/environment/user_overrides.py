@@ -438,6 +438,7 @@ EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
     _switch("mixed_precision.fp8_dot_product_attention", "fp8_attention"),
     _switch("model.activation_func_fp8_input_store", "fp8_activation_input"),
     _switch("peft.dim", "adapter_rank", "size"),
+    _switch("peft.a2a_experimental", "adapter_a2a"),
     (("peft.target_modules",), lambda given, f: {"adapter_targets": _targets(given, f)}),
     (("peft.dropout",), lambda given, _f: {"adapter_dropout": _read("peft.dropout", given["peft.dropout"], "share") > 0}),
     ((OFFLOAD, OFFLOAD_SHARE), _optimizer_offload),

@@ -85,7 +85,7 @@ def keeping_of(framework: str | None) -> Keeping:
     return KEEPING[framework_of(framework).keeping]
 
 
-def _quantized(precision: str, gpu_arch: str, transposes: bool) -> float:
+def low_copies(precision: str, gpu_arch: str, transposes: bool) -> float:
     """Bytes of a weight's low-precision copies: row-wise, and column-wise where the backward pass cannot read the first."""
     if precision in ("fp8cs", "fp8ds"):
         return 2.0 if gpu_arch in NEEDS_TRANSPOSE and transposes else 1.0
@@ -110,7 +110,7 @@ def bytes_a_parameter(precision: str, f: Features, gpu_arch: str) -> Bytes:
     keeping = keeping_of(f.framework)
     if precision == "fp32":
         return Bytes(4, 4, 4, 8)
-    quantized = _quantized(precision, gpu_arch, f.transpose_cache)
+    quantized = low_copies(precision, gpu_arch, f.transpose_cache)
     kept_low = quantized > 0 and f.gathered_low(precision)
     layer = quantized if kept_low else 2 + quantized
     gradient = keeping.gradients.get(precision, 4 if f.grad_reduce_fp32 else 2)

@@ -55,6 +55,7 @@ class Features(HashedOnce):
     adapter_rank: int = ADAPTER_RANK
     adapter_targets: tuple[str, ...] = ADAPTED
     adapter_dropout: bool = False
+    adapter_a2a: bool = False  # `a2a_experimental`: what row-parallel layers add travels all to all, not gathered whole
     fp8_attention: bool = False  # `fp8_dot_product_attention`, and `fp8_multi_head_attention` for what stands around it
     fp8_activation_input: bool = False  # `activation_func_fp8_input_store`
     transpose_cache: bool = True  # not `disable_parameter_transpose_cache`: FP8 weights stay transposed as well
@@ -106,6 +107,7 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
         adapter_rank=int(given.get("adapter_rank") or ADAPTER_RANK),
         adapter_targets=tuple(given.get("adapter_targets") or ADAPTED),
         adapter_dropout=bool(given.get("adapter_dropout")),
+        adapter_a2a=bool(given.get("adapter_a2a")),
         fp8_attention=bool(given.get("fp8_attention")),
         fp8_activation_input=bool(given.get("fp8_activation_input")),
         transpose_cache=bool(given.get("transpose_cache", True)),

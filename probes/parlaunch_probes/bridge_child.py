@@ -140,6 +140,7 @@ def adapters(peft: Any) -> dict[str, Any]:
         "adapter_rank": int(peft.dim),
         "adapter_targets": [str(name) for name in getattr(peft, "target_modules", None) or ()],
         "adapter_dropout": float(getattr(peft, "dropout", 0.0) or 0.0) > 0,
+        "adapter_a2a": bool(getattr(peft, "a2a_experimental", False)),
     }
 
 

@@ -369,8 +369,9 @@ Known reasons, most harm first:
   as fast or slower. Public tables of attention on B200 are as those on GB200, whose chip is the same, and explain neither.
 - Routers are taken as balanced in benchmarks (`force_balance`); elsewhere the fullest rank is taken to have up to 40 % more than the mean,
   by experts and top-k. Pairs of runs disagree: Qwen3-235B on H100 asks for 75 %, Qwen3-30B and Llama 4 on the same GPU for less.
-- LoRA of MLPerf's rounds 4.0 to 5.0 took up to a tenth longer than we say, that of round 5.1 on Blackwell in FP8 a tenth less: the
-  same 512 GB200 became a fifth faster from one round to the next, and no row says by which kernels.
+- LoRA of MLPerf's round 5.0 on Blackwell took up to an eighth longer than we say, that of round 5.1 in FP8 an eighth less: the same
+  512 GB200 became a fifth faster from one round to the next. The later code can fuse adapters and MLPs (Transformer Engine's
+  operation fuser), and no row says whether it did.
 - Experts' products are held against two sets of measurements and not interpolated from them: the tables of fused experts hold
   permutation and activation in one time, of kernels of inference that differ by half from one another. Where an expert has a
   thousand tokens or more, single products with their power limit are 1.0 to 1.2 of them on H100, B200 and GB200 in 16 bits and FP8,

@@ -68,7 +68,7 @@ class FeedForward(Pieces):
         f1, b1, n1 = self._linear(t, self.h, width, module="linear_fc2")
         act, norm = self._activation(t * width), self._norm()
         compute = (f0 + f1 + act[0] + norm[0], b0 + b1 + act[1] + norm[1])
-        return self._pair(compute, self._tp_exposed(self.h), n0 + n1 + 5)
+        return self._pair(compute, self._tp_exposed(self.h, pair=("linear_fc1", "linear_fc2")), n0 + n1 + 5)
 
     def moe(self) -> tuple[Cost, Cost, Cost, Cost]:
         """Router, dispatch, grouped experts, combine, shared expert: forward, backward, activation, shared expert."""
@@ -109,7 +109,7 @@ class FeedForward(Pieces):
             sf1, sb1, sn1 = self._linear(self.tokens, self.h, shared_width, module="linear_fc2")
             sact = self._activation(self.tokens * shared_width)
             shared = (sf0 + sf1 + sact[0], sb0 + sb1 + sact[1])
-            shared_tp = self._tp_exposed(self.h)
+            shared_tp = self._tp_exposed(self.h, pair=("linear_fc1", "linear_fc2"))
             shared_kernels = sn0 + sn1 + 4
         forward = (
             f0 + f1 + act[0] + router + route + 2 * permute + latent[0] + latent_up[0] + norm[0] + shared[0] + bias[0]

@@ -6,6 +6,7 @@ from functools import lru_cache
 from math import log, pi, sqrt
 
 from parlaunch.estimate.timing.bands import error_band
+from parlaunch.estimate.timing.casts import cast_time
 from parlaunch.estimate.timing.collectives import Links
 from parlaunch.estimate.timing.feedforward import ep_overlap
 from parlaunch.estimate.timing.kernels import Kernels
@@ -240,7 +241,7 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
     f, b = slow.forward, slow.backward
     data += SPREAD * largest(layout.world) * m * (f.gpu + b.gpu)
     parts = Breakdown(
-        compute_s=m * (f.compute + b.compute),
+        compute_s=m * (f.compute + b.compute) + cast_time(recipe, layout, model.kernels),
         tp_s=m * (f.tp + b.tp),
         cp_s=m * (f.cp + b.cp),
         ep_s=m * (f.ep + b.ep) + alone,
@@ -300,7 +301,9 @@ def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> floa
     wide = links.group(replicas, layout.tp)
     experts = links.group(max(1, layout.edp), layout.ep * layout.etp)
     gradient = 4.0 if features.grad_reduce_fp32 else 2.0
-    weight = (0.5 if recipe.precision == "nvfp4" else 1.0) if features.gathered_low(recipe.precision) else 2.0
+    # MXFP8 travels in 16 bits, from which both orientations are cast (`reuse_grad_buf_for_mxfp8_param_ag`).
+    low = features.gathered_low(recipe.precision) and recipe.precision != "fp8mx"
+    weight = (0.5 if recipe.precision == "nvfp4" else 1.0) if low else 2.0
     # Buckets: every one pays the latency once.
     buckets = max(1.0, min(64.0, dense / 40e6))
     if layout.fsdp or features.fsdp:

@@ -69,7 +69,8 @@ class Mixers(Pieces):
             backward += self.k.stream(self.region * self.h * 2.0)
             kernels += 1
         cp = self._context(x.kv_elements, heads * x.qk, core)
-        f, b = self._pair((forward, backward), self._tp_exposed(self.h), kernels + n3 + 8)
+        exposed = self._tp_exposed(self.h, pair=("linear_qkv", "linear_proj"))
+        f, b = self._pair((forward, backward), exposed, kernels + n3 + 8)
         return (
             f._replace(cp=cp[0]),
             b._replace(cp=cp[1]),

@@ -109,7 +109,7 @@ BENCHMARK_ADAPTED = ("linear_qkv",)
 _QUANTISE = {"fp8cs": 6.0, "fp8ds": 4.0, "fp8sc": 6.0, "fp8mx": 6.0, "nvfp4": 14.0}
 _QUANTISE_ONE = {"fp8cs": 5.0, "fp8ds": 3.0, "fp8sc": 3.0, "fp8mx": 3.0, "nvfp4": 5.0}
 """The same for one orientation: nothing is transposed, nor rotated for a weight gradient (Transformer Engine, `columnwise_usage`)."""
-_QUANTISE_KERNELS = {"fp8cs": 3, "fp8ds": 1, "fp8sc": 2, "fp8mx": 1, "nvfp4": 3}
+QUANTISE_KERNELS = {"fp8cs": 3, "fp8ds": 1, "fp8sc": 2, "fp8mx": 1, "nvfp4": 3}
 _ONE_SCALE = ("fp8cs", "fp8ds")
 """Formats with one scale a tensor: one orientation does for a matrix unit that takes operands in either order."""
 
@@ -121,12 +121,11 @@ def quantised_bytes(precision: str, gpu_arch: str, *, frozen: bool) -> float:
 
 
 TRANSPOSED = 2.0
-"""Bytes an element of an FP8 weight that is transposed for the gradient of its input: read and written."""
+"""Bytes an element of an FP8 weight that is transposed, for the gradient of its input: read and written."""
 
 ACCUMULATED = {"fp16": 6.0, "bf16": 18.0, "fp32": 12.0}
 """Bytes a weight gradient moves after its product where nothing fuses the two: autograd adds it to the sum in its own format;
 in bf16 the sum goes on to an fp32 buffer after every micro batch and is set to zero (DeepSpeed's `BF16_Optimizer`)."""
-
 
 FUSED_TILE = 256
 """Rows and columns of a tile of the kernels that multiply all experts in one (cuDNN frontend, python/cudnn/grouped_gemm: `mma_tiler_mn`)."""
@@ -137,6 +136,8 @@ def _over(size: int) -> float:
     return -(-size // FUSED_TILE) * FUSED_TILE / size
 
 
+ROWS = ("linear_proj", "linear_fc2")
+"""Layers that split their inputs over tensor parallelism, as adapters choose them."""
 ADAPTED_FORWARD, ADAPTED_BACKWARD = 10.0, 6.0
 """Bytes an element beside an adapter: its result is scaled (4) and added to the frozen layer's (6); two gradients of the input are one."""
 
@@ -162,7 +163,7 @@ class Pieces:
         self.quantise = quantised_bytes(recipe.precision, arch, frozen=owner.frozen) if quantised else 0.0
         again = owner.frozen and not owner.features.transpose_cache and arch in NEEDS_TRANSPOSE
         self.transpose = TRANSPOSED if again and recipe.precision in _ONE_SCALE else 0.0
-        self.quantise_kernels = _QUANTISE_KERNELS.get(recipe.precision, 1) if quantised else 0
+        self.quantise_kernels = QUANTISE_KERNELS.get(recipe.precision, 1) if quantised else 0
         self.host = owner.kernels.silicon.host * owner.software.host
         self.fused = owner.software.fused_elementwise
 
@@ -197,37 +198,58 @@ class Pieces:
             if self.transpose:
                 backward += self.k.stream(self.transpose * n * k * groups, kernels=groups)
         if module in self.o.adapted:
-            rank = self.o.features.adapter_rank
-            forward += gemm(m, rank, k, self.o.wide) + gemm(m, n, rank, self.o.wide)
-            backward += 2 * (gemm(m, rank, n, self.o.wide) + gemm(m, k, rank, self.o.wide))
+            # An adapter's two products are split as its layer is, the first over the rank where the layer splits its outputs.
+            rank, row = self.o.features.adapter_rank, module in ROWS
+            inner, outer = (rank, -(-n // self.s.tp)) if row else (-(-rank // self.s.tp), n)
+            forward += gemm(m, inner, k, self.o.wide) + gemm(m, outer, rank, self.o.wide)
+            backward += 2 * (gemm(m, rank, outer, self.o.wide) + gemm(m, k, inner, self.o.wide))
             # Dropout in front, with its mask; behind, the scaled result joins that of the frozen layer, as the gradients do.
             drop = 5.0 if self.o.features.adapter_dropout else 0.0
-            forward += self.k.stream(tokens * (drop * k + ADAPTED_FORWARD * n), kernels=3)
-            backward += self.k.stream(tokens * ((drop + ADAPTED_BACKWARD) * k + 4.0 * n), kernels=3)
+            behind = (self.region if row else tokens) * n
+            forward += self.k.stream(tokens * drop * k + ADAPTED_FORWARD * behind, kernels=3)
+            backward += self.k.stream(tokens * (drop + ADAPTED_BACKWARD) * k + 4.0 * behind, kernels=3)
             kernels += 7
         return forward, backward, kernels
 
-    def _tp_exposed(self, width: int, fmt: str | None = None) -> tuple[float, float]:
-        """Forward and backward seconds of TP communication around a pair of column- and row-parallel layers."""
+    def _tp_exposed(self, width: int, fmt: str | None = None, pair: tuple[str, str] = ("", "")) -> tuple[float, float]:
+        """Forward and backward seconds of TP communication around a pair of column- and row-parallel layers, by the names by which
+        adapters choose."""
         if self.s.tp == 1:
             return 0.0, 0.0
         moved = 2.0 * self.tokens * width
-        links, group = self.o.links, self.tp_group
-        if self.sp > 1:
-            # What is gathered is an operand, quantised before it travels (Transformer Engine's quantised all-gather); what is
-            # scattered are sums in 16 bits.
-            scatter = links.gather(moved, group) + self.software.collective_s
-            gather = links.gather(moved * OPERAND_BYTES[fmt or self.o.narrow] / 2.0, group) + self.software.collective_s
+        links, group, wait = self.o.links, self.tp_group, self.software.collective_s
+        kept, hidden = 1.0, self.software.backward_overlap
+        if self.o.user_buffers:
+            kept, hidden = 1 - TP_OVERLAP, max(TP_OVERLAP, hidden)
+        if self.sp == 1:
+            one = links.reduce(moved, group) + wait
+            return kept * one, one * (kept if self.o.frozen else 1 - hidden)
+        # What is gathered is an operand, quantised before it travels (Transformer Engine's quantised all-gather); what is
+        # scattered are sums in 16 bits.
+        scatter = links.gather(moved, group) + wait
+        gather = links.gather(moved * OPERAND_BYTES[fmt or self.o.narrow] / 2.0, group) + wait
+        if not self.o.frozen:
             # Forward: gather in front, scatter behind. Backward: the gather of the output gradient stands free, the
             # second gather of the input and the scatter of its gradient run beside the two products.
-            forward, free, beside = gather + scatter, gather, gather + scatter
-        else:
-            one = links.reduce(moved, group) + self.software.collective_s
-            forward, free, beside = one, 0.0, one
-        hidden = self.software.backward_overlap
-        if self.o.user_buffers:
-            return forward * (1 - TP_OVERLAP), (free + beside) * (1 - max(TP_OVERLAP, hidden))
-        return forward, free + beside * (1 - hidden)
+            free = gather * (1 - hidden if self.o.user_buffers else 1.0)
+            return (gather + scatter) * kept, free + (gather + scatter) * (1 - hidden)
+        # A frozen weight's gradient needs no input gathered again, nor is there a product that the scatter could run beside.
+        forward, backward = (gather + scatter) * kept, (gather + scatter) * kept
+        column, row = (module in self.o.adapted for module in pair)
+        beside = links.gather(2.0 * self.tokens * self.o.features.adapter_rank, group)  # ranks have just met
+        if column:
+            # The adapter reads the norm's output, which is then gathered in 16 bits and outside of user buffers; so is its gradient
+            # scattered (Bridge, `peft/utils.py`: `return_layernorm_output_gathered`).
+            forward += scatter - gather * kept + beside
+            backward += scatter * (1.0 - kept) + 2.0 * beside
+        if row:
+            # Its first product is summed; its second is gathered whole, of which a rank keeps its part of the sequence, or changes
+            # its part of the width for that.
+            a2a = self.o.features.adapter_a2a
+            exchange = links.all_to_all(moved / self.s.tp, group) if a2a else links.gather(moved, group)
+            forward += 2.0 * beside + exchange
+            backward += 2.0 * beside + exchange
+        return forward, backward
 
     def _pair(
         self,

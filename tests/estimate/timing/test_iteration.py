@@ -174,10 +174,41 @@ def test_graphs_help_where_the_host_is_the_limit() -> None:
 
 
 def test_frozen_weights_save_the_weight_gradients() -> None:
-    full = estimate_time(recipe(task="sft"), layout(tp=2), rates())
-    lora = estimate_time(recipe(task="peft", benchmark=True), layout(tp=2), rates())
-    assert 0.62 < lora.iteration_time_s / full.iteration_time_s < 0.78
-    assert lora.breakdown.dp_exposed_s < full.breakdown.dp_exposed_s
+    full, lora = recipe(task="sft"), recipe(task="peft", benchmark=True)
+    whole, part = (estimate_time(r, layout(), rates()) for r in (full, lora))
+    assert 0.62 < part.iteration_time_s / whole.iteration_time_s < 0.78
+    assert part.breakdown.dp_exposed_s < whole.breakdown.dp_exposed_s
+
+
+def test_adapters_that_travel_all_to_all_are_gathered_by_no_rank() -> None:
+    split = layout(tp=4)
+    plain, bare, adapted, exchanged = (
+        estimate_time(recipe(task=task, features=features(adapter_targets=targets, adapter_a2a=a2a)), split, rates())
+        for task, targets, a2a in (
+            ("sft", (), False),
+            ("peft", (), False),
+            ("peft", ("linear_proj", "linear_fc2"), False),
+            ("peft", ("linear_proj", "linear_fc2"), True),
+        )
+    )
+    # No product of a weight's gradient hides what is scattered, but no input is gathered again.
+    assert bare.breakdown.tp_s > plain.breakdown.tp_s
+    assert bare.breakdown.tp_s < exchanged.breakdown.tp_s < adapted.breakdown.tp_s
+
+
+def test_weights_in_16_bits_are_cast_in_the_first_micro_batch_those_in_8_come_cast() -> None:
+    def cast(m: int, **given: bool) -> float:
+        kept = recipe(precision="fp8cs", features=features(fp8_param_gather=True))
+        wide = recipe(precision="fp8cs", features=features(**given))
+        one = layout(global_batch_size=m * 8)
+        assert one.num_microbatches == m
+        seconds = [estimate_time(r, one, rates("dgx-b200")).breakdown.compute_s for r in (wide, kept)]
+        return seconds[0] - seconds[1]
+
+    # Llama 3 8B: 7 billion weights, 5 bytes each; 128 matrices, three launches each.
+    assert cast(1) == pytest.approx(7.0e9 * 5 / 6.3e12 + 128 * 3 * 1.8e-6, rel=0.1)
+    assert cast(4) == pytest.approx(cast(1), rel=1e-6)
+    assert cast(4, transpose_cache=False) == pytest.approx(4 * cast(1), rel=1e-6)
 
 
 def test_offloaded_activations_cost_more_over_pcie_than_over_a_grace_cpus_own_link() -> None:
