@@ -371,8 +371,10 @@ def _features(row: Mapping[str, Any], framework: str, recompute: Recompute, note
     if row.get("features") is None and _benchmark(framework):
         features = _benchmark_features(row)
         if (_number(row, "pp") or 1) > 1 and (_number(row, "vp") or 1) == 1 and features.pop("ep_overlap", None):
-            # The overlap needs an interleaved pipeline, and Bridge switches graphs of whole iterations on together with it.
+            # The overlap needs an interleaved pipeline, and Bridge switches graphs of whole iterations and attention in FP8 on
+            # together with it.
             features.pop("paged_stash", None)
+            features.pop("fp8_attention", None)
             features["cuda_graph"] = ["transformer_engine", ["attn", "moe_router", "moe_preprocess"]]
         if features:
             notes.append("features of the catalog's benchmark recipe: the row has none")
@@ -414,6 +416,11 @@ def _unreleased(features: dict[str, Any], framework: str, notes: list[str]) -> N
         del features["paged_stash"]
         features["cuda_graph"] = ["transformer_engine", ["attn", "moe_router", "moe_preprocess"]]
         notes.append("graphs of router and preprocessing: its release had none of whole iterations with experts")
+    narrow = [name for name in ("fp8_attention", "fp8_output") if features.get(name)]
+    if narrow and release < STASHED:
+        for name in narrow:
+            del features[name]
+        notes.append("attention and output layer in 16 bits: no benchmark of its release had them in FP8")
     if features.get("fp4_param_gather") and release < PACKED:
         del features["fp4_param_gather"]
         notes.append("weights in 16 bits beside FP4: its release had none in FP4 alone")

@@ -436,6 +436,7 @@ EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
     (("optimizer.exp_avg_dtype",), lambda given, _f: {"moments": _dtype(given["optimizer.exp_avg_dtype"])}),
     (("optimizer.main_params_dtype",), lambda given, _f: {"master": _dtype(given["optimizer.main_params_dtype"])}),
     _switch("mixed_precision.fp8_dot_product_attention", "fp8_attention"),
+    _switch("model.fp8_output_proj", "fp8_output"),
     _switch("model.activation_func_fp8_input_store", "fp8_activation_input"),
     _switch("peft.dim", "adapter_rank", "size"),
     _switch("peft.a2a_experimental", "adapter_a2a"),

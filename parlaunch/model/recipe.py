@@ -57,6 +57,7 @@ class Features(HashedOnce):
     adapter_dropout: bool = False
     adapter_a2a: bool = False  # `a2a_experimental`: what row-parallel layers add travels all to all, not gathered whole
     fp8_attention: bool = False  # `fp8_dot_product_attention`, and `fp8_multi_head_attention` for what stands around it
+    fp8_output: bool = False  # `fp8_output_proj`: the output layer too, where the others are in MXFP8
     fp8_activation_input: bool = False  # `activation_func_fp8_input_store`
     transpose_cache: bool = True  # not `disable_parameter_transpose_cache`: FP8 weights stay transposed as well
     # What runs of other years and frameworks differ in.
@@ -109,6 +110,7 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
         adapter_dropout=bool(given.get("adapter_dropout")),
         adapter_a2a=bool(given.get("adapter_a2a")),
         fp8_attention=bool(given.get("fp8_attention")),
+        fp8_output=bool(given.get("fp8_output")),
         fp8_activation_input=bool(given.get("fp8_activation_input")),
         transpose_cache=bool(given.get("transpose_cache", True)),
         sequence_parallel=bool(given.get("sequence_parallel", True)),

@@ -119,6 +119,7 @@ def features(config: Any) -> dict[str, Any]:
         "frozen_language_model": bool(getattr(config.model, "freeze_language_model", False)),
         "frozen_encoder": bool(getattr(config.model, "freeze_vision_model", False)),
         "fp8_attention": bool(mixed.get("fp8_attention", False)),
+        "fp8_output": bool(getattr(m, "fp8_output_proj", False)),
         "fp8_activation_input": bool(getattr(m, "activation_func_fp8_input_store", False)),
         "transpose_cache": not getattr(m, "disable_parameter_transpose_cache", False),
         **adapters(getattr(config, "peft", None)),

@@ -32,8 +32,8 @@ SIZES = ("tp", "pp", "vp", "cp", "ep", "etp", "sequence_parallel")
 FACTS = ("folder", "packing", "loader", "train_iters")
 SWITCHED = (
     "cross_entropy", "frozen_language_model", "frozen_encoder", "external_cuda_graph", "precision_aware_optimizer",
-    "grad_reduce_fp32", "fp4_param_gather", "no_distributed_optimizer", "router_padding", "fp8_attention", "adapter_rank",
-    "adapter_targets", "adapter_dropout", "adapter_a2a", "tp_overlap", "transpose_cache",
+    "grad_reduce_fp32", "fp4_param_gather", "no_distributed_optimizer", "router_padding", "fp8_attention", "fp8_output",
+    "adapter_rank", "adapter_targets", "adapter_dropout", "adapter_a2a", "tp_overlap", "transpose_cache",
 )  # fmt: skip
 USUAL = {"transpose_cache": True, "cross_entropy": "native"}
 """What a switch is where a library recipe's row does not say it; else off."""

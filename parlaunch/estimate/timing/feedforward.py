@@ -7,7 +7,7 @@ from math import comb, log, sqrt
 from parlaunch.estimate.timing.pieces import Cost, Pieces
 from parlaunch.model.recipe import Features
 
-EP_OVERLAP = 0.98
+EP_OVERLAP = 0.93
 """Share of the expert all-to-all that hides under another micro batch's compute, as far as there is that much of it."""
 EP_OVERLAP_EAGER = 0.54
 """The same where the host issues what overlaps: two micro batches' kernels in turn, with waits in between."""

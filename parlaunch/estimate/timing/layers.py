@@ -150,12 +150,13 @@ class _Builder(Mixers, FeedForward):
     def head(self) -> LayerTime:
         """Final norm, output layer over this rank's slice of the vocabulary, cross entropy."""
         vocab = max(1, padded_vocab(self.arch, self.s.tp) // self.s.tp)
-        f, b, _ = self._linear(self.tokens, vocab, self.h, self.o.wide)
+        fmt = self.o.narrow if self.o.features.fp8_output and self.o.recipe.precision == "fp8mx" else self.o.wide
+        f, b, _ = self._linear(self.tokens, vocab, self.h, fmt)
         norm = self._norm()
         older = self.software.logits_bytes
         each = (older / 2.0, older / 2.0) if older else LOSS[loss_of(self.o.recipe)]
         loss = [self.k.stream(self.tokens * vocab * moved, kernels=6) for moved in each]
-        tp = self._tp_exposed(self.h, self.o.wide)
+        tp = self._tp_exposed(self.h, fmt)
         return LayerTime(
             Cost(f + norm[0] + loss[0], tp[0], host=20 * self.host),
             Cost(b + norm[1] + loss[1], tp[1], host=24 * self.host),
