@@ -277,7 +277,9 @@ def _gated_delta_net(items: _Items, a: Architecture) -> float:
     v = heads * (a.linear_value_head_dim or 0)
     repeated = 2 * heads * (a.linear_key_head_dim or 0)
     items.add(_product_input(s, "in_proj", a.hidden_size * _residual_share(s), _gathered(s, a.hidden_size)))
-    items.add(WIDE * (2 * qk + 2 * v))  # the projection's output: input of the convolution, and the gate
+    # All that was projected, of which the convolution keeps a view (`CausalConv1dFunction` of flash-linear-attention since 0.4.2, which
+    # Core takes since 0.18), and a copy of the gate.
+    items.add(WIDE * (2 * qk + 2 * v + 2 * heads) + WIDE * v)
     items.add(WIDE * (2 * qk + v))  # the convolution's output
     # Normalised queries and keys for every value head, the inverse, the write strength, the output.
     items.add(WIDE * (repeated + DELTA_CHUNK * heads + heads + v))
@@ -334,6 +336,8 @@ def _experts(items: _Items, a: Architecture) -> float:
     if shared := a.moe_shared_expert_intermediate_size:
         own_input = h * r if _in_low_precision(s) else 0  # else it is the norm's output
         _feed_forward(items, a, own_input, shared / s.tp, "moe", "shared_experts")
+        if a.moe_shared_expert_gate:  # their output and the gate that multiplies it (Core, `moe/shared_experts.py`)
+            items.add(WIDE * (h + 1) * r, "moe", "shared_experts")
     return grads + 2 * WIDE * copies * width  # sent and received copies
 
 

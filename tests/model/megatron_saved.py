@@ -101,7 +101,7 @@ class GroupedProduct(torch.autograd.Function):  # type: ignore[misc]
 
 
 class Convolution(torch.autograd.Function):  # type: ignore[misc]
-    """`CausalConv1dFn` of causal-conv1d: its input."""
+    """`CausalConv1dFn` of causal-conv1d, `CausalConv1dFunction` of flash-linear-attention since 0.4.2: their input as it is."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any) -> Any:
@@ -147,8 +147,11 @@ def delta_net() -> Any:
     def rule(q: Any, k: Any, v: Any, g: Any, beta: Any, **_: Any) -> Any:
         return DeltaRule.apply(q, k, v, g, beta), None
 
-    module.HAVE_FLA, module.l2norm, module.chunk_gated_delta_rule = True, Normalised.apply, rule
-    module.causal_conv1d_fn = lambda x, weight, **_: Convolution.apply(x, weight)
+    # Core 0.19 has a package of modules that take the kernels by name.
+    for part in (module, *(getattr(module, name) for name in ("common", "gdn") if hasattr(module, name))):
+        part.HAVE_FLA, part.l2norm, part.chunk_gated_delta_rule = True, Normalised.apply, rule
+        part.causal_conv1d_fn = lambda x, weight, **_: Convolution.apply(x, weight)
+        part.causal_conv1d = lambda x, weight, **_: (Convolution.apply(x, weight), None)
     module.GatedDeltaNet._apply_gated_norm = lambda _, x, gate: GatedNorm.apply(x, gate)
     parts = module.GatedDeltaNetSubmodules(
         in_proj=ColumnParallelLinear, out_norm=shards.Norm, out_proj=RowParallelLinear
@@ -324,8 +327,10 @@ def saved(spec: dict[str, Any]) -> float:
     if diffusion:
         block, call = diffusion_block(config, diffusion)
     else:
+        config.experimental_attention_variant = None  # Core 0.19 has another function for layers with one
         block_spec = shards.with_stand_ins(get_gpt_decoder_block_spec(config, use_transformer_engine=False))
         if linear:
+            config.experimental_attention_variant = "gated_delta_net"
             for layer in block_spec.layer_specs:
                 layer.submodules.self_attention = delta_net()
         block = call = TransformerBlock(config, block_spec, post_process=False).train()

@@ -36,7 +36,10 @@ DELTA = {
     "experimental_attention_variant": "gated_delta_net", "linear_attention_freq": [1], "linear_num_key_heads": 4,
     "linear_num_value_heads": 8, "linear_key_head_dim": 64, "linear_value_head_dim": 64,
 }  # fmt: skip
+COPIED = 2 * (8 * 64 + 2 * 8)
+"""Bytes a token of gate, write strength and decay in what the delta net projected: Core before 0.18 copies what it convolves out of it."""
 SHARED = {**MOE, "moe_shared_expert_intermediate_size": 512}
+GATED = {**SHARED, "moe_shared_expert_gate": True}
 ROW_MAP = 8 * MOE["num_moe_experts"] + 4
 """Bytes a token of the row map that Transformer Engine's fused permutation keeps (int32, two an expert and one:
 `common/triton/permutation.py`, `pytorch/permutation.py`), where torch's keeps what it indexed with, as long as the map is."""
@@ -77,6 +80,8 @@ LAYERS: dict[str, Case] = {
     "latent attention without sequence parallelism": Case({**BASE, **MLA}, tp=2, sequence_parallel=False),
     "experts": Case({**BASE, **MOE}, apart=ROW_MAP),
     "shared experts": Case({**BASE, **SHARED}, apart=ROW_MAP),
+    "shared experts behind a gate": Case({**BASE, **GATED}, apart=ROW_MAP),
+    "shared experts behind a gate on two tensor ranks": Case({**BASE, **GATED}, tp=2, apart=ROW_MAP // 2),
     "experts behind latent attention": Case({**BASE, **MLA, **MOE}, apart=ROW_MAP),
     "attention core again": Case(BASE, modules=("core_attn",)),
     "core of as many keys as queries again": Case({**BASE, "num_query_groups": 8}, modules=("core_attn",)),
@@ -87,6 +92,7 @@ LAYERS: dict[str, Case] = {
     "experts again": Case({**BASE, **MOE}, modules=("moe",)),
     "experts and shared experts again": Case({**BASE, **SHARED}, modules=("moe",)),
     "shared experts again": Case({**BASE, **SHARED}, modules=("shared_experts",), apart=ROW_MAP),
+    "shared experts behind a gate again": Case({**BASE, **GATED}, modules=("shared_experts",), apart=ROW_MAP),
     "experts in a smaller space": Case({**BASE, **MOE, "moe_latent_size": 128}, apart=ROW_MAP),
     "activation of experts again": Case({**BASE, **GROUPED}, modules=("moe_act",), apart=ROW_MAP),
     "activation of experts and shared experts again": Case(
@@ -97,8 +103,8 @@ LAYERS: dict[str, Case] = {
     "two context ranks": Case(BASE, cp=2),
     "latent attention on two context ranks": Case({**BASE, **MLA}, cp=2),
     "context ranks beside tensor ranks": Case(BASE, tp=2, cp=2),
-    "gated delta net": Case({**BASE, **DELTA}),
-    "gated delta net on two tensor ranks": Case({**BASE, **DELTA}, tp=2),
+    "gated delta net": Case({**BASE, **DELTA}, apart=COPIED),
+    "gated delta net on two tensor ranks": Case({**BASE, **DELTA}, tp=2, apart=COPIED // 2),
     "norms again, where they stand alone": Case({**BASE, **MLA, **MOE}, modules=("layernorm",), apart=ROW_MAP),
 }
 SPREAD: dict[str, Case] = {
@@ -136,6 +142,12 @@ ADAPTED: dict[str, Case] = {
     "shared experts": Case({**BASE, **SHARED}, adapters=ALL, apart=ROW_MAP - SORTED),
 }
 """Megatron Bridge's low-rank adapters over frozen layers."""
+NEWER: dict[str, Case] = {
+    "gated delta net": Case({**BASE, **DELTA}),
+    "gated delta net on two tensor ranks": Case({**BASE, **DELTA}, tp=2),
+    "shared experts behind a gate": Case({**BASE, **GATED}, apart=ROW_MAP - SORTED),
+}
+"""Layers of the Core that Megatron Bridge brings."""
 STREAM: dict[str, Any] = {
     "num_layers": 1, "hidden_size": 512, "num_attention_heads": 8, "kv_channels": 64, "ffn_hidden_size": 2048,
     "gated_linear_unit": False, "normalization": "LayerNorm", "add_bias_linear": True, "add_qkv_bias": True, "qk_layernorm": True,
@@ -182,9 +194,9 @@ def autograd() -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def of_bridge() -> dict[str, float]:
-    """The same of ADAPTED and DIFFUSION, with Megatron Bridge's own adapters and blocks."""
+    """The same of ADAPTED, NEWER and DIFFUSION, with Megatron Bridge's own adapters and blocks."""
     need(BRIDGE, "an environment with megatron-bridge (BRIDGE_PYTHON)")
-    return _asked(BRIDGE, ADAPTED | DIFFUSION)
+    return _asked(BRIDGE, ADAPTED | NEWER | DIFFUSION)
 
 
 def _asked(python: str, cases: dict[str, Case]) -> dict[str, float]:
@@ -231,6 +243,16 @@ def test_a_frozen_layer_keeps_what_autograd_keeps_of_it_under_bridges_adapters(
     """To the byte. Under sequence parallelism and dropout Transformer Engine drops what it gathered, Core gathers what it dropped
     (`return_layernorm_output_gathered`), so that case is not held."""
     case = ADAPTED[name]
+    assert counted(case) - case.apart == pytest.approx(of_bridge[name], abs=0.2)
+
+
+@pytest.mark.bridge
+@pytest.mark.parametrize("name", NEWER)
+def test_a_layer_keeps_what_autograd_keeps_of_the_modules_of_bridges_core(
+    name: str, of_bridge: dict[str, float]
+) -> None:
+    """To the byte."""
+    case = NEWER[name]
     assert counted(case) - case.apart == pytest.approx(of_bridge[name], abs=0.2)
 
 
@@ -297,12 +319,13 @@ def test_the_delta_rule_keeps_its_inputs_and_the_inverse_of_each_chunk() -> None
     a = architecture("Qwen/Qwen3-Next-80B-A3B-Instruct")
     kind = next(k._replace(mlp=None) for k in a.layers() if k.mixer == "gated_delta_net")
     h, qk, v, heads = 2048, 16 * 128, 32 * 128, 32
-    projection = 2 * h + 4 + 2 * h + 2 * (2 * qk + 2 * v)  # the norm's input and output, what it becomes
+    projection = 2 * h + 4 + 2 * h + 2 * (2 * qk + 2 * v + 2 * heads)  # the norm's input and output, what it becomes
+    gate = 2 * v  # a copy
     convolution = 2 * (2 * qk + v)
     rule = 2 * (2 * heads * 128) + 2 * 64 * heads + (4 + 2) * heads
     output = 2 * v + 2 * v + 2 * v  # of the rule, of the gated norm, and as the output projection reads it
     floats = 4 * (2 * 16 + heads) + 4 * 2 * heads  # of the norms; the decay before and behind its softplus
-    assert layer_activations(a, kind, Surroundings()).saved == projection + convolution + rule + output + floats
+    assert layer_activations(a, kind, Surroundings()).saved == projection + gate + convolution + rule + output + floats
 
 
 @given(models, precisions)

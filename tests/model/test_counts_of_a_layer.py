@@ -58,7 +58,7 @@ def test_weights_are_matrices_and_a_few_vectors(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_multiplied_is_kept(name: str) -> None:
     """A layer keeps the input of every matrix, what the column-parallel ones make, and the inputs of its norms; beyond that come
-    gates, normed heads and what scans keep, which no model has more than two thirds of."""
+    gates, normed heads and what scans keep, which no model has more than three quarters of."""
     a = architecture(name)
     for k in dict.fromkeys(a.layers()):
         inputs: dict[object, float] = {}
@@ -70,7 +70,7 @@ def test_what_is_multiplied_is_kept(name: str) -> None:
             made += m.outputs * times if m.split == COLUMN else 0.0
         norms = a.hidden_size * sum(part is not None for part in (k.mixer, k.mlp))
         least = WIDE * (sum(inputs.values()) + made + norms)
-        assert least <= layer_activations(a, k, Surroundings()).saved <= 1.65 * least, k
+        assert least <= layer_activations(a, k, Surroundings()).saved <= 1.75 * least, k
 
 
 @pytest.mark.parametrize("name", MODELS)
