@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Turns(Generic[T]):
-    """Plans that wait to be measured, the best first: the `top` best whatever becomes of them, and at most `retries` more in
+    """Plans that wait to be measured, the most worth a try first: the first `top` whatever becomes of them, and at most `retries` more in
     place of those that another plan can help (out of memory, a switch that was refused). A NaN or a broken machine would meet
     the next plan as well. `candidate` tells what a plan is expected to take."""
 

@@ -1,4 +1,4 @@
-"""The plans of a job that `parlaunch verify` may measure: the best and its runners-up, and those made anew without a switch that
+"""The plans of a job that `parlaunch verify` may measure: the best, the others worth a try, and those made anew without a switch that
 failed."""
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Choice:
 
 
 def choices(job: Job, plan: Plan) -> list[Choice]:
-    """The plan's layouts, the best first."""
+    """The plan's layouts, the best first, the others in the order in which they are worth a try."""
     return [Choice(job=job, plan=plan, candidate=c) for c in (plan.chosen, *plan.alternatives)]
 
 

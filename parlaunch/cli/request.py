@@ -235,7 +235,7 @@ class Request:
     explain: Annotated[
         bool, option("--explain", panel=OUTPUT, help="also: where we are, who sits where, every reason")
     ] = False
-    top: Annotated[int, option("--top", panel=OUTPUT, help="runners-up to show", min=0, max=100)] = 5
+    top: Annotated[int, option("--top", panel=OUTPUT, help="other layouts worth a try to show", min=0, max=100)] = 5
     report: Annotated[Path | None, option("--report", panel=OUTPUT, help="write an HTML page to look at")] = None
     save_plan: Annotated[
         Path | None, option("--save-plan", panel=OUTPUT, help="write it, for --plan FILE and for diff")
@@ -265,7 +265,13 @@ class Trial:
         option("--timeout", panel=VERIFY, help="seconds without a line of log before it counts as a hang", min=1),
     ] = 600.0
     measure: Annotated[
-        int, option("--top", panel=VERIFY, help="measure the N best plans one after the other, keep the fastest", min=1)
+        int,
+        option(
+            "--top",
+            panel=VERIFY,
+            help="measure the N plans most worth a try one after the other, keep the fastest",
+            min=1,
+        ),
     ] = 1
     log: Annotated[
         Path | None,

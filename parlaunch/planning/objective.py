@@ -8,17 +8,16 @@ from parlaunch.frozen import dataclass
 from parlaunch.model.layout import Layout
 from parlaunch.planning.evidence import Published, proven
 from parlaunch.planning.plan import Candidate
-from parlaunch.planning.preference import CANDIDATES, near_tie, preferred
+from parlaunch.planning.preference import CANDIDATES, near_tie, preferred, worth_a_try
 from parlaunch.planning.search import Found, Search, kind_of
 from parlaunch.planning.switching import Chooser
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
-    """The choice among layouts that fit, the others behind it, and the sentences that say why it was not the first."""
+    """The choice among layouts that fit, and the sentences that say why it was not the first."""
 
     chosen: Candidate
-    ranked: Sequence[Candidate]
     because: tuple[str, ...] = ()
 
 
@@ -28,7 +27,11 @@ class Objective:
 
     search: Callable[[Search, int], Found]  # at least so many layouts that fit, the best first
     take: Callable[[Sequence[Candidate], Search, Sequence[Published], Chooser], Taken] = lambda ranked, _s, _e, _c: (
-        Taken(chosen=ranked[0], ranked=ranked)
+        Taken(chosen=ranked[0])
+    )
+    # So many of the others, in the order in which they stand beside the choice.
+    beside: Callable[[Candidate, Sequence[Candidate], Search, Chooser, int], Sequence[Candidate]] = (
+        lambda _chosen, others, _s, _c, count: others[:count]
     )
     switches: bool = False  # turned on for it; else they stay the recipe's own where they can be on
 
@@ -43,16 +46,22 @@ def _proven_or_preferred(
     """Among layouts that the model cannot tell apart: one that was measured, else the one that charges least."""
     recipe, rates = search.recipe, search.rates
     ranked = sorted(ranked, key=lambda c: c.estimate.iteration_time_s)
-    ranked = preferred(ranked, recipe, rates, more=chooser.charged)
+    choice = preferred(ranked, recipe, rates, more=chooser.charged)
 
     def evaluate(layout: Layout) -> Candidate | None:
         held = search.held(layout)
         return held and chooser.best(held, headroom=search.wishes.headroom)
 
-    taken = proven(evidence, recipe, search.wishes, ranked[0], world=rates.world_size, evaluate=evaluate)
+    taken = proven(evidence, recipe, search.wishes, choice, world=rates.world_size, evaluate=evaluate)
     if taken is not None:
-        return Taken(chosen=taken[0], ranked=ranked, because=(taken[1],))
-    return Taken(chosen=ranked[0], ranked=ranked, because=near_tie(ranked[0], ranked, recipe, rates))
+        return Taken(chosen=taken[0], because=(taken[1],))
+    return Taken(chosen=choice, because=near_tie(choice, ranked, recipe, rates))
+
+
+def _worth_a_try(
+    chosen: Candidate, others: Sequence[Candidate], search: Search, chooser: Chooser, count: int
+) -> Sequence[Candidate]:
+    return worth_a_try(chosen, others, search.recipe, search.rates, count, more=chooser.charged)
 
 
 def _leanest(search: Search, keep: int) -> Found:
@@ -60,7 +69,7 @@ def _leanest(search: Search, keep: int) -> Found:
 
 
 OBJECTIVES: Mapping[str, Objective] = {
-    "time": Objective(_fastest, _proven_or_preferred, switches=True),
+    "time": Objective(_fastest, _proven_or_preferred, _worth_a_try, switches=True),
     "memory": Objective(_leanest),
 }
 """`--objective`, by its word."""

@@ -91,8 +91,8 @@ def plan(
     if wishes.objective == "time" and (mine := proven_here(runs, wishes, taken.chosen, evaluate=held)) is not None:
         taken = replace(taken, chosen=mine[0], because=(mine[1],))
     chosen = taken.chosen
-    others = [c for c in taken.ranked if grid_of(c.layout) != grid_of(chosen.layout)]
-    others = list({grid_of(c.layout): c for c in reversed(others)}.values())[::-1]
+    others = [c for c in left if grid_of(c.layout) != grid_of(chosen.layout)]
+    beside = objective.beside(chosen, others, search, chooser, wishes.top)
     if chosen.features is not None or chooser.fixed is not recipe:  # reasons are about what will be on
         configured = replace(recipe, features=chosen.features or chooser.fixed.features)
         search = Search(configured, rates, wishes, crowded=search.crowded)
@@ -104,7 +104,7 @@ def plan(
         rates=rates,
         chosen=chosen,
         because=(*_failed(chooser), *avoided, *taken.because, *because(search, chosen)),
-        alternatives=tuple(others[: wishes.top]),
+        alternatives=tuple(beside),
         rejected=_rejected(search, chosen),
         warnings=(
             *((f"alltoall dispatches tokens: {replaced}",) if replaced else ()),

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import log2
 from typing import TypeVar
 
+from parlaunch.estimate.values import breakdown
 from parlaunch.frozen import dataclass
 from parlaunch.hardware.rates import Rates
 from parlaunch.model.recipe import Recipe
+from parlaunch.planning.alternatives import Prospect, in_turn, prospect
 from parlaunch.planning.plan import Candidate
-from parlaunch.planning.search import RESOLUTION, kind_of
+from parlaunch.planning.search import RESOLUTION, Grid, grid_of, kind_of
 from parlaunch.planning.space import inside, reach
 from parlaunch.units import percent
 
@@ -31,17 +33,16 @@ class Charges:
 
 
 CHARGES = {
-    "dense": Charges(block=0.03, crossing=0.0, narrowing=0.0, memory=0.02, recompute=0.005),
-    "experts": Charges(block=0.06, crossing=0.08, narrowing=0.07, memory=0.15, recompute=0.01),
+    "dense": Charges(block=0.045, crossing=0.0, narrowing=0.0, memory=0.0, recompute=0.005),
+    "experts": Charges(block=0.09, crossing=0.08, narrowing=0.07, memory=0.22, recompute=0.015),
 }
 
 YIELDS = {"dense": 0.03, "experts": 0.05}
 """How much slower than the fastest layout, by our estimate, the choice itself may be, as a share: with experts about what measured layouts
-of one model are apart by in their errors, and where the agreement with NVIDIA's layouts is best (docs/near-ties.md). Those beside it
-are in the order of charges within `RESOLUTION`."""
+of one model are apart by in their errors, and where the agreement with NVIDIA's layouts is best (docs/near-ties.md)."""
 
 CANDIDATES = {"dense": 8, "experts": 30}
-"""Grids that the choice is made among: enough to hold those within `RESOLUTION` that matter."""
+"""Grids that the choice and its alternatives are taken from: enough to hold those within `RESOLUTION` that matter."""
 
 Option = TypeVar("Option")
 
@@ -52,6 +53,10 @@ _WORDS = {
     "memory": "needs less memory",
     "recompute": "recomputes less",
 }
+
+
+def _nothing(_candidate: Candidate) -> float:
+    return 0.0
 
 
 def charged(c: Candidate, recipe: Recipe, rates: Rates, charges: Mapping[str, Charges] = CHARGES) -> dict[str, float]:
@@ -69,41 +74,57 @@ def charged(c: Candidate, recipe: Recipe, rates: Rates, charges: Mapping[str, Ch
     }
 
 
-def by_charges(
+def favourite(
     options: Iterable[Option],
     kind: str,
     *,
     seconds: Callable[[Option], float],
     world: Callable[[Option], int],
     charge: Callable[[Option], float],
-) -> list[Option]:
-    """The options in order: within `RESOLUTION` of the fastest by more GPUs, then by time and charge, a share of it; the rest by
-    time. The first of all is the first of those within `YIELDS`. At least one option."""
+) -> Option:
+    """Of the options within `YIELDS` of the fastest those with most GPUs, and of these the one that takes least time and charge, a share
+    of it. At least one option."""
     options = list(options)
-    fastest = min(map(seconds, options))
-
-    def place(option: Option) -> tuple[float, float]:
-        time = seconds(option)
-        if time > fastest * (1 + RESOLUTION[kind]):  # charges count for nothing there, and take long
-            return (0.0, time)
-        return (-world(option), time * (1 + charge(option)))
-
-    order = sorted(options, key=place)
-    order.insert(0, order.pop(next(at for at, o in enumerate(order) if seconds(o) <= fastest * (1 + YIELDS[kind]))))
-    return order
+    most = min(map(seconds, options)) * (1 + YIELDS[kind])
+    near = [option for option in options if seconds(option) <= most]
+    return min(near, key=lambda option: (-world(option), seconds(option) * (1 + charge(option))))
 
 
 def preferred(
-    ranked: Sequence[Candidate], recipe: Recipe, rates: Rates, *, more: Callable[[Candidate], float] = lambda _c: 0.0
-) -> list[Candidate]:
-    """The candidates, the choice first, `by_charges`. `more` is charged beside `CHARGES`, as a share of the time."""
-    return by_charges(
+    ranked: Sequence[Candidate], recipe: Recipe, rates: Rates, *, more: Callable[[Candidate], float] = _nothing
+) -> Candidate:
+    """The choice, the `favourite`. `more` is charged beside `CHARGES`, as a share of the time."""
+    return favourite(
         ranked,
         kind_of(recipe),
         seconds=lambda c: c.estimate.iteration_time_s,
         world=lambda c: c.layout.world,
         charge=lambda c: sum(charged(c, recipe, rates).values()) + more(c),
     )
+
+
+def worth_a_try(
+    chosen: Candidate,
+    others: Iterable[Candidate],
+    recipe: Recipe,
+    rates: Rates,
+    count: int,
+    *,
+    more: Callable[[Candidate], float] = _nothing,
+) -> list[Candidate]:
+    """`count` of the others, each the best of its grid, `in_turn` beside the choice; charges count as for the choice."""
+
+    def seen(c: Candidate) -> Prospect:
+        charge = sum(charged(c, recipe, rates).values()) + more(c)
+        return prospect(c.estimate.iteration_time_s, breakdown(c.estimate).values(), charge)
+
+    best: dict[Grid, tuple[Prospect, Candidate]] = {}
+    for other in others:
+        here, grid = seen(other), grid_of(other.layout)
+        if grid not in best or here.expected < best[grid][0].expected:
+            best[grid] = (here, other)
+    rest = sorted(best.values(), key=lambda both: both[0].expected)
+    return [rest[place][1] for place in in_turn(seen(chosen), [here for here, _ in rest], count)]
 
 
 def near_tie(chosen: Candidate, ranked: Sequence[Candidate], recipe: Recipe, rates: Rates) -> tuple[str, ...]:

@@ -307,7 +307,7 @@ def _legend(word: str, parts: Sequence[tuple[str, str, str, str]], width: int) -
 
 
 def _close(plan: Plan, others: Sequence[Candidate], width: int) -> Iterable[Line]:
-    """The plan with its runners-up, and the layout that it takes the place of."""
+    """The plan with the others that are worth a try, and the layout that it takes the place of."""
     best = plan.chosen.estimate.iteration_time_s
     rows = [
         (
@@ -318,7 +318,8 @@ def _close(plan: Plan, others: Sequence[Candidate], width: int) -> Iterable[Line
     ]  # fmt: skip
     own = _own(plan)
     if others or own:
-        yield from _heading("Beside it")
+        turn = ", in the order in which they are worth a try" if len(others) > 1 else ""
+        yield from _heading(f"Beside it{turn}")
     if others:
         right = ("memory", "time", "slower")
         yield from table(("layout", "recompute", *right), rows, width, right=right)

@@ -248,7 +248,7 @@ PLAN = framed(
     argv=sentences("the command, word by word"),
     rank_order=sentences("host names in the order of node ranks"),
     because=sentences("why this layout"),
-    alternatives=many(CANDIDATE, "the next best layouts"),
+    alternatives=many(CANDIDATE, "other layouts, in the order in which they are worth a try beside this one"),
     rejected=many(thing("A layout that was refused.", layout=LAYOUT, reason=text("why")), "refused layouts"),
     warnings=sentences("what the user has to know"),
     training=of(Training | None),
