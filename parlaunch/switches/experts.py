@@ -105,5 +105,5 @@ def needed(_x: Layout, r: Recipe, value: str) -> str | None:
 
 OVERLAP_NEAR = 0.15
 """What overlapping experts has to gain inside an NVLink domain, where it hides little and its kernels take multiprocessors from those
-beside them. NVIDIA's tables have Qwen3-235B on 256 GPUs without it (26.02) and with it and VP (26.04): predicted 1.10 and 1.15 times as
-fast on GB200 and GB300, measured 1.03 and 1.06; on B300, with it and half the micro batch, predicted 0.87 and measured 0.45."""
+beside them. No published pair of runs differs in it alone: by its own scripts Bridge 0.4.2 (26.04), whose Qwen3-235B on GB200 and GB300
+gained 3 and 6 % over 26.02, had VP and not the overlap; 0.5.1 (26.06) has it together with graphs of whole iterations."""

@@ -380,8 +380,9 @@ Known reasons, most harm first:
   longer than we say.
 - Attention in FP8 is taken as 15 % faster both ways. Inference kernels in the tables gain nothing, cuDNN's own figures are up to half as
   fast again, and nobody publishes the backward pass.
-- Tables of Megatron Bridge name today's recipe for every release. What a release did not have is taken out where that is known (graphs of
-  whole iterations with experts came with 26.06); 25.09 and 25.11 differ in more.
+- Tables of Megatron Bridge name no switches. Rows of experts from 26.02 to 26.06 have what their release's own scripts say
+  (`scripts/performance` of 0.3.1, 0.4.2 and 0.5.1: graphs, overlap, dispatcher, recomputation); others have today's recipe, less what their
+  release did not have where that is known. 25.09 and 25.11 differ in more.
 - Sparse and compressed attention, hyper-connections and gated delta nets rest on few rows or none.
 
 Rows that could not be predicted: {len(unread)} of {len(rows)}.

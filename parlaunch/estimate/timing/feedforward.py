@@ -70,8 +70,9 @@ class FeedForward(Pieces):
         compute = (f0 + f1 + act[0] + norm[0], b0 + b1 + act[1] + norm[1])
         return self._pair(compute, self._tp_exposed(self.h, pair=("linear_fc1", "linear_fc2")), n0 + n1 + 5)
 
-    def moe(self) -> tuple[Cost, Cost, Cost, Cost]:
-        """Router, dispatch, grouped experts, combine, shared expert: forward, backward, activation, shared expert."""
+    def moe(self) -> tuple[Cost, Cost, Cost, Cost, Cost]:
+        """Router, dispatch, grouped experts, combine, shared expert: forward, backward, activation, shared expert, and of the forward
+        pass what stays away where it is repeated: launches that the GPU waits for, and does not where its backward pass follows."""
         a, s = self.arch, self.s
         experts = a.num_moe_experts or 1
         local = max(1, experts // s.ep)
@@ -140,13 +141,15 @@ class FeedForward(Pieces):
         # queue has run dry by then; what no graph holds is issued while the GPU sends tokens and works on experts, and stands
         # free as far as that is shorter. Going backward the numbers are known.
         under = f0 + f1 + act[0] + 2 * permute + (1.0 - ep_overlap(self.o.features)) * ep
-        wait = held * SYNC + max(0.0, held * eager - UNDER * under) if held else 0.0
+        late = max(0.0, held * eager - UNDER * under)
+        wait = held * SYNC + late
         host = eager + shared_kernels * self.host
         return (
             Cost(forward + wait, shared_tp[0], ep=ep, host=host),
             Cost(backward, shared_tp[1], ep=ep, host=1.5 * host),
             Cost(act[0], host=self.host),
             Cost(shared[0], shared_tp[0], host=shared_kernels * self.host),
+            Cost(late),
         )
 
     def _expert_bias(self, elements: float, local: int) -> tuple[float, float, int]:

@@ -51,7 +51,9 @@ class Layers(Workload):
         if known is None:
             known = self._layers[split] = tuple(
                 LayerTime(
-                    whole.forward, whole.backward, whole.forward if split.full else _repeated(whole, split.modules)
+                    whole.forward,
+                    whole.backward,
+                    add(whole.forward, whole.late, -1.0) if split.full else _repeated(whole, split.modules),
                 )
                 for whole in self._whole(split.plain)
             )
@@ -91,6 +93,7 @@ class _Part(NamedTuple):
     again: Mapping[str, Cost] = MappingProxyType(
         {}
     )  # forward work of the modules that may be recomputed, by their names
+    late: Cost = ZERO  # of the forward pass, what stays away where it is repeated
 
 
 NOTHING = _Part(ZERO, ZERO)
@@ -115,7 +118,7 @@ class _Builder(Mixers, FeedForward):
         """The two together, and their norms."""
         forward, backward = add(mixer.forward, mlp.forward), add(mixer.backward, mlp.backward)
         norm = Cost(self._norm()[0], host=2 * self.host)
-        return _Part(forward, backward, {**mixer.again, **mlp.again, "layernorm": norm})
+        return _Part(forward, backward, {**mixer.again, **mlp.again, "layernorm": norm}, mlp.late)
 
     def mixer(self, kind: LayerKind) -> _Part:
         """What mixes tokens, as far as the layer has it."""
@@ -137,8 +140,8 @@ class _Builder(Mixers, FeedForward):
 
     def experts(self) -> _Part:
         """The same in every layer that has them."""
-        f, b, act, shared = self.moe()
-        return _Part(f, b, {"moe": f, "moe_act": act, "shared_experts": shared})
+        f, b, act, shared, late = self.moe()
+        return _Part(f, b, {"moe": add(f, late, -1.0), "moe_act": act, "shared_experts": shared}, late)
 
     def embedding(self) -> LayerTime:
         move = self.tokens * self.h

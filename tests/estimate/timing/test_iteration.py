@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from parlaunch.check.measured import Machines, run_of
 from parlaunch.estimate.timing import estimate_time
-from parlaunch.estimate.timing.feedforward import EP_OVERLAP
+from parlaunch.estimate.timing.feedforward import EP_OVERLAP, SYNC
 from parlaunch.model.layout import FULL_RECOMPUTE, Layout, Recompute
 from tests.estimate.timing.make import dense, features, layout, rates, recipe
 
@@ -159,6 +159,19 @@ def test_experts_overlap_no_longer_than_there_is_work_beside_them() -> None:
     without = estimate_time(alone, many, slow).breakdown
     assert without.ep_s > without.compute_s
     assert b.ep_s + b.compute_s == pytest.approx(without.ep_s, rel=0.02)  # the longer of the two
+
+
+@pytest.mark.parametrize("again", [Recompute(granularity="selective", modules=("moe",)), FULL_RECOMPUTE])
+def test_experts_that_run_again_wait_for_their_counts_and_not_for_launches(again: Recompute) -> None:
+    def added(graph: str | None) -> float:
+        moe = recipe("Qwen/Qwen3-30B-A3B", features=features(dispatcher="hybridep", cuda_graph=graph))
+        once = layout(ep=8)
+        layouts = (once, replace(once, recompute=again))
+        first, second = (estimate_time(moe, x, rates()).breakdown.compute_s for x in layouts)
+        return second - first
+
+    # 8 micro batches of 48 layers: while the backward pass behind it is issued as well, the GPU has enough to do.
+    assert added(None) == pytest.approx(added("full_iteration") + 8 * 48 * SYNC)
 
 
 def test_graphs_help_where_the_host_is_the_limit() -> None:
