@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parlaunch.check.measured import Machines, run_of
-from parlaunch.estimate.timing import estimate_time
+from parlaunch.estimate.timing import estimate_time, iteration, pieces
 from parlaunch.estimate.timing.feedforward import EP_OVERLAP, SYNC
 from parlaunch.model.layout import FULL_RECOMPUTE, Layout, Recompute
 from tests.estimate.timing.make import dense, features, layout, rates, recipe
@@ -207,6 +207,23 @@ def test_adapters_that_travel_all_to_all_are_gathered_by_no_rank() -> None:
     # No product of a weight's gradient hides what is scattered, but no input is gathered again.
     assert bare.breakdown.tp_s > plain.breakdown.tp_s
     assert bare.breakdown.tp_s < exchanged.breakdown.tp_s < adapted.breakdown.tp_s
+
+
+@pytest.mark.parametrize(("machine", "waits"), [("dgx-h100", False), ("dgx-b200", True)])
+def test_where_launches_keep_no_order_a_collective_finds_multiprocessors_taken(
+    machine: str, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exposed(*, buffered: bool, late: float) -> float:
+        monkeypatch.setattr(pieces, "LATE", late)
+        iteration._model.cache_clear()
+        plain = recipe(features=features(tp_overlap=buffered))
+        return estimate_time(plain, layout(tp=4), rates(machine)).breakdown.tp_s
+
+    assert (exposed(buffered=False, late=70e-6) > exposed(buffered=False, late=0.0)) == waits
+    assert exposed(buffered=True, late=70e-6) == exposed(buffered=True, late=0.0)
+    # No longer than if nothing hid.
+    assert exposed(buffered=False, late=1e-3) == exposed(buffered=False, late=1.0)
+    iteration._model.cache_clear()
 
 
 def test_weights_in_16_bits_are_cast_in_the_first_micro_batch_those_in_8_come_cast() -> None:
