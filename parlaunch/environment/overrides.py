@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from parlaunch.environment.exclusive import check_beside
 from parlaunch.environment.override_grammar import hydra, value
 from parlaunch.environment.user_overrides import PINS, STAGES, UserOverrides, read_overrides
 from parlaunch.errors import UsageError
@@ -331,6 +332,7 @@ def overrides(
         found += [Override(key=key, value=hydra(v), reason=reason) for key, v in values.items()]
     found = [o for o in found if o.key not in {key for s in switches for key, _ in s.keys}]
     found += [Override(key=key, value=hydra(v), reason=s.reason) for s in switches for key, v in s.keys]
+    check_beside(recipe, layout, theirs.given)
     _agree(found, theirs)
     return tuple({o.key: o for o in found}.values())  # two switches may need the same key
 

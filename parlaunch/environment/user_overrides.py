@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from parlaunch.environment.exclusive import EXTERNAL, GRAPH, MODULES, SCOPE, goes_with
 from parlaunch.environment.override_grammar import hydra, pairs_of, value
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
@@ -91,8 +92,11 @@ _EXPECTED = {
     "share": "a share between 0 and 1",
     "text": "a word",
     "text or null": "a word, or null",
-    "layers": "a list with 0 or 1 for each layer",
+    "layers": "a list with 0 or 1 for each layer, or how many layers go to one with experts",
 }
+_EXAMPLE_OF = {
+    PREFIX + LAYOUT: "'Et*16|t*16L'", "model.cp_comm_type": "p2p", GRAPH: "transformer_engine", "model.cross_entropy_fusion_impl": "te",
+}  # fmt: skip
 _EXAMPLE = {
     "bool": "True", "granularity": "selective", "method": "uniform", "names": "[core_attn]", "share": "0.5", "layers": "[0,1,1,1]",
 }  # fmt: skip
@@ -137,7 +141,8 @@ def _read(key: str, text: str, kind: str) -> Any:
         return _of_kind(kind, value(text))
     except (ValueError, KeyError, UsageError):
         raise UsageError(
-            f"{key}={text}: {text!r} is not {_EXPECTED[kind]}", hint=f"for example {key}={_EXAMPLE.get(kind, '2')}"
+            f"{key}={text}: {text!r} is not {_EXPECTED[kind]}",
+            hint=f"for example {key}={_EXAMPLE_OF.get(key) or _EXAMPLE.get(kind, '2')}",
         ) from None
 
 
@@ -157,6 +162,8 @@ def _of_kind(kind: str, found: Any) -> Any:
             return float(found)
         case "names" if isinstance(found, list):
             return tuple(str(n) for n in found if str(n))
+        case "layers" if whole and found >= 1:
+            return found
         case "layers" if isinstance(found, list) and set(found) <= {0, 1}:
             return tuple(found)
         case "granularity" if found in ("full", "selective"):
@@ -216,13 +223,44 @@ def changed(recipe: Recipe, said: UserOverrides) -> Recipe:
 
     Raises `UsageError` for values of the wrong type, and for a shape that contradicts itself.
     """
-    return replace(
+    recipe = _without_overlap(recipe) if OVERLAP in said.given and value(said.given[OVERLAP]) is None else recipe
+    made = replace(
         recipe,
         architecture=_architecture(recipe, said.given),
         precision=said.precision or recipe.precision,
         features=_features(recipe, said.given),
         bare=_bare(recipe, said.given),
+        packing=_packing(recipe, said.given),
+        optimizer=_optimizer(recipe, said.given),
     )
+    return replace(made, spoken=tuple(dict.fromkeys((*made.spoken, *goes_with(made, said.given)))))
+
+
+OFFLINE = ("dataset.enable_offline_packing", "dataset.offline_packing_specs", "dataset.packed_sequence_specs")
+IN_BATCH = ("dataset.enable_in_batch_packing", "dataset.pack_sequences_in_batch")
+
+
+def _packing(recipe: Recipe, given: Mapping[str, str]) -> str | None:
+    """How samples are packed: Bridge takes one of its two ways, under names that differ by version."""
+    for key in IN_BATCH:
+        if key in given:
+            on = _read(key, given[key], "bool")
+            return "in_batch" if on else None if recipe.packing == "in_batch" else recipe.packing
+    left = any(key in given and value(given[key]) in (None, False) for key in OFFLINE)
+    return None if left and recipe.packing == "offline" else recipe.packing
+
+
+def _optimizer(recipe: Recipe, given: Mapping[str, str]) -> str:
+    """Whose conditions hold; what another than the recipe's costs is not known."""
+    named = str(value(given["optimizer.optimizer"])) if "optimizer.optimizer" in given else recipe.optimizer
+    return "muon" if "muon" in named else "adam"
+
+
+def _without_overlap(recipe: Recipe) -> Recipe:
+    """The recipe with its section emptied: what it overlaps it says there, and nowhere else."""
+    f = replace(recipe.features, tp_overlap=False, ep_overlap=False, gather_in_step=False)
+    kept = [name for name in recipe.bare if name != OVERLAP_OF_DP]
+    return replace(recipe, features=f, bare=tuple(dict.fromkeys((*kept, OVERLAP))))
 
 
 def _bare(recipe: Recipe, given: Mapping[str, str]) -> tuple[str, ...]:
@@ -243,7 +281,10 @@ def _architecture(recipe: Recipe, given: Mapping[str, str]) -> Architecture:
             hint="leave it out",
         )
     if MOE_LAYERS in given:
-        changes |= {"moe_layer_pattern": _read(MOE_LAYERS, given[MOE_LAYERS], "layers"), "first_k_dense": None}
+        freq = _read(MOE_LAYERS, given[MOE_LAYERS], "layers")
+        layers = changes.get("num_layers", a.num_layers)
+        pattern = tuple(int(i % freq == 0) for i in range(layers)) if isinstance(freq, int) else freq
+        changes |= {"moe_layer_pattern": pattern, "first_k_dense": None}
     if not changes:
         return a
     if changes.get("num_moe_experts") and not a.num_moe_experts:
@@ -345,6 +386,11 @@ def _dispatcher(given: Given, f: Features) -> dict[str, Any]:
     return {"dispatcher": chosen or "alltoall"}
 
 
+def _external(given: Given, f: Features) -> dict[str, Any]:
+    left = f.external_cuda_graph and not _read(EXTERNAL, given[EXTERNAL], "bool")
+    return {"external_cuda_graph": False, "cuda_graph": None, "cuda_graph_scope": ()} if left else {}
+
+
 def _graph(given: Given, f: Features) -> dict[str, Any]:
     kind = _read(GRAPH, given[GRAPH], "text or null") if GRAPH in given else f.cuda_graph
     if kind in (None, "none"):
@@ -358,6 +404,11 @@ def _graph(given: Given, f: Features) -> dict[str, Any]:
         raise UsageError(  # bridge/utils/cuda_graph.py:146
             f"{GRAPH}=local: Megatron Bridge captures single modules with Transformer Engine only",
             hint=f"say {GRAPH}=transformer_engine, or {GRAPH}=full_iteration",
+        )
+    if kind == "transformer_engine" and "full_iteration" in scope:
+        raise UsageError(  # megatron/core/transformer/cuda_graph_config.py:109
+            f"{GRAPH}=transformer_engine: it captures single modules, and a graph of the whole iteration is named",
+            hint=f"say {GRAPH}=full_iteration",
         )
     if kind == "full_iteration" or "full_iteration" in scope:
         return {"cuda_graph": "full_iteration", "cuda_graph_scope": ()}
@@ -405,13 +456,17 @@ def _no_transposes(given: Given, _f: Features) -> dict[str, Any]:
     return {"transpose_cache": not _read(key, given[key], "bool")}
 
 
+def _unquantized(given: Given, _f: Features) -> dict[str, Any]:
+    return {"fp8_param_gather": False} if value(given[f"{PRECISION}.fp8"]) is None else {}
+
+
 def _mixed(given: Given, _f: Features) -> dict[str, Any]:
     named = value(given[PRECISION])
     return switched(str(named)) if named is not None else {}
 
 
 DISPATCHER, BACKEND = "model.moe_token_dispatcher_type", "model.moe_flex_dispatcher_backend"
-GRAPH, GRAPH_MODULES = "model.cuda_graph_impl", ("model.cuda_graph_scope", "model.cuda_graph_modules")
+GRAPH_MODULES = (SCOPE, MODULES)
 OFFLOAD, OFFLOAD_SHARE = "optimizer.optimizer_cpu_offload", "optimizer.optimizer_offload_fraction"
 SHARDED = (SHARDED_DDP, "optimizer.use_distributed_optimizer")
 LAYERS_OFF, LAYERS_OFF_NUMBER = "model.cpu_offloading", "model.cpu_offloading_num_layers"
@@ -429,10 +484,12 @@ EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
     _switch("comm_overlap.overlap_moe_expert_parallel_comm", "ep_overlap"),
     _switch("comm_overlap.tp_comm_overlap", "tp_overlap"),
     _switch("comm_overlap.overlap_param_gather_with_optimizer_step", "gather_in_step"),
+    ((EXTERNAL,), _external),
     ((GRAPH, *GRAPH_MODULES), _graph),
     _switch("ddp.nccl_ub", "nccl_ub"),
     (SHARDED, _sharded),
     _switch("optimizer.use_precision_aware_optimizer", "precision_aware_optimizer"),
+    ((f"{PRECISION}.fp8",), _unquantized),
     (("optimizer.exp_avg_dtype",), lambda given, _f: {"moments": _dtype(given["optimizer.exp_avg_dtype"])}),
     (("optimizer.main_params_dtype",), lambda given, _f: {"master": _dtype(given["optimizer.main_params_dtype"])}),
     _switch("mixed_precision.fp8_dot_product_attention", "fp8_attention"),
@@ -453,8 +510,13 @@ EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
 """Keys that switch something of `Features`, together where one value is made of several keys."""
 
 
+SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8_e4m3fn"}
+"""What Bridge takes for a type of torch's, and the name of that (bridge/utils/activation_map.py:107)."""
+
+
 def _dtype(text: str) -> str:
-    return str(value(text)).removeprefix("torch.")
+    named = str(value(text)).removeprefix("torch.")
+    return SHORT.get(named, named)
 
 
 def _features(recipe: Recipe, given: Given) -> Features:
@@ -470,7 +532,7 @@ def planned_keys(recipe: Recipe) -> frozenset[str]:
     """Every key that a plan of this recipe is made with."""
     switches = {place for keys, _ in EFFECTS for key in keys for place in places(key, recipe)}
     precision = {PRECISION, f"{PRECISION}.fp8", f"{PRECISION}.fp8_recipe"}
-    return frozenset({*PINS, *STAGES, *SHAPE, MOE_LAYERS, *switches, *precision})
+    return frozenset({OVERLAP, *OFFLINE, *IN_BATCH, *PINS, *STAGES, *SHAPE, MOE_LAYERS, *switches, *precision})
 
 
 def contradicted(spoken: Sequence[str], said: UserOverrides, option: str) -> None:

@@ -227,6 +227,15 @@ UNREGISTERED = {"ddp.fsdp_manual_registration": False}
 them on may ask for it."""
 
 
+BUCKETS = "ddp.num_buckets"
+
+
+def unnumbered(r: Recipe) -> dict[str, object]:
+    """What has to be said beside a size of buckets: a number of them that the recipe says does not stand, of which Megatron takes
+    one or the other (megatron/core/distributed/distributed_data_parallel_config.py:270)."""
+    return {BUCKETS: None} if "num_buckets" in r.unsettled else {}
+
+
 def _deepep_size(x: Layout, _r: Recipe, _gpu: Product | None) -> str | None:
     return None if x.ep * x.etp > 1 else "DeepEP sends tokens between experts' GPUs, and EP and ETP are 1"
 

@@ -81,8 +81,13 @@ def keys(r: Recipe, value: str) -> dict[str, object]:
     # Recipes name the modules under the older key, and Megatron takes one of the two.
     keys: dict[str, object] = {"model.cuda_graph_impl": kind, "model.cuda_graph_modules": f.cuda_graph_scope}
     keys["model.cuda_graph_scope"] = None
-    keys |= {"model.use_te_rng_tracker": True, "rng.te_rng_tracker": True}
-    if value == "full":
+    return keys | beside(r)
+
+
+def beside(r: Recipe) -> dict[str, object]:
+    """What Megatron Bridge has to hear beside the graphs that the recipe has, or refuses them."""
+    keys: dict[str, object] = {"model.use_te_rng_tracker": True, "rng.te_rng_tracker": True}
+    if r.features.cuda_graph == "full_iteration":
         keys |= {"rerun_state_machine.check_for_nan_in_loss": False, **offloading.in_flight(r)}
     if graphed_biases(r):
         keys["comm_overlap.delay_wgrad_compute"] = False

@@ -13,7 +13,7 @@ from typing import Any
 from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Recipe
 from parlaunch.model.sections import PRECISION
-from parlaunch.rules.switches import DEFERRED_EMBEDDING, GATHER_IN_STEP, TP_OVERLAP, UNREGISTERED, Condition
+from parlaunch.rules.switches import DEFERRED_EMBEDDING, GATHER_IN_STEP, TP_OVERLAP, UNREGISTERED, Condition, unnumbered
 from parlaunch.switches import experts, graphs, offloading
 from parlaunch.switches.switch import Place, Switch, no_problem
 
@@ -80,6 +80,10 @@ def _gather_in_step_keys(_r: Recipe, value: str) -> dict[str, object]:
     # It starts the gathering that overlaps (megatron/training/arguments.py:1035).
     begun: dict[str, object] = dict.fromkeys(DP_OVERLAP, True) if value == "on" else {}
     return {"comm_overlap.overlap_param_gather_with_optimizer_step": value == "on"} | begun
+
+
+def _bucket_keys(r: Recipe, value: str) -> dict[str, object]:
+    return {"comm_overlap.bucket_size": int(value), **unnumbered(r)}
 
 
 DP_OVERLAP = ("comm_overlap.overlap_grad_reduce", "comm_overlap.overlap_param_gather")
@@ -276,7 +280,7 @@ SWITCHES: tuple[Switch, ...] = (
     ),
     Switch(
         name="dp_bucket", on_cpu=_any, what="parameters of a bucket of gradients that travel at once", values=("128000000",),
-        **_count("comm_overlap.bucket_size"), numerics=ORDER, stops=_of_distributed_optimizer, source="bridge/training/comm_overlap.py:590",
+        **_count("comm_overlap.bucket_size", "ddp.bucket_size", "ddp.num_buckets") | {"keys": _bucket_keys}, numerics=ORDER, stops=_of_distributed_optimizer, source="bridge/training/comm_overlap.py:590",
     ),
     Switch(
         name="p2p_overlap", on_cpu=lambda value: value == "on",  # interleaved stages over gloo always do

@@ -18,6 +18,7 @@ from parlaunch.errors import ProbeError
 from parlaunch.model.architecture import architecture_from_json
 from parlaunch.model.layout import recompute_from_json
 from parlaunch.model.recipe import Defaults, Recipe, features_from_json
+from parlaunch_probes.bridge_child import HELD
 
 TIMEOUT_S = 180.0
 ANSWER = 8
@@ -149,7 +150,14 @@ def _recipe(name: str, answer: Mapping[str, Any], known: Recipe | None) -> Recip
         benchmark="perf_recipes" in (answer.get("facts") or {}).get("module", ""),
         mock_tokens=mock,
         added_mtp_layers=0 if model.get("mtp_num_layers") else known.added_mtp_layers if known else 0,
-        unsettled=tuple(dict.fromkeys((*(known.unsettled if known else ()), *(answer.get("unsettled") or ())))),
+        unsettled=tuple(
+            dict.fromkeys(
+                (
+                    *(n for n in (known.unsettled if known else ()) if n not in HELD),
+                    *(answer.get("unsettled") or ()),
+                )
+            )
+        ),
         bare=tuple(answer.get("bare") or ()),
         lacks=tuple(answer.get("lacks") or ()),
         **_facts(answer.get("facts") or {}, known),

@@ -126,11 +126,19 @@ def features(config: Any) -> dict[str, Any]:
     }
 
 
+HELD = ("num_buckets", "bucket_size", "cuda_graph_modules")
+"""Of what `beside` names, values that exclude another one: this release's recipe has them or not, whatever others have."""
+
+
 def beside(config: Any) -> list[str]:
     """Switches that it turns on and no field of `features` has, as a recipe's `unsettled` names them."""
     places = (shape_of(config), config.comm_overlap)  # after Bridge has finished it, and before
-    deferred = any(getattr(place, "defer_embedding_wgrad_compute", False) for place in places)
-    return ["deferred_embedding_wgrad"] if deferred else []
+    on = {
+        "deferred_embedding_wgrad": any(getattr(place, "defer_embedding_wgrad_compute", False) for place in places),
+        **{name: getattr(config.ddp, name, None) is not None for name in HELD[:2]},
+        HELD[2]: getattr(places[0], HELD[2], None) not in ("full", None, []),
+    }
+    return [name for name, there in on.items() if there]
 
 
 def adapters(peft: Any) -> dict[str, Any]:

@@ -49,6 +49,7 @@ from parlaunch.cli.launch import situation_of
 from parlaunch.cli.options import described
 from parlaunch.cli.request import Request
 from parlaunch.environment.bridge_versions import said
+from parlaunch.environment.override_grammar import hydra
 from parlaunch.errors import ParlaunchError
 from parlaunch.hardware.installed import releases
 from parlaunch.hardware.rates import rates_of
@@ -57,12 +58,12 @@ from parlaunch.model.architecture import Architecture
 from parlaunch.model.layout import Layout
 from parlaunch.model.parameters import chunk_sizes
 from parlaunch.model.recipe import Features, features_from_json
-from parlaunch.model.sections import OVERLAP, places
+from parlaunch.model.sections import OVERLAP, placed, places
 from parlaunch.planning.plan import Plan, Wishes
 from parlaunch.rules.switches import legal_features
 from parlaunch.switches.graphs import GRAPHED
 from parlaunch.switches.offloading import OFFLOADED
-from parlaunch.switches.table import SWITCHES
+from parlaunch.switches.table import SWITCHES, with_values
 from parlaunch_launch.runners import checkout_version
 from parlaunch_probes import bridge as probe
 
@@ -105,6 +106,67 @@ CHANGES: tuple[tuple[str, ...], ...] = (
     ("ddp.nccl_ub=False",),
     ("peft.dim=16",),
     ("optimizer.lr=0.0001",),
+    # Shapes and stages of one's own.
+    ("model.moe_router_topk=2",),
+    ("model.moe_ffn_hidden_size=1536", "model.moe_shared_expert_intermediate_size=1024"),
+    ("model.moe_layer_freq=2",),
+    ("model.mtp_num_layers=1",),
+    ("model.num_query_groups=4", "model.kv_channels=64"),
+    ("model.vocab_size=200000", "model.make_vocab_size_divisible_by=100"),
+    ("model.account_for_embedding_in_pipeline_split=True", "model.account_for_loss_in_pipeline_split=True"),
+    ("model.num_layers_in_first_pipeline_stage=5",),
+    ("model.num_layers_in_last_pipeline_stage=3",),
+    ("model.pipeline_model_parallel_layout='Et*9|t*10|t*7|t*6L'",),
+    # Keys of which Megatron takes one.
+    ("ddp.bucket_size=1000000",),
+    ("ddp.num_buckets=8",),
+    ("comm_overlap.bucket_size=1000000",),
+    ("comm_overlap=null",),
+    ("mixed_precision=null",),
+    ("mixed_precision.fp8=null",),
+    ("mixed_precision.fp8_recipe=delayed",),
+    ("mixed_precision.fp8_param_gather=False",),
+    ("model.cuda_graph_impl=full_iteration",),
+    ("model.cuda_graph_impl=transformer_engine",),
+    ("model.cuda_graph_impl=transformer_engine", "model.cuda_graph_scope=[attn]"),
+    ("model.cuda_graph_impl=transformer_engine", "model.cuda_graph_modules=[attn]"),
+    ("model.external_cuda_graph=False",),
+    ("train.train_samples=10000",),
+    (
+        "train.train_samples=10000",
+        "train.train_iters=null",
+        "scheduler.lr_warmup_iters=0",
+        "scheduler.lr_decay_iters=null",
+    ),
+    ("dataset.enable_offline_packing=False", "dataset.offline_packing_specs=null"),
+    ("dataset.enable_in_batch_packing=True",),
+    ("dataset.enable_in_batch_packing=False",),
+    # Sharding, offloading, optimizers.
+    ("ddp.num_distributed_optimizer_instances=2",),
+    ("ddp.data_parallel_sharding_strategy=optim_grads_params",),
+    ("ddp.fsdp_double_buffer=True",),
+    ("ddp.nccl_ub=True", "ddp.fsdp_manual_registration=True"),
+    ("ddp.average_in_collective=True",),
+    ("checkpoint.ckpt_format=fsdp_dtensor",),
+    ("checkpoint.async_save=True", "checkpoint.save_interval=100"),
+    ("validation.eval_global_batch_size=16",),
+    ("model.cpu_offloading=True", "model.cpu_offloading_num_layers=2"),
+    ("model.fine_grained_activation_offloading=True", "model.offload_modules=[core_attn]"),
+    ("optimizer.use_precision_aware_optimizer=True", "optimizer.exp_avg_dtype=bf16"),
+    ("optimizer.optimizer=dist_muon",),
+    ("optimizer.optimizer=adam",),
+    ("optimizer.optimizer_cpu_offload=True", "optimizer.optimizer_offload_fraction=0.5"),
+    # Experts and kernels.
+    ("model.moe_token_dispatcher_type=flex", "model.moe_flex_dispatcher_backend=hybridep"),
+    ("model.moe_token_dispatcher_type=flex", "model.moe_flex_dispatcher_backend=deepep"),
+    ("model.moe_token_dispatcher_type=allgather",),
+    ("model.moe_router_force_load_balancing=True",),
+    ("model.moe_expert_capacity_factor=1.0",),
+    ("model.moe_shared_expert_overlap=True",),
+    ("model.cross_entropy_loss_fusion=False",),
+    ("model.attention_backend=unfused",),
+    ("model.attention_dropout=0.1", "model.hidden_dropout=0.1"),
+    ("model.recompute_granularity=selective", "model.recompute_modules=[core_attn,mlp]"),
 )
 """What users type. A recipe that has no such section or part may refuse it: that is an answer too."""
 
@@ -123,7 +185,9 @@ def case_of(
             extra["seq_length"] = dice.choice([2048, 4096, 8192, 16384])
         if dice.random() < 0.1:
             extra["precision"] = dice.choice(["bf16", "fp16", "fp32", "fp8cs", "fp8mx", "nvfp4"])
-        typed = dice.choice(CHANGES) if dice.random() < overridden else ()
+        typed: tuple[str, ...] = ()
+        if dice.random() < overridden:
+            typed = dice.choice(CHANGES) if dice.random() < 0.75 else as_typed(dice, name)
         if not loads(name):
             continue
         asked = Request(
@@ -149,6 +213,14 @@ def with_switches(dice: random.Random, asked: Request) -> Request:
             value = "+".join(dice.sample(LISTED[row.name], dice.choice([1, 2, 3])))
         words.append(f"{row.name}={value}")
     return replace(asked, switches=",".join(words), software=dice.choice([None, *(r.source for r in releases())]))
+
+
+def as_typed(dice: random.Random, name: str) -> tuple[str, ...]:
+    """A switch as KEY=VALUE."""
+    row = dice.choice(SWITCHES)
+    value = dice.choice(row.values)
+    recipe = with_values(catalog.recipe(name), {row.name: value})
+    return tuple(f"{key}={hydra(v)}" for key, v in placed(row.keys(recipe, value), recipe).items())
 
 
 LISTED = {"graphs": GRAPHED, "offload": OFFLOADED}

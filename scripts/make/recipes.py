@@ -11,7 +11,7 @@ configuration is not at hand (no network, no cache: `scripts/fuzz/bridge_hub.py`
 left alone.
 
 Not to be had from Bridge, and kept as the table has them: `model_id` and `model` (our names), `mock_tokens` (defaults of two
-data modules), `unsettled` (what releases differ in or no field says), `feasible` and `violations` (our rules' verdict on the published
+data modules), what of `unsettled` releases differ in, `feasible` and `violations` (our rules' verdict on the published
 layout), `aliases`. New rows take `gpus`, `hardware` and `precision` from the function's name, where Bridge writes them.
 """
 
@@ -78,12 +78,11 @@ def row_of(name: str, said: dict[str, Any], old: dict[str, Any] | None) -> dict[
         row.pop(field, None)
         if said["facts"][field] and not (field == "train_iters" and row["kind"] == "benchmark"):
             row[field] = said["facts"][field]
-    row.pop("bare", None)
-    if said["bare"]:
-        row["bare"] = said["bare"]
-    row.pop("optimizer", None)
-    if said["facts"]["optimizer"] != "adam":
-        row["optimizer"] = said["facts"]["optimizer"]
+    row |= {"unsettled": sorted({*row.get("unsettled", ()), *said["unsettled"]}), "bare": said["bare"]}
+    row["optimizer"] = said["facts"]["optimizer"]
+    for field, usual in (("unsettled", []), ("bare", []), ("optimizer", "adam")):
+        if row[field] == usual:
+            del row[field]
     features = dict(row.get("features") or {})
     for field in SWITCHED:
         features.pop(field, None)

@@ -67,13 +67,27 @@ def test_bridge_says_what_is_trained_and_the_catalog_what_it_is_called(asked: li
 
 @pytest.mark.parametrize("place", ["model", "comm_overlap"])
 def test_a_recipe_of_ones_own_says_that_it_defers_what_hides_in_the_bubble(place: str) -> None:
-    config = SimpleNamespace(model=SimpleNamespace(), comm_overlap=SimpleNamespace())
+    config = SimpleNamespace(model=SimpleNamespace(), comm_overlap=SimpleNamespace(), ddp=SimpleNamespace())
     assert bridge_child.beside(config) == []
     getattr(config, place).defer_embedding_wgrad_compute = True
     got = bridge._recipe("mine", ANSWER | {"unsettled": bridge_child.beside(config)}, None)
     off = "comm_overlap.defer_embedding_wgrad_compute=False"
     assert off in map(str, overrides(got, Layout(world=8, global_batch_size=64)))
     assert off not in map(str, overrides(got, Layout(world=8, pp=2, global_batch_size=64)))
+
+
+def test_what_excludes_another_value_is_as_the_installed_release_has_it() -> None:
+    known = catalog_recipe("nemotron_3_ultra_pretrain_256gpu_gb200_fp8mx_config")
+    assert known.unsettled == ("num_buckets",)
+    assert bridge._recipe(known.name, ANSWER | {"unsettled": []}, known).unsettled == ()
+    config = SimpleNamespace(
+        model=SimpleNamespace(cuda_graph_modules=["attn"]), comm_overlap=None, ddp=SimpleNamespace(bucket_size=8)
+    )
+    assert bridge_child.beside(config) == ["bucket_size", "cuda_graph_modules"]
+    config = SimpleNamespace(
+        model=SimpleNamespace(cuda_graph_modules="full"), comm_overlap=None, ddp=SimpleNamespace(num_buckets=4)
+    )
+    assert bridge_child.beside(config) == ["num_buckets"]
 
 
 def test_it_is_asked_once(asked: list[str]) -> None:

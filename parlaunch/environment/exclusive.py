@@ -1,0 +1,259 @@
+"""Keys of a user's that Megatron takes one of, or one only with another: what else has to be said, and what cannot be.
+
+Each row has its source. What the recipe has of the other kind is taken back where that changes neither the numbers nor what is
+trained on (`goes_with`); where it does, or where the user said both, an error names the keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from parlaunch.environment.override_grammar import hydra, value
+from parlaunch.errors import UsageError
+from parlaunch.model.layout import Layout
+from parlaunch.model.recipe import Recipe
+from parlaunch.model.sections import OVERLAP, PRECISION, heard, placed
+from parlaunch.rules.switches import BUCKETS, unnumbered
+from parlaunch.switches.graphs import beside
+
+Given = Mapping[str, str]
+"""A user's keys, each with its last text."""
+
+
+def said(given: Given, key: str) -> object:
+    """The value of a key; None where it is not said, or said to be nothing."""
+    found = value(given[key]) if key in given else None
+    return None if found in ("None", "none", [], "") else found
+
+
+# --- What else has to be said -----------------------------------------------------------------------------------------
+
+SIZE = "ddp.bucket_size"
+GRAPH, SCOPE, MODULES = "model.cuda_graph_impl", "model.cuda_graph_scope", "model.cuda_graph_modules"
+
+
+def _buckets(r: Recipe, given: Given) -> dict[str, object]:
+    # megatron/core/distributed/distributed_data_parallel_config.py:270
+    sized = [key for key in (SIZE, f"{OVERLAP}.bucket_size") if said(given, key) is not None]
+    numbered = said(given, BUCKETS) is not None
+    if numbered and sized:
+        raise _one_of(given, BUCKETS, sized[0])
+    if numbered and heard(f"{OVERLAP}.bucket_size", r):
+        # bridge/training/comm_overlap.py:577
+        raise UsageError(
+            f"{BUCKETS}={given[BUCKETS]}: {OVERLAP} gives buckets a size here, and Megatron takes a number or a size",
+            hint=f"say {OVERLAP}.bucket_size, in parameters, in its place",
+        )
+    if numbered:
+        return {SIZE: None} if "bucket_size" in r.unsettled else {}
+    return unnumbered(r) if sized else {}
+
+
+def _captured(r: Recipe, given: Given) -> dict[str, object]:
+    # megatron/core/transformer/transformer_config.py:2384
+    scope, modules = (said(given, key) is not None for key in (SCOPE, MODULES))
+    if scope and modules:
+        raise _one_of(given, SCOPE, MODULES)
+    if modules:
+        return {SCOPE: None}
+    return {MODULES: None} if scope and "cuda_graph_modules" in r.unsettled else {}
+
+
+def _unquantized(r: Recipe, given: Given) -> dict[str, object]:
+    # megatron/core/transformer/transformer_config.py:1439
+    left = f"{PRECISION}.fp8" in given and said(given, f"{PRECISION}.fp8") is None and PRECISION not in r.bare
+    weights = ("fp8_param", "fp8_param_gather", "reuse_grad_buf_for_mxfp8_param_ag")
+    return dict.fromkeys((f"{PRECISION}.{name}" for name in weights), False) if left else {}
+
+
+def _graphed(r: Recipe, given: Given) -> dict[str, object]:
+    return beside(r) if r.features.cuda_graph is not None and {GRAPH, SCOPE, MODULES} & given.keys() else {}
+
+
+GO_TOGETHER: tuple[Callable[[Recipe, Given], dict[str, object]], ...] = (
+    _buckets, _captured, _unquantized, _graphed,
+)  # fmt: skip
+
+
+def goes_with(recipe: Recipe, given: Given) -> tuple[str, ...]:
+    """KEY=VALUE that have to be said beside the user's own, for this recipe. Raises `UsageError` for keys that exclude each other."""
+    for row in ERRORS:
+        row(recipe, given)
+    found: dict[str, object] = {}
+    for together in GO_TOGETHER:
+        found |= together(recipe, given)
+    return tuple(f"{key}={hydra(v)}" for key, v in placed(found, recipe).items() if key not in given)
+
+
+def _one_of(given: Given, a: str, b: str) -> UsageError:
+    return UsageError(
+        f"{a}={given[a]} and {b}={given[b]}: Megatron takes one of the two", hint=f"leave {a} out, or {b}"
+    )
+
+
+# --- What cannot be said ----------------------------------------------------------------------------------------------
+
+EXTERNAL = "model.external_cuda_graph"
+
+OLDER: Mapping[str, str] = {
+    "model.enable_cuda_graph": "model.cuda_graph_impl=full_iteration",
+    EXTERNAL: "model.cuda_graph_impl=transformer_engine",
+    "model.moe_enable_deepep": "model.moe_token_dispatcher_type=flex model.moe_flex_dispatcher_backend=deepep",
+    "model.moe_layer_recompute": "model.recompute_granularity=selective model.recompute_modules=[moe]",
+}
+"""Megatron's older switches, which it refuses beside today's or turns into them (megatron/core/transformer/transformer_config.py:1593,
+:2365), with what to say in their place."""
+
+
+def _older(r: Recipe, given: Given) -> None:
+    for key, today in OLDER.items():
+        if said(given, key) is True and not (key == EXTERNAL and r.features.external_cuda_graph):
+            raise UsageError(
+                f"{key}={given[key]}: Megatron has another switch for it today, and takes one of the two",
+                hint=f"say {today}",
+            )
+
+
+LENGTHS = ("train.train_iters", "train.train_samples", "train.num_epochs")
+
+
+def _length(_r: Recipe, given: Given) -> None:
+    # bridge/training/config.py:481
+    first = LENGTHS[0]
+    named = [key for key in LENGTHS if said(given, key) is not None]
+    if len(named) > 1:
+        raise _one_of(given, named[0], named[1])
+    if named and named[0] != first and first not in given:
+        raise UsageError(
+            f"{named[0]}={given[named[0]]}: the recipe says {first}, and Megatron Bridge takes one of {', '.join(LENGTHS)}",
+            hint=f"add {first}=null",
+        )
+
+
+def _warmup(_r: Recipe, given: Given) -> None:
+    # bridge/training/config.py:430, :436; every recipe has a warmup in iterations
+    iterations, share = "scheduler.lr_warmup_iters", "scheduler.lr_warmup_fraction"
+    samples = [f"scheduler.{name}_samples" for name in ("lr_decay", "lr_warmup", "lr_wsd_decay")]
+    asked = next((key for key in (share, *samples) if said(given, key) not in (None, 0)), None)
+    if asked and iterations not in given:
+        raise UsageError(
+            f"{asked}={given[asked]}: the recipe says {iterations}, and Megatron Bridge takes one way of saying it",
+            hint=f"add {iterations}=0",
+        )
+
+
+def _packs(_r: Recipe, given: Given) -> None:
+    # bridge/training/config.py:1156
+    packed, specs = "dataset.enable_offline_packing", "dataset.offline_packing_specs"
+    on = value(given[packed]) if packed in given else None
+    if on is False and specs not in given:
+        raise UsageError(f"{packed}={given[packed]}: {specs} stands, which asks for packs", hint=f"add {specs}=null")
+    if specs in given and said(given, specs) is None and packed not in given:
+        raise UsageError(f"{specs}={given[specs]}: {packed} stands, which asks for it", hint=f"add {packed}=False")
+
+
+def _groups(_r: Recipe, given: Given) -> None:
+    # bridge/training/config.py:1403
+    apart, gloo = "dist.use_decentralized_pg", "dist.use_gloo_process_groups"
+    if said(given, apart) is True and (gloo not in given or said(given, gloo) is True):
+        raise UsageError(f"{apart}=True: such process groups are NCCL's alone", hint=f"add {gloo}=False")
+
+
+def _formats(r: Recipe, given: Given) -> None:
+    # bridge/training/mixed_precision.py:108
+    four = f"{PRECISION}.fp4"
+    if said(given, four) is not None and r.precision != "nvfp4":
+        raise UsageError(
+            f"{four}={given[four]}: the recipe trains in {r.precision}, and Megatron takes FP8 or FP4 with all that goes with it",
+            hint="--precision nvfp4",
+        )
+    if PRECISION in given and said(given, PRECISION) is None:
+        own = [k for k in given if k.partition(".")[2] in ("bf16", "fp16", "fp8", "fp4")]
+        if own or r.precision != "bf16":
+            raise UsageError(
+                f"{PRECISION}={given[PRECISION]}: model, DDP and optimizer would have what each of them says by itself",
+                hint="leave it out, and say --precision",
+            )
+
+
+def _offloaded(r: Recipe, given: Given) -> None:
+    # megatron/core/transformer/transformer_config.py:1855
+    key, modules = "model.fine_grained_activation_offloading", "model.offload_modules"
+    if said(given, key) is True and said(given, modules) is None and not r.features.offload_modules:
+        raise UsageError(f"{key}=True: {modules} names nothing", hint=f"add '{modules}=[core_attn]'")
+
+
+def _saved(_r: Recipe, given: Given) -> None:
+    # bridge/training/config.py:1395
+    form, apart = said(given, "checkpoint.ckpt_format"), "checkpoint.async_save"
+    if said(given, apart) is True and form not in (None, "torch_dist", "fsdp_dtensor"):
+        raise UsageError(
+            f"{apart}=True: checkpoints of the format {form} are not written while training goes on",
+            hint="leave checkpoint.ckpt_format out",
+        )
+
+
+ERRORS: tuple[Callable[[Recipe, Given], None], ...] = (
+    _older, _length, _warmup, _packs, _groups, _formats, _offloaded, _saved,
+)  # fmt: skip
+
+
+# --- What cannot be said beside this layout ---------------------------------------------------------------------------
+
+
+def _checkpoints(_r: Recipe, x: Layout, given: Given) -> None:
+    # bridge/training/config.py:1100, :1389
+    key = "checkpoint.ckpt_format"
+    form = said(given, key)
+    if form is None or (form == "fsdp_dtensor") == x.fsdp:
+        return
+    why = "Megatron-FSDP writes fsdp_dtensor, and nothing else" if x.fsdp else "it is Megatron-FSDP's, which is off"
+    raise UsageError(f"{key}={form}: {why}", hint=f"leave {key} out, or say --{'no-' if x.fsdp else ''}fsdp")
+
+
+BESIDE_FSDP = {
+    "dist.use_torch_fsdp2": "Megatron-FSDP is on, and Megatron Bridge takes one of the two",
+    "dist.use_tp_pp_dp_mapping": "Megatron-FSDP takes the usual order of ranks only",
+    "ddp.fsdp_manual_registration": "it registers NCCL's user buffers, which are off",
+}
+"""What Megatron-FSDP excludes, the last of them without user buffers (bridge/training/config.py:1110, :1116, :1342)."""
+
+
+def _beside_fsdp(r: Recipe, x: Layout, given: Given) -> None:
+    for key, why in BESIDE_FSDP.items():
+        registered = key == "ddp.fsdp_manual_registration"
+        if x.fsdp and said(given, key) is True and not (registered and r.features.nccl_ub):
+            raise UsageError(f"{key}=True: {why}", hint="add ddp.nccl_ub=True" if registered else "say --no-fsdp")
+
+
+EVALUATED = ("validation.eval_global_batch_size", "validation.eval_micro_batch_size", "dist.eval_context_parallel_size")
+
+
+def _evaluation(_r: Recipe, x: Layout, given: Given) -> None:
+    # bridge/training/config.py:1325
+    if not given.keys() & set(EVALUATED):
+        return
+    batch, micro, cp = (
+        own if not isinstance(found := said(given, key), int) or found < 1 else found
+        for key, own in zip(EVALUATED, (x.global_batch_size, x.micro_batch_size, x.cp), strict=True)
+    )
+    if x.world % (x.tp * x.pp * cp):
+        raise UsageError(
+            f"{EVALUATED[2]}={cp}: TP {x.tp} x PP {x.pp} x {cp} does not divide {x.world} GPUs",
+            hint=f"leave it out: validation has CP {x.cp} then",
+        )
+    dp = x.world // (x.tp * x.pp * cp)
+    if batch % (micro * dp):
+        raise UsageError(
+            f"validation takes {batch} samples at once, no multiple of its micro batch {micro} x DP {dp}",
+            hint=f"say {EVALUATED[0]}={max(1, batch // (micro * dp)) * micro * dp}",
+        )
+
+
+CLASHES: tuple[Callable[[Recipe, Layout, Given], None], ...] = (_checkpoints, _beside_fsdp, _evaluation)
+
+
+def check_beside(recipe: Recipe, layout: Layout, given: Given) -> None:
+    """Raise `UsageError` for the first of the user's keys that Megatron Bridge would refuse beside this layout."""
+    for row in CLASHES:
+        row(recipe, layout, given)

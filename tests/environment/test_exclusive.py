@@ -1,0 +1,174 @@
+"""Keys that Megatron takes one of: what goes beside a user's own, and what cannot be said."""
+
+from __future__ import annotations
+
+import pytest
+
+from parlaunch.environment.exclusive import check_beside
+from parlaunch.environment.override_keys import shipped_keys
+from parlaunch.environment.overrides import overrides
+from parlaunch.environment.user_overrides import changed, read_overrides
+from parlaunch.errors import UsageError
+from parlaunch.front import plan
+from parlaunch.model import catalog
+from parlaunch.model.layout import Layout
+
+ULTRA = "nemotron_3_ultra_pretrain_256gpu_gb200_fp8mx_config"  # has a number of buckets, and no comm_overlap
+SIZED = "gpt_oss_20b_pretrain_8gpu_b300_nvfp4_config"  # has a size of buckets
+DENSE = "llama3_8b_pretrain_config"  # has no comm_overlap
+OVERLAPPED = "llama3_70b_pretrain_64gpu_h100_bf16_config"
+GRAPHED = "deepseek_v3_pretrain_256gpu_gb200_bf16_config"
+NEWER = "nemotron_3_nano_pretrain_8gpu_h100_bf16_config"  # names its graphs' modules under the newer key
+TUNED = "llama3_8b_sft_config"
+
+
+def spoken(name: str, *pairs: str) -> set[str]:
+    """What is said beside the user's own."""
+    return set(changed(catalog.recipe(name), read_overrides(pairs)).spoken)
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "beside"),
+    [
+        (ULTRA, ("ddp.bucket_size=1000000",), {"ddp.num_buckets=null"}),
+        (ULTRA, ("ddp.num_buckets=3",), set()),
+        (ULTRA, ("ddp.num_buckets=null", "ddp.bucket_size=8"), set()),
+        (SIZED, ("ddp.bucket_size=8",), set()),
+        (SIZED, ("ddp.num_buckets=3",), {"ddp.bucket_size=null"}),
+        (DENSE, ("ddp.bucket_size=8",), set()),
+        (DENSE, ("ddp.num_buckets=8",), set()),
+        (GRAPHED, ("model.cuda_graph_modules=[attn]", "rng.te_rng_tracker=True"), {"model.cuda_graph_scope=null", "model.use_te_rng_tracker=True"}),
+        (NEWER, ("model.cuda_graph_scope=[attn]",), {"model.cuda_graph_modules=null", "model.use_te_rng_tracker=True", "rng.te_rng_tracker=True"}),
+        (DENSE, ("model.cuda_graph_scope=[attn]",), set()),
+        (
+            DENSE, ("model.cuda_graph_impl=full_iteration",),
+            {"model.use_te_rng_tracker=True", "rng.te_rng_tracker=True", "rerun_state_machine.check_for_nan_in_loss=False"},
+        ),
+        (DENSE, ("model.cuda_graph_impl=none",), set()),
+        (
+            GRAPHED, ("mixed_precision.fp8=null",),
+            {f"mixed_precision.{k}=False" for k in ("fp8_param", "fp8_param_gather", "reuse_grad_buf_for_mxfp8_param_ag")},
+        ),
+    ],
+)  # fmt: skip
+def test_what_the_recipe_has_of_the_other_kind_is_taken_back(
+    name: str, pairs: tuple[str, ...], beside: set[str]
+) -> None:
+    assert spoken(name, *pairs) == beside
+    assert {pair.partition("=")[0] for pair in beside} <= shipped_keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "said", "hint"),
+    [
+        (ULTRA, ("ddp.num_buckets=3", "ddp.bucket_size=8"), "takes one of the two", "leave ddp.num_buckets out, or ddp.bucket_size"),
+        (OVERLAPPED, ("ddp.num_buckets=3",), "gives buckets a size", "say comm_overlap.bucket_size"),
+        (DENSE, ("model.cuda_graph_scope=[attn]", "model.cuda_graph_modules=[attn]"), "takes one", "leave"),
+        (DENSE, ("model.cuda_graph_impl=transformer_engine", "model.cuda_graph_scope=[full_iteration]"), "single modules", "full_iteration"),
+        (DENSE, ("model.external_cuda_graph=True",), "another switch", "say model.cuda_graph_impl=transformer_engine"),
+        (GRAPHED, ("model.moe_enable_deepep=True",), "another switch", "moe_flex_dispatcher_backend=deepep"),
+        (DENSE, ("train.train_samples=1000",), "takes one of", "add train.train_iters=null"),
+        (DENSE, ("train.train_samples=1000", "train.train_iters=5"), "takes one of the two", "leave"),
+        (DENSE, ("scheduler.lr_warmup_fraction=0.1",), "one way", "add scheduler.lr_warmup_iters=0"),
+        (TUNED, ("dataset.enable_offline_packing=False",), "asks for packs", "add dataset.offline_packing_specs=null"),
+        (TUNED, ("dataset.offline_packing_specs=null",), "asks for it", "add dataset.enable_offline_packing=False"),
+        (DENSE, ("dist.use_decentralized_pg=True",), "NCCL's alone", "add dist.use_gloo_process_groups=False"),
+        (GRAPHED, ("mixed_precision.fp4=nvfp4",), "FP8 or FP4", "--precision nvfp4"),
+        (DENSE, ("mixed_precision=null", "model.bf16=False"), "each of them says", "say --precision"),
+        (DENSE, ("model.fine_grained_activation_offloading=True",), "names nothing", "add 'model.offload_modules=[core_attn]'"),
+        (DENSE, ("checkpoint.async_save=True", "checkpoint.ckpt_format=torch"), "not written", "leave checkpoint.ckpt_format out"),
+    ],
+)  # fmt: skip
+def test_what_excludes_another_key_is_an_error_that_says_which(
+    name: str, pairs: tuple[str, ...], said: str, hint: str
+) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        spoken(name, *pairs)
+    assert hint in caught.value.hint
+    if caught.value.hint.startswith("add "):
+        spoken(name, *pairs, caught.value.hint.removeprefix("add ").strip("'"))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "fsdp", "said", "hint"),
+    [
+        (("checkpoint.ckpt_format=torch_dist",), True, "nothing else", "--no-fsdp"),
+        (("checkpoint.ckpt_format=fsdp_dtensor",), False, "which is off", "--fsdp"),
+        (("dist.use_torch_fsdp2=True",), True, "one of the two", "--no-fsdp"),
+        (("dist.use_tp_pp_dp_mapping=True",), True, "order of ranks", "--no-fsdp"),
+        (("ddp.fsdp_manual_registration=True",), True, "user buffers", "add ddp.nccl_ub=True"),
+        (("validation.eval_global_batch_size=70",), False, "70 samples", "say validation.eval_global_batch_size=64"),
+        (("validation.eval_global_batch_size=7",), False, "7 samples", "say validation.eval_global_batch_size=16"),
+        (("validation.eval_micro_batch_size=3",), False, "micro batch 3", "say validation.eval_global_batch_size=480"),
+        (("dist.eval_context_parallel_size=3",), False, "does not divide", "validation has CP 1"),
+    ],
+)
+def test_what_a_layout_excludes_is_an_error(pairs: tuple[str, ...], fsdp: bool, said: str, hint: str) -> None:
+    recipe = catalog.recipe(DENSE)
+    x = Layout(world=16, global_batch_size=512, fsdp=fsdp)
+    with pytest.raises(UsageError, match=said) as caught:
+        overrides(recipe, x, said=pairs)
+    assert hint in caught.value.hint
+    if hint.startswith("say v"):
+        check_beside(recipe, x, read_overrides((*pairs, hint.removeprefix("say "))).given)
+
+
+def test_what_a_layout_allows_is_let_pass() -> None:
+    pairs = (
+        "checkpoint.ckpt_format=fsdp_dtensor", "ddp.fsdp_manual_registration=True", "ddp.nccl_ub=True",
+        "validation.eval_global_batch_size=32",
+    )  # fmt: skip
+    recipe = changed(catalog.recipe(DENSE), read_overrides(pairs))
+    check_beside(recipe, Layout(world=16, global_batch_size=512, fsdp=True), read_overrides(pairs).given)
+
+
+def test_a_size_of_buckets_that_is_asked_for_takes_the_recipe_s_number_back() -> None:
+    made = plan(ULTRA, "dgx-b300:16", switches="recipe,dp_bucket=128000000")
+    assert {"ddp.num_buckets=null", "ddp.bucket_size=128000000"} <= set(made.overrides)
+    plain = plan(DENSE, "dgx-h100:1", switches="recipe,dp_bucket=128000000")
+    assert not [pair for pair in plain.overrides if pair.startswith("ddp.num_buckets")]
+    with pytest.raises(UsageError, match="the same switch"):
+        plan(ULTRA, "dgx-b300:16", switches="recipe,dp_bucket=128000000", overrides=("ddp.num_buckets=3",))
+
+
+def test_a_section_that_is_taken_out_overlaps_nothing() -> None:
+    recipe = catalog.recipe(OVERLAPPED)
+    assert recipe.features.tp_overlap
+    out = changed(recipe, read_overrides(("comm_overlap=null", "model.tp_comm_overlap=False")))
+    assert not out.features.tp_overlap
+    assert "comm_overlap" in out.bare
+
+
+def test_samples_that_are_no_longer_packed_take_larger_micro_batches() -> None:
+    recipe = catalog.recipe(TUNED)
+    assert recipe.packing == "offline"
+    off = ("dataset.enable_offline_packing=False", "dataset.offline_packing_specs=null")
+    assert changed(recipe, read_overrides(off)).packing is None
+    assert changed(recipe, read_overrides(("dataset.enable_in_batch_packing=True",))).packing == "in_batch"
+    seeing = catalog.recipe("qwen3_vl_8b_sft_config")
+    assert changed(seeing, read_overrides(("dataset.enable_in_batch_packing=True",))).packing == "in_batch"
+    made = plan(TUNED, "dgx-h100:1", overrides=(*off, "train.micro_batch_size=2"))
+    assert (made.layout.micro_batch_size, made.not_planned_for) == (2, ())
+
+
+def test_the_conditions_of_another_optimizer_are_its_own_and_its_memory_is_not_planned() -> None:
+    with pytest.raises(Exception, match="Muon does not run with Megatron-FSDP"):
+        plan(DENSE, "dgx-h100:1", overrides=("optimizer.optimizer=muon",), fsdp=True)
+    made = plan(DENSE, "dgx-h100:1", overrides=("optimizer.optimizer=muon",))
+    assert made.not_planned_for == ("optimizer.optimizer",)
+    assert (
+        changed(catalog.recipe("kimi_k2_pretrain_config"), read_overrides(("optimizer.optimizer=adam",))).optimizer
+        == "adam"
+    )
+
+
+def test_a_type_may_be_called_as_bridge_calls_it() -> None:
+    for text, name in (("bf16", "bfloat16"), ("torch.bfloat16", "bfloat16"), ("fp8", "float8_e4m3fn")):
+        said = ("optimizer.use_precision_aware_optimizer=True", f"optimizer.exp_avg_dtype={text}")
+        assert changed(catalog.recipe(DENSE), read_overrides(said)).features.moments == name
+
+
+def test_how_many_layers_go_to_one_with_experts_may_be_a_number() -> None:
+    recipe = catalog.recipe("qwen3_30b_a3b_pretrain_config")
+    a = changed(recipe, read_overrides(("model.moe_layer_freq=2",))).architecture
+    assert [kind.mlp for kind in a.layers()][:3] == ["moe", "dense", "moe"]
