@@ -89,16 +89,18 @@ def recompute_of(text: str) -> Recompute:
 
 def wishes_of(request: Request, pins: Mapping[str, Any]) -> Wishes:
     """What the user fixed."""
+    from parlaunch.environment.override_grammar import value
     from parlaunch.environment.user_overrides import read_overrides
     from parlaunch.switches.wanted import wanted_from
 
-    wanted = wanted_from(request.switches, tuple(read_overrides(request.overrides).given))
-    for name, value in wanted.pins().items():
-        if pins.get(name) not in (None, value):
+    given = read_overrides(request.overrides).given
+    wanted = wanted_from(request.switches, {key: value(text) for key, text in given.items()})
+    for name, wish in wanted.pins().items():
+        if pins.get(name) not in (None, wish):
             raise UsageError(
                 f"--switches contradicts another option, which has {name} {pins[name]}", hint="keep one of the two"
             )
-        pins = {**pins, name: value}
+        pins = {**pins, name: wish}
     return Wishes(
         switches=wanted,
         **{name: pins.get(name) for name in (*SIZES, "recompute", "fsdp", "cp_comm_type")},

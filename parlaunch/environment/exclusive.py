@@ -13,8 +13,9 @@ from parlaunch.errors import UsageError
 from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Recipe
 from parlaunch.model.sections import OVERLAP, PRECISION, heard, placed
+from parlaunch.model.stages import LAYOUT, PREFIX, letters
 from parlaunch.rules.switches import BUCKETS, unnumbered
-from parlaunch.switches.graphs import beside
+from parlaunch.switches.table import SWITCHES
 
 Given = Mapping[str, str]
 """A user's keys, each with its last text."""
@@ -66,12 +67,16 @@ def _unquantized(r: Recipe, given: Given) -> dict[str, object]:
     return dict.fromkeys((f"{PRECISION}.{name}" for name in weights), False) if left else {}
 
 
-def _graphed(r: Recipe, given: Given) -> dict[str, object]:
-    return beside(r) if r.features.cuda_graph is not None and {GRAPH, SCOPE, MODULES} & given.keys() else {}
+def _switched(r: Recipe, given: Given) -> dict[str, object]:
+    parsed = {key: value(text) for key, text in given.items()}
+    found: dict[str, object] = {}
+    for row in SWITCHES:
+        found |= row.beside(r, parsed)
+    return found
 
 
 GO_TOGETHER: tuple[Callable[[Recipe, Given], dict[str, object]], ...] = (
-    _buckets, _captured, _unquantized, _graphed,
+    _buckets, _captured, _unquantized, _switched,
 )  # fmt: skip
 
 
@@ -168,12 +173,10 @@ def _formats(r: Recipe, given: Given) -> None:
             hint="--precision nvfp4",
         )
     if PRECISION in given and said(given, PRECISION) is None:
-        own = [k for k in given if k.partition(".")[2] in ("bf16", "fp16", "fp8", "fp4")]
-        if own or r.precision != "bf16":
-            raise UsageError(
-                f"{PRECISION}={given[PRECISION]}: model, DDP and optimizer would have what each of them says by itself",
-                hint="leave it out, and say --precision",
-            )
+        raise UsageError(
+            f"{PRECISION}={given[PRECISION]}: model, DDP and optimizer would have what each of them says by itself",
+            hint="leave it out, and say --precision",
+        )
 
 
 def _offloaded(r: Recipe, given: Given) -> None:
@@ -183,9 +186,43 @@ def _offloaded(r: Recipe, given: Given) -> None:
         raise UsageError(f"{key}=True: {modules} names nothing", hint=f"add '{modules}=[core_attn]'")
 
 
-def _saved(_r: Recipe, given: Given) -> None:
+def _letters(r: Recipe, given: Given) -> None:
+    # megatron/core/transformer/pipeline_parallel_layer_layout.py: validate_layer_layout
+    found = said(given, f"{PREFIX}{LAYOUT}")
+    if not isinstance(found, str):
+        return
+    plain, ahead = letters(found), r.architecture.mtp_num_layers or r.added_mtp_layers
+    if plain[0] != "E" or plain[-1] != "L" or plain.count("E") != 1 or plain.count("L") != 1:
+        raise UsageError(
+            f"{PREFIX}{LAYOUT}={found}: the first stage has the embedding, the last the loss", hint="E…|…L"
+        )
+    if plain.count("m") != max(ahead, 0):
+        raise UsageError(
+            f"{PREFIX}{LAYOUT}={found}: it has {plain.count('m')} layers of multi-token prediction, and the model {max(ahead, 0)}",
+            hint=f"end it with {'m' * max(ahead, 0)}L",
+        )
+
+
+def _layers(r: Recipe, given: Given) -> None:
+    # megatron/core/models/gpt/experimental_attention_variant_module_specs.py:442
+    key = "model.transformer_impl"
+    kind, a = said(given, key), r.architecture
+    if kind in (None, "transformer_engine"):
+        return
+    if kind != "local":
+        raise UsageError(f"{key}={kind}: such layers do not train", hint=f"say {key}=transformer_engine, or local")
+    if a.experimental_attention_variant:
+        raise UsageError(
+            f"{key}={kind}: {r.model} attends with layers of Transformer Engine's alone ({a.experimental_attention_variant})",
+            hint="leave it out",
+        )
+
+
+def _saved(r: Recipe, given: Given) -> None:
     # bridge/training/config.py:1395
     form, apart = said(given, "checkpoint.ckpt_format"), "checkpoint.async_save"
+    if said(given, apart) is True and r.benchmark and said(given, "checkpoint.save") is None:
+        raise UsageError(f"{apart}=True: a benchmark saves nothing", hint="add checkpoint.save=FOLDER")
     if said(given, apart) is True and form not in (None, "torch_dist", "fsdp_dtensor"):
         raise UsageError(
             f"{apart}=True: checkpoints of the format {form} are not written while training goes on",
@@ -194,7 +231,7 @@ def _saved(_r: Recipe, given: Given) -> None:
 
 
 ERRORS: tuple[Callable[[Recipe, Given], None], ...] = (
-    _older, _length, _warmup, _packs, _groups, _formats, _offloaded, _saved,
+    _older, _length, _warmup, _packs, _groups, _formats, _offloaded, _letters, _layers, _saved,
 )  # fmt: skip
 
 

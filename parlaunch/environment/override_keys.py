@@ -64,6 +64,9 @@ NOT_SO: Mapping[str, str] = {
 }  # fmt: skip
 """Those of them that do: they wait for the GPU, dump tensors, or change a size."""
 
+IMPLEMENTATION = "model.transformer_impl"
+"""What Megatron's conditions go by, and none of the layers that Bridge builds (bridge/models/gpt_provider.py:105)."""
+
 OVERRULED = (
     r"(model|optimizer|ddp)\.(fp16|bf16|fp32|params_dtype|autocast_(dtype|enabled)|grad_reduce_in_fp32|first_last_layers_bf16"
     r"|num_layers_at_(start|end)_in_bf16|fp8|fp8_(recipe|margin|amax_.*|wgrad|dot_product_attention|multi_head_attention|param|param_gather)"
@@ -101,6 +104,10 @@ def overruled(keys: Iterable[str], recipe: Recipe) -> tuple[str, ...]:
         if section := set_last_by(key, recipe):
             last = f"{section}.{key.partition('.')[2]}{option.get(section, '')}"
             sentences.append(f"{key} does nothing: {section} sets it last; say {last}")
+        elif key == IMPLEMENTATION and recipe.features.transformer_impl == "local":
+            sentences.append(
+                f"{key}=local builds no other layers: Megatron Bridge's are Transformer Engine's all the same"
+            )
         elif _unasked(key, recipe):
             say = " and ".join(places(key, recipe))
             sentences.append(f"{key} does nothing where {SHARDED_DDP} is off; say {say}, or {SHARDED_DDP}=True")

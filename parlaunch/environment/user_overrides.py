@@ -227,13 +227,24 @@ def changed(recipe: Recipe, said: UserOverrides) -> Recipe:
     made = replace(
         recipe,
         architecture=_architecture(recipe, said.given),
-        precision=said.precision or recipe.precision,
+        precision=_made_in(recipe, said),
         features=_features(recipe, said.given),
         bare=_bare(recipe, said.given),
         packing=_packing(recipe, said.given),
         optimizer=_optimizer(recipe, said.given),
     )
     return replace(made, spoken=tuple(dict.fromkeys((*made.spoken, *goes_with(made, said.given)))))
+
+
+def _made_in(recipe: Recipe, said: UserOverrides) -> str:
+    """What it trains in: a kind of scaling is nothing by itself."""
+    eight, kind = f"{PRECISION}.fp8", f"{PRECISION}.fp8_recipe"
+    if PRECISION in said.given or not {eight, kind} & said.given.keys():
+        return said.precision or recipe.precision
+    on = value(said.given[eight]) is not None if eight in said.given else recipe.precision.startswith("fp8")
+    if not on:
+        return "bf16" if recipe.precision.startswith("fp8") else recipe.precision
+    return said.precision or (recipe.precision if recipe.precision.startswith("fp8") else "fp8cs")
 
 
 OFFLINE = ("dataset.enable_offline_packing", "dataset.offline_packing_specs", "dataset.packed_sequence_specs")
@@ -278,6 +289,11 @@ def _architecture(recipe: Recipe, given: Mapping[str, str]) -> Architecture:
     if a.hybrid_layer_pattern and changes.get("mtp_num_layers", a.mtp_num_layers) != a.mtp_num_layers:
         raise UsageError(
             f"model.mtp_num_layers={given['model.mtp_num_layers']}: a hybrid model's pattern says how it predicts further tokens",
+            hint="leave it out",
+        )
+    if changes.get("moe_ffn_hidden_size") and not (a.num_moe_experts or changes.get("num_moe_experts")):
+        raise UsageError(
+            f"model.moe_ffn_hidden_size={changes['moe_ffn_hidden_size']}: the model of {recipe.name} has no experts",
             hint="leave it out",
         )
     if MOE_LAYERS in given:
@@ -494,6 +510,8 @@ EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
     (("optimizer.main_params_dtype",), lambda given, _f: {"master": _dtype(given["optimizer.main_params_dtype"])}),
     _switch("mixed_precision.fp8_dot_product_attention", "fp8_attention"),
     _switch("model.fp8_output_proj", "fp8_output"),
+    _switch("model.gradient_accumulation_fusion", "fused_accumulation"),
+    _switch("model.transformer_impl", "transformer_impl", "text"),
     _switch("model.activation_func_fp8_input_store", "fp8_activation_input"),
     _switch("peft.dim", "adapter_rank", "size"),
     _switch("peft.a2a_experimental", "adapter_a2a"),

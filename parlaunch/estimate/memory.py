@@ -121,6 +121,7 @@ class _Frame(NamedTuple):
 
 OFF: Mapping[str, Any] = {
     "dispatcher": None, "ep_overlap": False, "cuda_graph": None, "cuda_graph_scope": (), "external_cuda_graph": False,
+    "transformer_impl": "transformer_engine",
 }  # fmt: skip
 """Switches that change neither what stands on a stage nor what one micro batch leaves there, turned off: recipes that differ in
 them alone share the rest, which a search would otherwise make for every combination."""
@@ -154,8 +155,8 @@ class _Bare:
             a, recipe.precision, f, recipe.frozen, encoder_frozen(recipe), patches(recipe), recipe.task == "peft",
             f.force_balance or recipe.benchmark, loss_of(recipe), layout.tp, pp, layout.vp, layout.cp, layout.ep, layout.etp,
             fsdp, layout.cp_comm_type, layout.layers_per_chunk,
-            # Accumulation is not fused under FSDP, nor in the diffusion recipes.
-            "none" if fsdp or a.kind == "diffusion" else keeping.dummies,
+            # Accumulation is not fused under FSDP, nor in the diffusion recipes; where it is not, a gradient lives until it is added.
+            "none" if fsdp or a.kind == "diffusion" else keeping.dummies if f.fused_accumulation else "passing",
         )  # fmt: skip
         spread = expert_spread = 1
         if f.distributed_optimizer or fsdp:

@@ -59,6 +59,10 @@ class Features(HashedOnce):
     fp8_attention: bool = False  # `fp8_dot_product_attention`, and `fp8_multi_head_attention` for what stands around it
     fp8_output: bool = False  # `fp8_output_proj`: the output layer too, where the others are in MXFP8
     fp8_activation_input: bool = False  # `activation_func_fp8_input_store`
+    fused_accumulation: bool = (
+        True  # products of weight gradients add to the sum themselves: `gradient_accumulation_fusion`
+    )
+    transformer_impl: str = "transformer_engine"  # or local: what Megatron's conditions go by
     transpose_cache: bool = True  # not `disable_parameter_transpose_cache`: FP8 weights stay transposed as well
     # What runs of other years and frameworks differ in.
     sequence_parallel: bool = True  # with TP
@@ -112,6 +116,8 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
         fp8_attention=bool(given.get("fp8_attention")),
         fp8_output=bool(given.get("fp8_output")),
         fp8_activation_input=bool(given.get("fp8_activation_input")),
+        fused_accumulation=bool(given.get("fused_accumulation", True)),
+        transformer_impl=str(given.get("transformer_impl") or "transformer_engine"),
         transpose_cache=bool(given.get("transpose_cache", True)),
         sequence_parallel=bool(given.get("sequence_parallel", True)),
         framework=given.get("framework"),

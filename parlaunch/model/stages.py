@@ -57,10 +57,21 @@ class StageWish:
 
 
 def decoder_layers(text: str) -> tuple[int, ...]:
-    """Decoder layers of each part of a layout in Megatron's letters (E embedding, t decoder, m multi-token prediction, L loss).
+    """Decoder layers of each part of a layout.
 
     >>> decoder_layers("Et*2|(tt|)*2t*3mL")
     (2, 2, 2, 3)
+
+    Raises `UsageError` for letters that it does not have.
+    """
+    return tuple(part.count("t") for part in letters(text).split("|"))
+
+
+def letters(text: str) -> str:
+    """A layout in Megatron's letters (E embedding, t decoder, m multi-token prediction, L loss) written out.
+
+    >>> letters("Et*2|(tt|)*2tmL")
+    'Ett|tt|tt|tmL'
 
     Raises `UsageError` for letters that it does not have.
     """
@@ -73,4 +84,4 @@ def decoder_layers(text: str) -> tuple[int, ...]:
             f"{PREFIX}{LAYOUT}={text}: {text!r} is no pipeline layout",
             hint="E embedding, t decoder, m multi-token prediction, L loss, | between stages: Et*4|t*3mL",
         )
-    return tuple(part.count("t") for part in plain.split("|"))
+    return plain

@@ -72,7 +72,7 @@ def plan(
         plain = Search(_as_run(chooser.fixed, wishes, rates), rates, wishes)
         fixed = _evaluation(plain)
         if (sentence := _refused(chooser, plain, fixed)) is not None:
-            raise UsageError(f"--switches: {sentence}", hint="leave it out, or the size that excludes it")
+            raise UsageError(sentence, hint="leave it out, or the size that excludes it")
         if fixed is None:
             raise _nothing(plain)
         ranked = [fixed]
@@ -191,10 +191,16 @@ def _failed(chooser: Chooser) -> Iterator[str]:
 def _refused(chooser: Chooser, plain: Search, fixed: Candidate | None) -> str | None:
     """Why no layout runs with what the user fixed, though one does without; None where that is not the trouble. `fixed`: the
     layout whose every size is pinned, fitting or not."""
-    if not chooser.wanted.fixed:
+    if not chooser.wanted.fixed and not chooser.said:
         return None
     found = [fixed] if fixed is not None else plain.run(keep=1).ranked
-    return chooser.forbids(found[0].layout, chooser.fixed) if found else None
+    if not found:
+        return None
+    layout = found[0].layout
+    if typed := chooser.unsaid(layout, chooser.fixed):
+        return typed
+    sentence = chooser.forbids(layout, chooser.fixed)
+    return f"--switches: {sentence}" if sentence and chooser.wanted.fixed else sentence
 
 
 def lasting(plan: Plan, goal: Goal) -> Plan:

@@ -59,6 +59,7 @@ class Chooser:
         ours = {key: day for key, day in (failed or {}).items() if wanted.open(key[0])}
         self.place = Place(rates=rates, installed=installed, failed=ours)
         self.fixed = with_values(recipe, dict(wanted.fixed))
+        self.said = said(recipe, dict(wanted.given))
         self._variants: dict[Values, Recipe] = {}
         self._settled: dict[tuple[object, ...], Recipe] = {}
         reproducible = DETERMINISTIC in recipe.env  # it asks for runs that are equal bit by bit: every switch stays
@@ -271,7 +272,17 @@ class Chooser:
 
     def forbids(self, layout: Layout, recipe: Recipe) -> str | None:
         """Why the switches cannot be on in this layout at this place, those that the user fixed among them."""
-        return self.problem(layout, recipe) or stopped(layout, recipe, dict(self.wanted.fixed))
+        fixed = dict(self.wanted.fixed)
+        return self.problem(layout, recipe) or stopped(layout, recipe, fixed) or self.unsaid(layout, recipe)
+
+    def unsaid(self, layout: Layout, recipe: Recipe) -> str | None:
+        """Why a KEY=VALUE of the user's cannot be in this layout, of those that set a switch."""
+        for row, value in self.said:
+            if why := row.stops(layout, recipe, value):
+                keys = row.own_keys()
+                typed = (f"{k}={_listed(v)}" for k, v in self.wanted.given if k in keys)
+                return f"{' '.join(typed)}: {why}"
+        return None
 
     def problem(self, layout: Layout, recipe: Recipe, *asked: str) -> str | None:
         """Why a switch that we choose, or that the user fixed or asks about, cannot be on in this layout at this place."""
@@ -282,6 +293,17 @@ class Chooser:
     def charged(self, c: Candidate) -> float:
         """The candidate's margin, as a share of its time."""
         return self.margin(c.features or self.fixed.features, c.layout)
+
+
+def said(recipe: Recipe, given: Mapping[str, object]) -> tuple[tuple[Switch, str], ...]:
+    """The switches that a user's KEY=VALUE set, each with its value."""
+    rows = ((row, row.said(recipe, given)) for row in SWITCHES) if given else ()
+    return tuple((row, value) for row, value in rows if value is not None)
+
+
+def _listed(value: object) -> object:
+    """As it is typed."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else value
 
 
 def _always(recipe: Recipe) -> Callable[[Layout, Recompute], Recipe]:

@@ -14,7 +14,6 @@ from parlaunch.frozen import dataclass
 from parlaunch.hardware.cluster import Cluster
 from parlaunch.hardware.datasheet import Product
 from parlaunch.hardware.derived import sheet_of
-from parlaunch.model.architecture import Architecture
 from parlaunch.model.layout import Layout
 from parlaunch.model.precision import USER_BUFFERED
 from parlaunch.model.recipe import Features, Recipe
@@ -80,6 +79,8 @@ def _graphs(x: Layout, r: Recipe, gpu: Product | None) -> str | None:
         return "a CUDA graph over moe_preprocess excludes padding for FP8 with the alltoall dispatcher"
     if x.recompute.granularity == "full" and f.cuda_graph != "full_iteration":
         return "CUDA graphs of single modules exclude full recomputation"
+    if f.cpu_offload_layers and f.cuda_graph != "full_iteration":
+        return "CUDA graphs of single modules exclude offloading layers to the host"
     if x.recompute.granularity == "selective" and "moe" in x.recompute.modules and "moe_router" in f.cuda_graph_scope:
         return "a CUDA graph over moe_router excludes recomputing moe"
     return None
@@ -101,9 +102,9 @@ def _dispatched_by(x: Layout, r: Recipe, gpu: Product | None) -> str:
 
 GRAPHS = Condition(
     "cg-recompute",
-    "full recompute -> no partial CUDA graph; 'moe' recompute and moe_router graphs exclude each other; "
+    "full recompute or layers offloaded -> no partial CUDA graph; 'moe' recompute and moe_router graphs exclude each other; "
     "alltoall and padding for FP8 exclude a graph over moe_preprocess; Gemma 4 with experts takes none",
-    "megatron/core/transformer/transformer_config.py:2856, :2516, bridge/models/gemma/gemma4_provider.py:54",
+    "megatron/core/transformer/transformer_config.py:2856, :2516, :2467, bridge/models/gemma/gemma4_provider.py:54",
     on=lambda r: r.features.cuda_graph is not None,
     problem=_graphs,
 )
@@ -190,16 +191,17 @@ EXPERTS_OWN = ("moe_act", "expert_fc1", "fused_group_mlp")
 """Modules of experts whose activations can go to the host."""
 
 
-def _core_layers(a: Architecture) -> bool:
-    """Whether Bridge builds the layers of Core's own modules: Falcon H1's (bridge/models/falcon_h1/falconh1_provider.py:94), dense
-    Gemma 4's (bridge/recipes/gemma/h100/gemma4.py:104)."""
-    return a.model_type == "falcon_h1" or (a.model_type == "gemma4" and not a.num_moe_experts)
+def _core_layers(r: Recipe) -> bool:
+    """Whether Megatron takes the layers for Core's own modules: those of Falcon H1 are (bridge/models/falcon_h1/falconh1_provider.py:94)."""
+    return r.architecture.model_type == "falcon_h1" or r.features.transformer_impl != "transformer_engine"
 
 
 def _module_offload(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
     modules = r.features.offload_modules
-    if _core_layers(r.architecture):
-        return f"{r.model} has no layers of Transformer Engine's, whose activations alone can be offloaded by module"
+    if _core_layers(r):
+        return (
+            f"modules are offloaded of Transformer Engine's layers alone, and {r.model} has transformer_impl local here"
+        )
     if r.features.cpu_offload_layers:
         return "offloading modules excludes offloading whole layers"
     if "attn_proj" in modules and "core_attn" not in modules:

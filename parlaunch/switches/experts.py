@@ -15,8 +15,10 @@ DISPATCHER_KEYS = ("model.moe_token_dispatcher_type", "model.moe_flex_dispatcher
 def dispatcher_keys(_r: Recipe, value: str) -> dict[str, object]:
     """What Megatron Bridge hears of a dispatcher."""
     kind, backend = DISPATCHER_KEYS
-    if value in ("alltoall", "allgather"):
+    if value == "alltoall":
         return {kind: value, backend: None}
+    if value == "allgather":  # megatron/core/transformer/transformer_config.py:1640
+        return {kind: value, backend: None, "model.moe_shared_expert_overlap": False}
     return {kind: "flex", backend: value, "model.moe_shared_expert_overlap": False}
 
 

@@ -101,8 +101,6 @@ def problem(x: Layout, r: Recipe, p: Place) -> str | None:
         return None
     if sentence := GRAPHS.problem(x, r, p.rates.product):
         return sentence
-    if f.cpu_offload_layers and f.cuda_graph != "full_iteration":
-        return "CUDA graphs of single modules exclude offloading layers to the host"
     if r.architecture.num_moe_experts and f.cuda_graph == "full_iteration" and not f.paged_stash:
         return "a graph of the whole iteration with experts needs a budget of tokens, and drops those beyond it"
     if (

@@ -10,6 +10,7 @@ from parlaunch.hardware.installed import Installed, Need
 from parlaunch.hardware.rates import Rates
 from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Features, Recipe
+from parlaunch.model.sections import HANDED, OVERLAP, placed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,36 @@ class Switch:
         if self.takes is not None:
             return self.takes(value)
         return value if value in self.values else None
+
+    def own_keys(self) -> frozenset[str]:
+        """The keys that fix it, wherever a recipe's configuration hears them."""
+        handed = (
+            f"{place}.{field}"
+            for section, _, field in (key.partition(".") for key in self.user_keys)
+            if section == OVERLAP
+            for place in HANDED.get(field, ())
+        )
+        return frozenset((*self.user_keys, *handed))
+
+    def said(self, recipe: Recipe, given: Mapping[str, object]) -> str | None:
+        """The value that a user's keys amount to, which the recipe has already as far as the estimates know it; None: to none."""
+        mine = self.own_keys() & given.keys()
+        if not mine:
+            return None
+        if (known := self.read(recipe.features)) is not None:
+            return known
+        numbers = (str(given[key]) for key in mine if self.takes is not None)
+        for value in (*self.values, *(n for n in numbers if self.accepts(n) == n)):
+            keys = placed(self.keys(recipe, value), recipe)
+            if keys.keys() & mine and all(keys[key] == given[key] for key in keys.keys() & mine):
+                return value
+        return None
+
+    def beside(self, recipe: Recipe, given: Mapping[str, object]) -> dict[str, object]:
+        """What has to be said beside a user's keys that fix it, or Megatron refuses them."""
+        value = self.said(recipe, given)
+        keys = {} if value is None else placed(self.keys(recipe, value), recipe)
+        return {key: v for key, v in keys.items() if key not in self.own_keys()}
 
     def refused(self, layout: Layout, recipe: Recipe, place: Place) -> str | None:
         """Why the value that the recipe has cannot be on in this layout at this place: Megatron, what is here, or that it failed."""

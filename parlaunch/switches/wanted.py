@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
@@ -18,6 +19,7 @@ class Wanted:
     spoken_for: tuple[
         str, ...
     ] = ()  # names of switches that the user's KEY=VALUE set: the recipe has their values already
+    given: tuple[tuple[str, object], ...] = ()  # those KEY=VALUE
 
     def open(self, name: str) -> bool:
         """Whether the planner chooses this one."""
@@ -34,8 +36,8 @@ class Wanted:
 AS_RECIPE = Wanted()
 
 
-def wanted_from(text: str, given: tuple[str, ...] = ()) -> Wanted:
-    """What was asked for. `given` are the keys of the user's KEY=VALUE: each is a pin of its switch.
+def wanted_from(text: str, given: Mapping[str, object] | None = None) -> Wanted:
+    """What was asked for. `given` are the user's KEY=VALUE: each is a pin of its switch.
 
     Raises `UsageError` naming the part that is no switch, or whose value it does not take.
     """
@@ -61,7 +63,13 @@ def wanted_from(text: str, given: tuple[str, ...] = ()) -> Wanted:
         if name in fixed and fixed[name] != taken:
             raise UsageError(f"--switches gives {name} twice: {fixed[name]} and {taken}", hint="keep one of the two")
         fixed[name] = taken
-    spoken_for = tuple(s.name for s in SWITCHES if set(s.user_keys) & set(given))
+    given = given or {}
+    spoken = [s for s in SWITCHES if s.own_keys() & given.keys()]
+    spoken_for = tuple(s.name for s in spoken)
+    theirs = frozenset[str]().union(*(s.own_keys() for s in spoken))
     if both := [n for n in fixed if n in spoken_for]:
         raise UsageError(f"--switches {both[0]}=… and an override speak of the same switch", hint="keep one of the two")
-    return Wanted(auto=auto, fixed=tuple(fixed.items()), spoken_for=spoken_for)
+    return Wanted(
+        auto=auto, fixed=tuple(fixed.items()), spoken_for=spoken_for,
+        given=tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in given.items() if key in theirs),
+    )  # fmt: skip

@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 from parlaunch.model.architecture import FOLLOWING, Architecture
@@ -121,9 +122,19 @@ def features(config: Any) -> dict[str, Any]:
         "fp8_attention": bool(mixed.get("fp8_attention", False)),
         "fp8_output": bool(getattr(m, "fp8_output_proj", False)),
         "fp8_activation_input": bool(getattr(m, "activation_func_fp8_input_store", False)),
+        # Where neither library has the kernel, Bridge's default says so, and nothing of where it will run.
+        "fused_accumulation": bool(getattr(m, "gradient_accumulation_fusion", True)) or not _sums_in_products(),
+        "transformer_impl": str(getattr(m, "transformer_impl", "transformer_engine")),
         "transpose_cache": not getattr(m, "disable_parameter_transpose_cache", False),
         **adapters(getattr(config, "peft", None)),
     }
+
+
+@cache
+def _sums_in_products() -> bool:
+    """Whether a kernel is here that adds a weight gradient to the sum itself (bridge/utils/fusions.py:34)."""
+    kernels = ("transformer_engine", "fused_weight_gradient_mlp_cuda")
+    return any(name in sys.modules or find_spec(name) is not None for name in kernels)
 
 
 HELD = ("num_buckets", "bucket_size", "cuda_graph_modules")

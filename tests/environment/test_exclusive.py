@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from parlaunch.environment.exclusive import check_beside
 from parlaunch.environment.override_keys import shipped_keys
 from parlaunch.environment.overrides import overrides
 from parlaunch.environment.user_overrides import changed, read_overrides
-from parlaunch.errors import UsageError
+from parlaunch.errors import ParlaunchError, UsageError
 from parlaunch.front import plan
 from parlaunch.model import catalog
 from parlaunch.model.layout import Layout
@@ -18,7 +20,9 @@ SIZED = "gpt_oss_20b_pretrain_8gpu_b300_nvfp4_config"  # has a size of buckets
 DENSE = "llama3_8b_pretrain_config"  # has no comm_overlap
 OVERLAPPED = "llama3_70b_pretrain_64gpu_h100_bf16_config"
 GRAPHED = "deepseek_v3_pretrain_256gpu_gb200_bf16_config"
+MXFP8 = "deepseek_v3_pretrain_256gpu_gb200_fp8mx_config"
 NEWER = "nemotron_3_nano_pretrain_8gpu_h100_bf16_config"  # names its graphs' modules under the newer key
+SPARSE = "deepseek_v4_flash_pretrain_config"
 TUNED = "llama3_8b_sft_config"
 
 
@@ -45,6 +49,19 @@ def spoken(name: str, *pairs: str) -> set[str]:
             {"model.use_te_rng_tracker=True", "rng.te_rng_tracker=True", "rerun_state_machine.check_for_nan_in_loss=False"},
         ),
         (DENSE, ("model.cuda_graph_impl=none",), set()),
+        (DENSE, ("model.gradient_accumulation_fusion=True",), set()),
+        (
+            DENSE, ("model.gradient_accumulation_fusion=False",),
+            {"model.defer_embedding_wgrad_compute=False", "model.delay_wgrad_compute=False"},
+        ),
+        (
+            OVERLAPPED, ("model.gradient_accumulation_fusion=False",),
+            {"comm_overlap.defer_embedding_wgrad_compute=False", "comm_overlap.delay_wgrad_compute=False"},
+        ),
+        (GRAPHED, ("model.moe_token_dispatcher_type=allgather",), {"model.moe_shared_expert_overlap=False"}),
+        (GRAPHED, ("model.moe_token_dispatcher_type=alltoall",), set()),
+        (MXFP8, ("mixed_precision.fp8_param_gather=False",), {"mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=False"}),
+        (DENSE, ("ddp.overlap_param_gather=True",), set()),
         (
             GRAPHED, ("mixed_precision.fp8=null",),
             {f"mixed_precision.{k}=False" for k in ("fp8_param", "fp8_param_gather", "reuse_grad_buf_for_mxfp8_param_ag")},
@@ -72,9 +89,15 @@ def test_what_the_recipe_has_of_the_other_kind_is_taken_back(
         (DENSE, ("scheduler.lr_warmup_fraction=0.1",), "one way", "add scheduler.lr_warmup_iters=0"),
         (TUNED, ("dataset.enable_offline_packing=False",), "asks for packs", "add dataset.offline_packing_specs=null"),
         (TUNED, ("dataset.offline_packing_specs=null",), "asks for it", "add dataset.enable_offline_packing=False"),
+        (DENSE, ("model.transformer_impl=inference_optimized",), "do not train", "or local"),
+        (SPARSE, ("model.transformer_impl=local",), "Transformer Engine's alone", "leave it out"),
+        (DENSE, ("model.moe_ffn_hidden_size=1536",), "has no experts", "leave it out"),
+        (OVERLAPPED, ("checkpoint.async_save=True",), "saves nothing", "add checkpoint.save=FOLDER"),
+        (DENSE, ("model.pipeline_model_parallel_layout=Et*16|t*16mL",), "the model 0", "end it with L"),
+        (DENSE, ("model.pipeline_model_parallel_layout=t*16|Et*16L",), "the first stage has the embedding", "E…|…L"),
         (DENSE, ("dist.use_decentralized_pg=True",), "NCCL's alone", "add dist.use_gloo_process_groups=False"),
         (GRAPHED, ("mixed_precision.fp4=nvfp4",), "FP8 or FP4", "--precision nvfp4"),
-        (DENSE, ("mixed_precision=null", "model.bf16=False"), "each of them says", "say --precision"),
+        (DENSE, ("mixed_precision=null",), "each of them says", "say --precision"),
         (DENSE, ("model.fine_grained_activation_offloading=True",), "names nothing", "add 'model.offload_modules=[core_attn]'"),
         (DENSE, ("checkpoint.async_save=True", "checkpoint.ckpt_format=torch"), "not written", "leave checkpoint.ckpt_format out"),
     ],
@@ -152,7 +175,7 @@ def test_samples_that_are_no_longer_packed_take_larger_micro_batches() -> None:
 
 
 def test_the_conditions_of_another_optimizer_are_its_own_and_its_memory_is_not_planned() -> None:
-    with pytest.raises(Exception, match="Muon does not run with Megatron-FSDP"):
+    with pytest.raises(ParlaunchError, match="Muon does not run with Megatron-FSDP"):
         plan(DENSE, "dgx-h100:1", overrides=("optimizer.optimizer=muon",), fsdp=True)
     made = plan(DENSE, "dgx-h100:1", overrides=("optimizer.optimizer=muon",))
     assert made.not_planned_for == ("optimizer.optimizer",)
@@ -172,3 +195,51 @@ def test_how_many_layers_go_to_one_with_experts_may_be_a_number() -> None:
     recipe = catalog.recipe("qwen3_30b_a3b_pretrain_config")
     a = changed(recipe, read_overrides(("model.moe_layer_freq=2",))).architecture
     assert [kind.mlp for kind in a.layers()][:3] == ["moe", "dense", "moe"]
+
+
+# --- A switch as KEY=VALUE --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "sizes", "said"),
+    [
+        (DENSE, ("model.delay_wgrad_compute=True",), {}, "model.delay_wgrad_compute=True: it needs the overlap of the expert all-to-all"),
+        (OVERLAPPED, ("comm_overlap.delay_wgrad_compute=True",), {}, "comm_overlap.delay_wgrad_compute=True: it needs the overlap"),
+        (DENSE, ("model.defer_embedding_wgrad_compute=True",), {"pp": 1}, "it hides in the pipeline's bubble, and PP is 1"),
+        (DENSE, ("mixed_precision=bf16_mixed", "ddp.suggested_communication_unit_size=9"), {"fsdp": False}, "it is Megatron-FSDP's"),
+        (DENSE, ("model.moe_permute_fusion=True",), {}, "model.moe_permute_fusion=True: the model has no experts"),
+        (TUNED, ("model.cuda_graph_impl=transformer_engine", "model.cuda_graph_modules=[attn]"), {}, r"model.cuda_graph_modules=\[attn\]: packs"),
+    ],
+)  # fmt: skip
+def test_a_key_has_the_conditions_of_its_switch(
+    name: str, pairs: tuple[str, ...], sizes: dict[str, int], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        plan(name, "dgx-h100:8", overrides=pairs, **sizes)
+
+
+def test_a_layout_is_chosen_in_which_the_user_s_key_can_be() -> None:
+    made = plan(DENSE, "dgx-h100:2", overrides=("model.defer_embedding_wgrad_compute=True",))
+    assert made.layout.pp > 1
+    assert {"model.wgrad_deferral_limit=22", "model.gradient_accumulation_fusion=True"} <= set(made.overrides)
+
+
+def test_what_layers_are_called_is_planned_with() -> None:
+    made = plan(DENSE, "dgx-h100:1", overrides=("model.transformer_impl=local",))
+    assert made.not_planned_for == ()
+    assert any("builds no other layers" in w for w in made.warnings)
+    with pytest.raises(ParlaunchError, match="modules are offloaded of Transformer Engine's layers alone"):
+        plan(DENSE, "dgx-h100:1", overrides=("model.transformer_impl=local",), switches="offload=core_attn")
+
+
+@pytest.mark.parametrize(
+    "how", [{"overrides": ("model.gradient_accumulation_fusion=False",)}, {"switches": "recipe,gradient_fusion=off"}]
+)
+def test_sums_of_gradients_that_are_not_fused_take_longer_and_hold_one_gradient_at_a_time(how: dict[str, Any]) -> None:
+    sizes = {"tp": 1, "pp": 2, "vp": 1, "micro_batch_size": 1, "recompute": "none"}
+    fused, apart = (
+        plan(DENSE, "dgx-h100:2", **sizes, **more) for more in ({"switches": "recipe"}, {"switches": "recipe"} | how)
+    )
+    assert apart.not_planned_for == ()
+    assert 1.01 < apart.chosen.estimate.iteration_time_s / fused.chosen.estimate.iteration_time_s < 1.06
+    assert apart.chosen.memory.peak < fused.chosen.memory.peak

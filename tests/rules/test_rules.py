@@ -154,10 +154,14 @@ def test_an_expert_layout_is_refused_by_the_rule_it_breaks(layout: Layout, chang
     assert rule in broken(layout, recipe, GB200)
 
 
-@pytest.mark.parametrize(("kind", "refused"), [("gemma4", True), ("falcon_h1", True), ("gemma3", False)])
-def test_layers_of_core_s_own_modules_offload_nothing(kind: str, refused: bool) -> None:
-    recipe = replace(LLAMA, architecture=replace(LLAMA.architecture, model_type=kind))
-    offloading = replace(recipe, features=replace(recipe.features, offload_modules=("core_attn",)))
+@pytest.mark.parametrize(
+    ("kind", "impl", "refused"),
+    [("gemma4", "local", True), ("gemma4", "transformer_engine", False), ("falcon_h1", "transformer_engine", True)],
+)
+def test_layers_of_core_s_own_modules_offload_nothing(kind: str, impl: str, refused: bool) -> None:
+    features = replace(LLAMA.features, transformer_impl=impl)
+    recipe = replace(LLAMA, architecture=replace(LLAMA.architecture, model_type=kind), features=features)
+    offloading = replace(recipe, features=replace(features, offload_modules=("core_attn",)))
     assert "off-fine" not in broken(llama(), recipe)
     assert ("off-fine" in broken(llama(), offloading)) is refused
 

@@ -142,6 +142,18 @@ def _over(size: int) -> float:
     return -(-size // FUSED_TILE) * FUSED_TILE / size
 
 
+
+def _summed(o: Workload) -> float:
+    """Bytes that each weight gradient moves on its way to the sum; 0 where its product adds it."""
+    if not o.software.fused_accumulation:
+        return ACCUMULATED[o.wide]
+    if o.features.fused_accumulation or o.features.fsdp:  # Megatron-FSDP's own way is in what is measured of it
+        return 0.0
+    # Read, and added to the sum in DDP's buffer (megatron/core/distributed/distributed_data_parallel.py: main_grad.add_).
+    width, total = (4.0, 4.0) if o.wide == "fp32" else (2.0, 4.0 if o.features.grad_reduce_fp32 else 2.0)
+    return width + 2 * total
+
+
 ROWS = ("linear_proj", "linear_fc2")
 """Layers that split their inputs over tensor parallelism, as adapters choose them."""
 ADAPTED_FORWARD, ADAPTED_BACKWARD = 10.0, 6.0
@@ -172,6 +184,7 @@ class Pieces:
         self.quantise_kernels = QUANTISE_KERNELS.get(recipe.precision, 1) if quantised else 0
         self.host = owner.kernels.silicon.host * owner.software.host
         self.fused = owner.software.fused_elementwise
+        self.summed = _summed(owner)
 
     def _linear(
         self,
@@ -192,10 +205,10 @@ class Pieces:
         forward = gemm(m, n, k, fmt, groups=groups, fused=fused) * over[0]
         backward = gemm(m, k, n, fmt, groups=groups, fused=fused) * over[1]
         if not self.o.frozen:
-            weights = gemm(n, k, m, fmt, groups=groups, accumulate=self.software.fused_accumulation, fused=fused)
+            weights = gemm(n, k, m, fmt, groups=groups, accumulate=self.summed == 0.0, fused=fused)
             backward += weights * over[0] * over[1]
-            if not self.software.fused_accumulation:
-                backward += self.k.stream(ACCUMULATED[self.o.wide] * n * k * groups)
+            if self.summed:
+                backward += self.k.stream(self.summed * n * k * groups)
         kernels = 1
         if fmt in LOW:
             kernels += self.quantise_kernels
