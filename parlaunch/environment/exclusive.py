@@ -14,7 +14,7 @@ from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Recipe
 from parlaunch.model.sections import OVERLAP, PRECISION, heard, placed
 from parlaunch.model.stages import LAYOUT, PREFIX, letters
-from parlaunch.rules.switches import BUCKETS, unnumbered
+from parlaunch.rules.switches import BUCKETS, SHARED_OVERLAP, unnumbered
 from parlaunch.switches.table import SWITCHES
 
 Given = Mapping[str, str]
@@ -119,12 +119,22 @@ def _older(r: Recipe, given: Given) -> None:
             )
 
 
+def _shared_experts(r: Recipe, given: Given) -> None:
+    # megatron/core/transformer/transformer_config.py:1644
+    if SHARED_OVERLAP in r.unsettled and r.features.dispatcher == "allgather":
+        raise UsageError(
+            f"model.{SHARED_OVERLAP}=True: the allgather dispatcher excludes it", hint="say another dispatcher"
+        )
+
+
 LENGTHS = ("train.train_iters", "train.train_samples", "train.num_epochs")
 
 
 def _length(_r: Recipe, given: Given) -> None:
     # bridge/training/config.py:481
     first = LENGTHS[0]
+    if said(given, first) == 0:
+        raise UsageError(f"{first}=0: nothing would be trained", hint=f"say {first}=1 at least")
     named = [key for key in LENGTHS if said(given, key) is not None]
     if len(named) > 1:
         raise _one_of(given, named[0], named[1])
@@ -218,6 +228,19 @@ def _layers(r: Recipe, given: Given) -> None:
         )
 
 
+KINDS = ("multi_latent_attention", "experimental_attention_variant")
+
+
+def _kind(r: Recipe, given: Given) -> None:
+    for name in KINDS:
+        key = f"model.{name}"
+        if key in given and (said(given, key) or None) != (getattr(r.architecture, name) or None):
+            raise UsageError(
+                f"{key}={given[key]}: that is another kind of model than {r.model}, whose other sizes the recipe does not have",
+                hint="choose a recipe of such a model: `parlaunch recipes` lists them",
+            )
+
+
 def _saved(r: Recipe, given: Given) -> None:
     # bridge/training/config.py:1395
     form, apart = said(given, "checkpoint.ckpt_format"), "checkpoint.async_save"
@@ -231,7 +254,7 @@ def _saved(r: Recipe, given: Given) -> None:
 
 
 ERRORS: tuple[Callable[[Recipe, Given], None], ...] = (
-    _older, _length, _warmup, _packs, _groups, _formats, _offloaded, _letters, _layers, _saved,
+    _older, _shared_experts, _length, _warmup, _packs, _groups, _formats, _offloaded, _letters, _layers, _kind, _saved,
 )  # fmt: skip
 
 

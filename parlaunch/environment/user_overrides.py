@@ -21,7 +21,7 @@ from parlaunch.model.precision import BRIDGE_NAMES, short_name, switched
 from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import OVERLAP, OVERLAP_OF_DP, PRECISION, SHARDED_DDP, places
 from parlaunch.model.stages import EMBEDDING, FIRST, LAST, LAYOUT, LOSS, PREFIX, StageWish
-from parlaunch.rules.switches import QUANTIZED
+from parlaunch.rules.switches import QUANTIZED, SHARED_OVERLAP
 
 PINS: Mapping[str, tuple[str, str]] = {
     "model.tensor_model_parallel_size": ("tp", "size"),
@@ -231,6 +231,7 @@ def changed(recipe: Recipe, said: UserOverrides) -> Recipe:
         features=_features(recipe, said.given),
         bare=_bare(recipe, said.given),
         packing=_packing(recipe, said.given),
+        unsettled=_unsettled(recipe, said.given),
         optimizer=_optimizer(recipe, said.given),
     )
     return replace(made, spoken=tuple(dict.fromkeys((*made.spoken, *goes_with(made, said.given)))))
@@ -259,6 +260,15 @@ def _packing(recipe: Recipe, given: Mapping[str, str]) -> str | None:
             return "in_batch" if on else None if recipe.packing == "in_batch" else recipe.packing
     left = any(key in given and value(given[key]) in (None, False) for key in OFFLINE)
     return None if left and recipe.packing == "offline" else recipe.packing
+
+
+def _unsettled(recipe: Recipe, given: Mapping[str, str]) -> tuple[str, ...]:
+    """With what the user turns on that no feature has, and that excludes others."""
+    on = SHARED_EXPERTS in given and _read(SHARED_EXPERTS, given[SHARED_EXPERTS], "bool")
+    return tuple(dict.fromkeys((*recipe.unsettled, SHARED_OVERLAP))) if on else recipe.unsettled
+
+
+SHARED_EXPERTS = f"model.{SHARED_OVERLAP}"
 
 
 def _optimizer(recipe: Recipe, given: Mapping[str, str]) -> str:

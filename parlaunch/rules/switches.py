@@ -41,6 +41,10 @@ class Condition:
         chapter.rule(self.id, self.formula, self.source)(lambda x, r, m: self.broken(x, r, m.product))
 
 
+SHARED_OVERLAP = "moe_shared_expert_overlap"
+"""Shared experts under the dispatch: what a user turns on, as a recipe's `unsettled` names it."""
+
+
 def _overlap(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
     say = "overlapping the expert all-to-all with compute"
     if not r.architecture.num_moe_experts:
@@ -51,6 +55,8 @@ def _overlap(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
         return f"{say} works in bf16 or fp16, not in fp32"
     if r.features.dispatcher == "allgather":
         return f"{say} excludes the allgather dispatcher"
+    if SHARED_OVERLAP in r.unsettled:
+        return f"{say} excludes {SHARED_OVERLAP}"
     if x.pp > 1 and x.vp is None:
         return f"{say} needs VP when PP is {x.pp}"
     if x.recompute.granularity == "full":

@@ -6,20 +6,20 @@ from parlaunch.hardware.installed import OVERLAP_NEEDS
 from parlaunch.hardware.rates import GPU_DRIVEN
 from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Recipe
-from parlaunch.rules.switches import DISPATCHERS, OVERLAP
+from parlaunch.rules.switches import DISPATCHERS, OVERLAP, SHARED_OVERLAP
 from parlaunch.switches.switch import Place, lacks
 
 DISPATCHER_KEYS = ("model.moe_token_dispatcher_type", "model.moe_flex_dispatcher_backend")
 
 
-def dispatcher_keys(_r: Recipe, value: str) -> dict[str, object]:
+def dispatcher_keys(r: Recipe, value: str) -> dict[str, object]:
     """What Megatron Bridge hears of a dispatcher."""
     kind, backend = DISPATCHER_KEYS
     if value == "alltoall":
         return {kind: value, backend: None}
-    if value == "allgather":  # megatron/core/transformer/transformer_config.py:1640
-        return {kind: value, backend: None, "model.moe_shared_expert_overlap": False}
-    return {kind: "flex", backend: value, "model.moe_shared_expert_overlap": False}
+    keys = {kind: value, backend: None} if value == "allgather" else {kind: "flex", backend: value}
+    # All but the first exclude it or, in Bridge's helper, turn it off (megatron/core/transformer/transformer_config.py:1644).
+    return keys if SHARED_OVERLAP in r.unsettled else keys | {f"model.{SHARED_OVERLAP}": False}
 
 
 def dispatcher_choices(r: Recipe, p: Place) -> tuple[str, ...]:
@@ -75,7 +75,7 @@ def overlap_keys(r: Recipe, value: str) -> dict[str, object]:
         return {key: False, "comm_overlap.delay_wgrad_compute": False}
     keys: dict[str, object] = {key: True}
     if r.architecture.moe_shared_expert_intermediate_size:
-        keys["model.moe_shared_expert_overlap"] = False
+        keys[f"model.{SHARED_OVERLAP}"] = False
     return keys
 
 

@@ -142,7 +142,6 @@ def _over(size: int) -> float:
     return -(-size // FUSED_TILE) * FUSED_TILE / size
 
 
-
 def _summed(o: Workload) -> float:
     """Bytes that each weight gradient moves on its way to the sum; 0 where its product adds it."""
     if not o.software.fused_accumulation:
