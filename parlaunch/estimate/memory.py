@@ -121,7 +121,6 @@ class _Frame(NamedTuple):
 
 OFF: Mapping[str, Any] = {
     "dispatcher": None, "ep_overlap": False, "cuda_graph": None, "cuda_graph_scope": (), "external_cuda_graph": False,
-    "transformer_impl": "transformer_engine",
 }  # fmt: skip
 """Switches that change neither what stands on a stage nor what one micro batch leaves there, turned off: recipes that differ in
 them alone share the rest, which a search would otherwise make for every combination."""

@@ -137,9 +137,10 @@ def graph_scopes(_x: Layout, r: Recipe, _m: Rates) -> str | None:
     "moments below fp32 -> precision-aware optimizer -> distributed optimizer",
     "megatron/core/optimizer/optimizer_config.py:434",
 )
-def optimizer_precision(x: Layout, r: Recipe, _m: Rates) -> str | None:
+def optimizer_precision(_x: Layout, r: Recipe, _m: Rates) -> str | None:
     f = r.features
-    if f.precision_aware_optimizer and not (f.distributed_optimizer or x.fsdp):
+    # Megatron-FSDP turns it on after that is looked at (bridge/training/config.py:1246, :1076).
+    if f.precision_aware_optimizer and not f.distributed_optimizer:
         return "the precision-aware optimizer needs the distributed optimizer"
     if f.moments in ("float32", "fp32") or f.precision_aware_optimizer:
         return None

@@ -17,7 +17,9 @@ def dispatcher_keys(r: Recipe, value: str) -> dict[str, object]:
     kind, backend = DISPATCHER_KEYS
     if value == "alltoall":
         return {kind: value, backend: None}
-    keys = {kind: value, backend: None} if value == "allgather" else {kind: "flex", backend: value}
+    keys: dict[str, object] = {kind: value, backend: None}
+    if value != "allgather":
+        keys = {kind: "flex", backend: value}
     # All but the first exclude it or, in Bridge's helper, turn it off (megatron/core/transformer/transformer_config.py:1644).
     return keys if SHARED_OVERLAP in r.unsettled else keys | {f"model.{SHARED_OVERLAP}": False}
 

@@ -364,7 +364,7 @@ class Bridge:
         capability = gpu.compute_capability or (9, 0)
         self.device = type("Device", (), {"major": capability[0], "minor": capability[1], "name": gpu.name})
         argv = list(plan.argv)
-        argv = argv[argv.index("--recipe") :]
+        argv = argv[argv.index("--recipe" if "--recipe" in argv else "--model-config") :]
         environment = {v.name: v.value for v in plan.environment} | {"WORLD_SIZE": str(self.world), "RANK": "0"}
         with patched_environment(environment):
             config = self._prepared(argv)

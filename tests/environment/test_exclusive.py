@@ -212,7 +212,7 @@ def test_how_many_layers_go_to_one_with_experts_may_be_a_number() -> None:
     ],
 )  # fmt: skip
 def test_a_key_has_the_conditions_of_its_switch(
-    name: str, pairs: tuple[str, ...], sizes: dict[str, int], said: str
+    name: str, pairs: tuple[str, ...], sizes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(UsageError, match=said):
         plan(name, "dgx-h100:8", overrides=pairs, **sizes)
@@ -236,7 +236,7 @@ def test_what_layers_are_called_is_planned_with() -> None:
     "how", [{"overrides": ("model.gradient_accumulation_fusion=False",)}, {"switches": "recipe,gradient_fusion=off"}]
 )
 def test_sums_of_gradients_that_are_not_fused_take_longer_and_hold_one_gradient_at_a_time(how: dict[str, Any]) -> None:
-    sizes = {"tp": 1, "pp": 2, "vp": 1, "micro_batch_size": 1, "recompute": "none"}
+    sizes: dict[str, Any] = {"tp": 1, "pp": 2, "vp": 1, "micro_batch_size": 1, "recompute": "none"}
     fused, apart = (
         plan(DENSE, "dgx-h100:2", **sizes, **more) for more in ({"switches": "recipe"}, {"switches": "recipe"} | how)
     )
