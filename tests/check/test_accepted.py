@@ -17,7 +17,7 @@ import pytest
 import parlaunch.estimate
 import parlaunch.model
 from parlaunch.check.accepted import SAME, moved, record, risen, summary
-from parlaunch.check.measured import Machines, Run, run_of
+from parlaunch.check.measured import Machines, Run, readable, run_of
 from parlaunch.cli.accuracy import rows_of
 from parlaunch.errors import UsageError
 from parlaunch.estimate.memory import estimate_memory
@@ -41,6 +41,19 @@ def test_every_row_says_where_it_is_from_and_under_which_licence() -> None:
     for name, rows in TABLES.items():
         assert all(row["id"] and row["source"] and row["licence"] for row in rows), name
         assert len({row["id"] for row in rows}) == len(rows), name
+
+
+def test_what_was_timed_had_room() -> None:
+    """No time was measured of a layout that we say does not fit: rows beyond their GPUs lacked a switch of their recipes (offloading,
+    recomputation, weights in FP8) whenever there were any."""
+    machines = Machines()
+    short = {}
+    for name in TABLES.keys() - {"probes"}:
+        for row, run in () if name.endswith("_memory") else readable(TABLES[name], machines):
+            memory = estimate_memory(run.recipe, run.layout, run.rates)
+            if run.scored and not run.oom and memory.peak > memory.capacity:
+                short[row["id"]] = round(memory.peak / memory.capacity, 3)
+    assert not short
 
 
 def test_what_moved_and_what_got_worse_is_told() -> None:
