@@ -66,6 +66,7 @@ class Features(HashedOnce):
     transpose_cache: bool = True  # not `disable_parameter_transpose_cache`: FP8 weights stay transposed as well
     # What runs of other years and frameworks differ in.
     sequence_parallel: bool = True  # with TP
+    dp_overlap: bool = True  # gradients are reduced under the backward pass, weights gathered under the forward pass
     framework: str | None = None  # software generation of a published run; None: Megatron Bridge as it is today
 
     def gathered_low(self, precision: str) -> bool:
@@ -93,6 +94,7 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
         fsdp=bool(given.get("fsdp")),
         nccl_ub=bool(given.get("nccl_ub")),
         distributed_optimizer=not given.get("no_distributed_optimizer"),
+        dp_overlap=not given.get("no_dp_overlap"),
         grad_reduce_fp32=bool(given.get("grad_reduce_fp32")),
         fp8_param_gather=bool(given.get("fp8_param_gather")),
         fp4_param_gather=bool(given.get("fp4_param_gather")),

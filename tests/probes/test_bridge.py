@@ -151,6 +151,7 @@ def test_bridge_is_asked_for_every_switch_that_a_recipe_has() -> None:
     aliases = {"cuda_graph_scope": "cuda_graph", "distributed_optimizer": "no_distributed_optimizer"}
     ours = {
         "sequence_parallel",
+        "dp_overlap",
         "framework",
     }  # of published runs; a recipe of Bridge's has them as sizes, or not at all
     missing = {f.name for f in fields(Features)} - ours

@@ -313,7 +313,7 @@ def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> floa
         return traffic
     scatter = links.gather(gradient * dense, wide) + links.gather(gradient * routed, experts)
     gather = links.gather(weight * dense, wide) + links.gather(weight * routed, experts)
-    if not software.dp_overlap:
+    if not (software.dp_overlap and features.dp_overlap):
         return scatter + gather
     small = buckets * 30e-6
     f, b = stage.forward.gpu, stage.backward.gpu

@@ -193,6 +193,14 @@ def test_frozen_weights_save_the_weight_gradients() -> None:
     assert part.breakdown.dp_exposed_s < whole.breakdown.dp_exposed_s
 
 
+def test_gradients_and_weights_that_do_not_travel_under_compute_stand_free() -> None:
+    beside, free = (
+        estimate_time(recipe(features=features(dp_overlap=overlap)), layout(), rates()).breakdown.dp_exposed_s
+        for overlap in (True, False)
+    )
+    assert free > 1.5 * beside
+
+
 def test_adapters_that_travel_all_to_all_are_gathered_by_no_rank() -> None:
     split = layout(tp=4)
     plain, bare, adapted, exchanged = (
