@@ -104,8 +104,9 @@ def compare(row: Mapping[str, Any], *, headroom: float = Wishes().headroom) -> R
     took = time.perf_counter() - started
     tuned = Search(recipe, rates, wishes).candidate(layout)
     refused = next((f"{rule.id}: {sentence}" for rule, sentence in violations(layout, recipe, rates)), None)
-    if refused is None and tuned.memory.peak > tuned.memory.capacity:
-        refused = f"needs {tuned.memory.peak / 2**30:.0f} GiB of {tuned.memory.capacity / 2**30:.0f}"
+    if refused is None and not tuned.memory.runs:
+        needed = tuned.memory.peak - tuned.memory.slack
+        refused = f"needs {needed / 2**30:.1f} GiB of {tuned.memory.capacity / 2**30:.1f}"
     ours = [key(made.layout), *(key(c.layout) for c in made.alternatives[:4])]
     place = ours.index(key(layout)) + 1 if key(layout) in ours else None
     return Result(row["name"], tuned, made.chosen, refused, place, took)
