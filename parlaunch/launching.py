@@ -79,11 +79,29 @@ def complete(
     made = replace(
         made,
         warnings=(
-            *problems(made.environment), *known_wrong(start.bridge, recipe, plan.layout), *plan.warnings, *unheard,
+            *problems(made.environment), *known_wrong(start.bridge, recipe, plan.layout), *untuned(recipe, plan, start),
+            *plan.warnings, *unheard,
             *overruled(theirs, recipe),
         ),
     )  # fmt: skip
     return replace(made, argv=command(made, start, node=node))
+
+
+CHECKPOINT, LOAD = "checkpoint.pretrained_checkpoint", "checkpoint.load"
+
+
+def untuned(recipe: Recipe, plan: Plan, start: Start) -> tuple[str, ...]:
+    """A sentence where nothing says which weights are tuned, of which no recipe has a place: Megatron Bridge stops at its start
+    (bridge/training/config.py:1488, bridge/training/finetune.py:50). A benchmark of full fine-tuning takes random ones."""
+    said = pairs_of(start.overrides)
+    ours = any(word == BRIDGE_RUNNER[-1] or word.endswith("run_recipe.py") for word in start.runner)
+    if not ours or CHECKPOINT in said or device_of(plan.cluster) != "cuda":
+        return ()
+    if recipe.task == "peft":
+        return (f"adapters need the weights that they are for, or Megatron Bridge stops: say {CHECKPOINT}=FOLDER",)
+    if recipe.task == "sft" and not recipe.benchmark and LOAD not in said:
+        return (f"nothing says which weights are tuned, and Megatron Bridge stops without: say {CHECKPOINT}=FOLDER",)
+    return ()
 
 
 def variables(recipe: Recipe, plan: Plan, start: Start, *, node: int = 0) -> tuple[Variable, ...]:

@@ -228,6 +228,20 @@ def _layers(r: Recipe, given: Given) -> None:
         )
 
 
+FUSED = "model.gradient_accumulation_fusion"
+
+
+def _deferred(_r: Recipe, given: Given) -> None:
+    # megatron/core/model_parallel_config.py:550
+    for place in (OVERLAP, "model"):
+        key = f"{place}.defer_embedding_wgrad_compute"
+        if said(given, key) is True and FUSED in given and said(given, FUSED) is False:
+            raise UsageError(
+                f"{key}=True and {FUSED}=False: what is deferred is summed by the product itself",
+                hint=f"leave {key} out, or {FUSED}",
+            )
+
+
 KINDS = ("multi_latent_attention", "experimental_attention_variant")
 
 
@@ -254,7 +268,7 @@ def _saved(r: Recipe, given: Given) -> None:
 
 
 ERRORS: tuple[Callable[[Recipe, Given], None], ...] = (
-    _older, _shared_experts, _length, _warmup, _packs, _groups, _formats, _offloaded, _letters, _layers, _kind, _saved,
+    _older, _shared_experts, _length, _warmup, _packs, _groups, _formats, _offloaded, _letters, _layers, _kind, _deferred, _saved,
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from parlaunch.environment.exclusive import EXTERNAL, GRAPH, MODULES, SCOPE, goes_with
+from parlaunch.environment.exclusive import EXTERNAL, FUSED, GRAPH, MODULES, SCOPE, goes_with
 from parlaunch.environment.override_grammar import hydra, pairs_of, value
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
@@ -234,7 +234,13 @@ def changed(recipe: Recipe, said: UserOverrides) -> Recipe:
         unsettled=_unsettled(recipe, said.given),
         optimizer=_optimizer(recipe, said.given),
     )
-    return replace(made, spoken=tuple(dict.fromkeys((*made.spoken, *goes_with(made, said.given)))))
+    beside = goes_with(made, said.given)
+    fused = made.features.fused_accumulation or f"{FUSED}=True" in beside
+    return replace(
+        made,
+        spoken=tuple(dict.fromkeys((*made.spoken, *beside))),
+        features=replace(made.features, fused_accumulation=fused),
+    )
 
 
 def _made_in(recipe: Recipe, said: UserOverrides) -> str:
@@ -520,7 +526,7 @@ EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
     (("optimizer.main_params_dtype",), lambda given, _f: {"master": _dtype(given["optimizer.main_params_dtype"])}),
     _switch("mixed_precision.fp8_dot_product_attention", "fp8_attention"),
     _switch("model.fp8_output_proj", "fp8_output"),
-    _switch("model.gradient_accumulation_fusion", "fused_accumulation"),
+    _switch(FUSED, "fused_accumulation"),
     _switch("model.transformer_impl", "transformer_impl", "text"),
     _switch("model.activation_func_fp8_input_store", "fp8_activation_input"),
     _switch("peft.dim", "adapter_rank", "size"),

@@ -297,7 +297,8 @@ SWITCHES: tuple[Switch, ...] = (
     ),
     Switch(
         name="deferred_embedding", stops=_excluded(DEFERRED_EMBEDDING), what="weight gradients of the embedding in the pipeline's bubble",
-        **_plain("comm_overlap.defer_embedding_wgrad_compute") | {"keys": _deferred_keys},
+        **_plain("comm_overlap.defer_embedding_wgrad_compute")
+        | {"keys": _deferred_keys, "put": lambda f, value: replace(f, fused_accumulation=True) if value == "on" else f},
         numerics="the same sums; weight gradients are summed by the product itself (gradient_fusion), which comes with it",
         source=DEFERRED_EMBEDDING.source,
     ),

@@ -161,7 +161,6 @@ CHANGES: tuple[tuple[str, ...], ...] = (
     ("model.moe_token_dispatcher_type=flex", "model.moe_flex_dispatcher_backend=deepep"),
     ("model.moe_token_dispatcher_type=allgather",),
     ("model.moe_router_force_load_balancing=True",),
-    ("model.moe_expert_capacity_factor=1.0",),
     ("model.moe_shared_expert_overlap=True",),
     ("model.cross_entropy_loss_fusion=False",),
     ("model.attention_backend=unfused",),

@@ -91,6 +91,10 @@ def test_what_the_recipe_has_of_the_other_kind_is_taken_back(
         (TUNED, ("dataset.offline_packing_specs=null",), "asks for it", "add dataset.enable_offline_packing=False"),
         (DENSE, ("model.transformer_impl=inference_optimized",), "do not train", "or local"),
         (SPARSE, ("model.transformer_impl=local",), "Transformer Engine's alone", "leave it out"),
+        (
+            DENSE, ("model.defer_embedding_wgrad_compute=True", "model.gradient_accumulation_fusion=False"), "summed by the product",
+            "leave model.defer_embedding_wgrad_compute out",
+        ),
         (DENSE, ("model.moe_ffn_hidden_size=1536",), "has no experts", "leave it out"),
         (OVERLAPPED, ("checkpoint.async_save=True",), "saves nothing", "add checkpoint.save=FOLDER"),
         (DENSE, ("model.pipeline_model_parallel_layout=Et*16|t*16mL",), "the model 0", "end it with L"),
@@ -243,3 +247,32 @@ def test_sums_of_gradients_that_are_not_fused_take_longer_and_hold_one_gradient_
     assert apart.not_planned_for == ()
     assert 1.01 < apart.chosen.estimate.iteration_time_s / fused.chosen.estimate.iteration_time_s < 1.06
     assert apart.chosen.memory.peak < fused.chosen.memory.peak
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "said"),
+    [
+        ("llama3_8b_peft_config", {}, "adapters need the weights"),
+        ("llama3_70b_peft_8gpu_h100_bf16_config", {}, "adapters need the weights"),
+        ("llama3_8b_peft_config", {"overrides": ("checkpoint.pretrained_checkpoint=/w",)}, None),
+        (TUNED, {}, "nothing says which weights are tuned"),
+        (TUNED, {"overrides": ("checkpoint.load=/w",)}, None),
+        ("llama3_70b_sft_32gpu_h100_bf16_config", {}, None),
+        (DENSE, {}, None),
+    ],
+)
+def test_a_tuning_of_nothing_is_said(name: str, more: dict[str, Any], said: str | None) -> None:
+    made = plan(name, "dgx-h100:4", objective="memory", **more)
+    found = [w for w in made.warnings if "checkpoint.pretrained_checkpoint=FOLDER" in w]
+    assert bool(found) is bool(said)
+    assert (said or "") in "".join(found)
+
+
+def test_what_is_deferred_is_summed_by_the_product_whatever_the_recipe_has() -> None:
+    apart = "llama3_70b_pretrain_64gpu_b300_fp8cs_config"
+    assert not catalog.recipe(apart).features.fused_accumulation
+    typed = changed(catalog.recipe(apart), read_overrides(("comm_overlap.defer_embedding_wgrad_compute=True",)))
+    assert typed.features.fused_accumulation
+    made = plan(apart, "dgx-b300:8", switches="recipe,deferred_embedding=on", pp=2)
+    assert made.configured.features.fused_accumulation
+    assert "model.gradient_accumulation_fusion=True" in made.overrides
