@@ -60,11 +60,18 @@ def _captured(r: Recipe, given: Given) -> dict[str, object]:
     return {MODULES: None} if scope and "cuda_graph_modules" in r.unsettled else {}
 
 
+REUSED = f"{PRECISION}.reuse_grad_buf_for_mxfp8_param_ag"
+
+
 def _unquantized(r: Recipe, given: Given) -> dict[str, object]:
     # megatron/core/transformer/transformer_config.py:1439
     left = f"{PRECISION}.fp8" in given and said(given, f"{PRECISION}.fp8") is None and PRECISION not in r.bare
-    weights = ("fp8_param", "fp8_param_gather", "reuse_grad_buf_for_mxfp8_param_ag")
-    return dict.fromkeys((f"{PRECISION}.{name}" for name in weights), False) if left else {}
+    weights = (f"{PRECISION}.fp8_param", f"{PRECISION}.fp8_param_gather")
+    if left:
+        return dict.fromkeys((*weights, REUSED), False)
+    kind = said(given, f"{PRECISION}.fp8_recipe")
+    # Asserted where weights in MXFP8 are gathered, refused where none are (bridge/training/config.py:1352).
+    return {} if kind is None else {REUSED: kind == "mxfp8" and r.features.fp8_param_gather}
 
 
 def _switched(r: Recipe, given: Given) -> dict[str, object]:

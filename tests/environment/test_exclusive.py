@@ -61,6 +61,8 @@ def spoken(name: str, *pairs: str) -> set[str]:
         (GRAPHED, ("model.moe_token_dispatcher_type=allgather",), {"model.moe_shared_expert_overlap=False"}),
         (GRAPHED, ("model.moe_token_dispatcher_type=alltoall",), set()),
         (MXFP8, ("mixed_precision.fp8_param_gather=False",), {"mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=False"}),
+        (MXFP8, ("mixed_precision.fp8_recipe=delayed",), {"mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=False"}),
+        (MXFP8, ("mixed_precision.fp8_recipe=mxfp8",), {"mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=True"}),
         (DENSE, ("ddp.overlap_param_gather=True",), set()),
         (
             GRAPHED, ("mixed_precision.fp8=null",),
