@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from parlaunch.environment.exclusive import check_beside
+from parlaunch.environment.exclusive import EXTERNAL, check_beside
 from parlaunch.environment.override_grammar import hydra, value
 from parlaunch.environment.user_overrides import PINS, STAGES, UserOverrides, read_overrides
 from parlaunch.errors import UsageError
@@ -237,7 +237,7 @@ def _graphs(r: Recipe, x: Layout, c: Cluster | None) -> dict[str, object]:
     if not GRAPHS.problem(x, r, gpu_of(c)):
         return {}
     if r.features.external_cuda_graph:
-        return {"model.external_cuda_graph": False}
+        return {EXTERNAL: False}
     return {"model.cuda_graph_impl": "none"} if r.features.cuda_graph else {}
 
 
@@ -332,6 +332,8 @@ def overrides(
         found += [Override(key=key, value=hydra(v), reason=reason) for key, v in values.items()]
     found = [o for o in found if o.key not in {key for s in switches for key, _ in s.keys}]
     found += [Override(key=key, value=hydra(v), reason=s.reason) for s in switches for key, v in s.keys]
+    if recipe.features.external_cuda_graph:  # which Megatron takes none of the others beside
+        found += [Override(key=EXTERNAL, value="False", reason=s.reason) for s in switches if s.name == "graphs"]
     check_beside(recipe, layout, theirs.given)
     _agree(found, theirs)
     return tuple({o.key: o for o in found}.values())  # two switches may need the same key

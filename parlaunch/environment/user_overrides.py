@@ -21,7 +21,7 @@ from parlaunch.model.precision import BRIDGE_NAMES, short_name, switched
 from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import OVERLAP, OVERLAP_OF_DP, PRECISION, SHARDED_DDP, places
 from parlaunch.model.stages import EMBEDDING, FIRST, LAST, LAYOUT, LOSS, PREFIX, StageWish
-from parlaunch.rules.switches import QUANTIZED, SHARED_OVERLAP
+from parlaunch.rules.switches import DROPOUTS, QUANTIZED, SHARED_OVERLAP
 
 PINS: Mapping[str, tuple[str, str]] = {
     "model.tensor_model_parallel_size": ("tp", "size"),
@@ -223,6 +223,9 @@ def changed(recipe: Recipe, said: UserOverrides) -> Recipe:
 
     Raises `UsageError` for values of the wrong type, and for a shape that contradicts itself.
     """
+    if recipe.features.external_cuda_graph and GRAPH in said.given and EXTERNAL not in said.given:
+        off = replace(recipe.features, external_cuda_graph=False, cuda_graph=None, cuda_graph_scope=())
+        recipe = replace(recipe, features=off, spoken=(*recipe.spoken, f"{EXTERNAL}=False"))
     recipe = _without_overlap(recipe) if OVERLAP in said.given and value(said.given[OVERLAP]) is None else recipe
     made = replace(
         recipe,
@@ -270,11 +273,10 @@ def _packing(recipe: Recipe, given: Mapping[str, str]) -> str | None:
 
 def _unsettled(recipe: Recipe, given: Mapping[str, str]) -> tuple[str, ...]:
     """With what the user turns on that no feature has, and that excludes others."""
-    on = SHARED_EXPERTS in given and _read(SHARED_EXPERTS, given[SHARED_EXPERTS], "bool")
-    return tuple(dict.fromkeys((*recipe.unsettled, SHARED_OVERLAP))) if on else recipe.unsettled
-
-
-SHARED_EXPERTS = f"model.{SHARED_OVERLAP}"
+    kinds = {SHARED_OVERLAP: "bool", **dict.fromkeys(DROPOUTS, "share")}
+    said = {name: (f"model.{name}", kind) for name, kind in kinds.items()}
+    on = [name for name, (key, kind) in said.items() if key in given and _read(key, given[key], kind)]
+    return tuple(dict.fromkeys((*recipe.unsettled, *on)))
 
 
 def _optimizer(recipe: Recipe, given: Mapping[str, str]) -> str:

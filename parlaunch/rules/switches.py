@@ -6,7 +6,7 @@ machine is fixed all the same, the switch falls (`legal_features`), and the over
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -89,6 +89,24 @@ def _graphs(x: Layout, r: Recipe, gpu: Product | None) -> str | None:
         return "CUDA graphs of single modules exclude offloading layers to the host"
     if x.recompute.granularity == "selective" and "moe" in x.recompute.modules and "moe_router" in f.cuda_graph_scope:
         return "a CUDA graph over moe_router excludes recomputing moe"
+    return _dropped_again(x, r)
+
+
+DROPOUTS: Mapping[str, Mapping[str, str]] = {
+    "attention_dropout": {"core_attn": "attn"},
+    "hidden_dropout": {"mlp": "mlp", "moe": "moe"},
+}
+"""What a user turns on, as a recipe's `unsettled` names it; and what that excludes: a module recomputed inside a graph over another
+(megatron/core/transformer/transformer_config.py:2538)."""
+
+
+def _dropped_again(x: Layout, r: Recipe) -> str | None:
+    f = r.features
+    for dropout, inside in DROPOUTS.items():
+        for module, graphed in inside.items():
+            captured = not f.cuda_graph_scope or graphed in f.cuda_graph_scope
+            if dropout in r.unsettled and captured and module in x.recompute.modules:
+                return f"{dropout} excludes recomputing {module} inside a CUDA graph"
     return None
 
 

@@ -25,8 +25,11 @@ def read(features: Features) -> str:
 
 def put(f: Features, value: str) -> Features:
     """The features with that captured."""
+    if value == read(f):
+        return f
+    f = replace(f, external_cuda_graph=False)
     if value == "off":
-        return replace(f, cuda_graph=None, cuda_graph_scope=(), external_cuda_graph=False)
+        return replace(f, cuda_graph=None, cuda_graph_scope=())
     if value == "full":
         return replace(f, cuda_graph="full_iteration", cuda_graph_scope=())
     kind, _, scope = value.rpartition(":")

@@ -278,3 +278,29 @@ def test_what_is_deferred_is_summed_by_the_product_whatever_the_recipe_has() -> 
     made = plan(apart, "dgx-b300:8", switches="recipe,deferred_embedding=on", pp=2)
     assert made.configured.features.fused_accumulation
     assert "model.gradient_accumulation_fusion=True" in made.overrides
+
+
+EXTERNAL = "qwen3_30b_a3b_pretrain_16gpu_gb200_fp8mx_partial_cg_dev_config"  # captured by Megatron's older switch
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"switches": "recipe,graphs=attn"},
+        {"switches": "recipe,graphs=off"},
+        {"overrides": ("model.cuda_graph_impl=transformer_engine", "model.cuda_graph_scope=[moe_router]")},
+        {"overrides": ("model.cuda_graph_impl=none",)},
+    ],
+)
+def test_an_older_switch_falls_where_graphs_are_asked_for_by_today_s(how: dict[str, Any]) -> None:
+    made = plan(EXTERNAL, "gb200-nvl72:4", objective="memory", evidence=False, **how)
+    assert "model.external_cuda_graph=False" in made.overrides
+    assert not made.configured.features.external_cuda_graph
+
+
+def test_dropout_is_not_recomputed_inside_a_graph() -> None:
+    said = ("model.hidden_dropout=0.1", "model.cuda_graph_impl=transformer_engine", "model.cuda_graph_modules=[mlp]")
+    plan(DENSE, "dgx-h100:1", overrides=said, recompute="core_attn")
+    plan(DENSE, "dgx-h100:1", overrides=("model.hidden_dropout=0.0", *said[1:]), recompute="mlp", objective="memory")
+    with pytest.raises(ParlaunchError, match="hidden_dropout excludes recomputing mlp inside a CUDA graph"):
+        plan(DENSE, "dgx-h100:1", overrides=said, recompute="mlp")
