@@ -339,6 +339,8 @@ def legal_features(recipe: Recipe, layout: Layout, cluster: Cluster | None = Non
         changes["dispatcher"] = "alltoall"
     if f.router_padding:
         changes["router_padding"] = _padded(recipe)
+    if f.fp8_output:  # a recipe's own, and said to be off in another precision
+        changes["fp8_output"] = recipe.precision == "fp8mx"
     if layout.fsdp:
         changes["distributed_optimizer"] = True  # Bridge switches it on: bridge/training/config.py:1074
         if PRECISION not in recipe.bare:  # else it is a preset's name, without a part that says it

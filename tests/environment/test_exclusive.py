@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from parlaunch.errors import ParlaunchError, UsageError
 from parlaunch.front import plan
 from parlaunch.model import catalog
 from parlaunch.model.layout import Layout
+from parlaunch.rules.switches import legal_features
 
 ULTRA = "nemotron_3_ultra_pretrain_256gpu_gb200_fp8mx_config"  # has a number of buckets, and no comm_overlap
 SIZED = "gpt_oss_20b_pretrain_8gpu_b300_nvfp4_config"  # has a size of buckets
@@ -304,3 +306,10 @@ def test_dropout_is_not_recomputed_inside_a_graph() -> None:
     plan(DENSE, "dgx-h100:1", overrides=("model.hidden_dropout=0.0", *said[1:]), recompute="mlp", objective="memory")
     with pytest.raises(ParlaunchError, match="hidden_dropout excludes recomputing mlp inside a CUDA graph"):
         plan(DENSE, "dgx-h100:1", overrides=said, recompute="mlp")
+
+
+@pytest.mark.parametrize(("precision", "on"), [("fp8mx", True), ("bf16", False), ("nvfp4", False), ("fp8cs", False)])
+def test_an_output_layer_in_mxfp8_is_planned_in_mxfp8_alone(precision: str, on: bool) -> None:
+    recipe = catalog.recipe("gpt_oss_120b_pretrain_64gpu_gb300_fp8mx_config")
+    recipe = replace(recipe, precision=precision, features=replace(recipe.features, fp8_output=True))
+    assert legal_features(recipe, Layout(world=8)).fp8_output is on
