@@ -103,7 +103,7 @@ def _rest(plan: Plan, room: Room, width: int) -> Iterable[Line]:
     yield from _list("Mind", (*plan.warnings[: room.warnings], *rest), width, "yellow")
     yield EMPTY
     for hint in (
-        "-v: every reason, what was refused, environment, overrides, command",
+        "-v: every reason and layout, what was refused, environment, overrides, command",
         "--why-not tp=8,pp=2: about another layout · --report FILE.html: to look at",
     ):
         yield from wrapped((Piece(hint, "bright_black"),), width)
@@ -318,13 +318,20 @@ def _close(plan: Plan, others: Sequence[Candidate], width: int) -> Iterable[Line
     ]  # fmt: skip
     own = _own(plan)
     if others or own:
-        turn = ", in the order in which they are worth a try" if len(others) > 1 else ""
-        yield from _heading(f"Beside it{turn}")
+        yield from _heading(f"Beside it{_turn(plan.chosen, others)}")
     if others:
         right = ("memory", "time", "slower")
         yield from table(("layout", "recompute", *right), rows, width, right=right)
     if own:
         yield from _item(own, width)
+
+
+def _turn(chosen: Candidate, others: Sequence[Candidate]) -> str:
+    """How the others are ordered (`parlaunch.planning.alternatives`), where no column shows it."""
+    times = [c.estimate.iteration_time_s for c in others]
+    peaks = [c.memory.peak for c in (chosen, *others)]
+    plain = times == sorted(times) or peaks == sorted(peaks)
+    return "" if plain else ", most worth a try first: fast, unlike those above"
 
 
 def _own(plan: Plan) -> str:

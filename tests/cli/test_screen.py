@@ -14,7 +14,7 @@ from parlaunch import front
 from parlaunch.cli.inputs import only
 from parlaunch.hardware.cluster import cluster_to_json
 from parlaunch.hardware.datasheet import preset
-from parlaunch.planning.plan import Plan, plan_from_json
+from parlaunch.planning.plan import Candidate, Plan, plan_from_json
 from parlaunch.show.screen import LINES, MEMORY_STYLES, TIME_STYLES, as_text
 from tests.cli.conftest import Said
 from tests.probes.chaos import SAVED
@@ -48,6 +48,16 @@ def test_the_screen(plans: dict[str, Plan], name: str, width: int, golden: Golde
     assert max(map(len, text.splitlines())) <= width
     if width >= 100:
         assert len(text.splitlines()) <= LINES
+
+
+@pytest.mark.parametrize("by", [lambda c: c.estimate.iteration_time_s, lambda c: c.memory.peak])
+def test_an_order_that_a_column_shows_is_not_explained(
+    plans: dict[str, Plan], by: Callable[[Candidate], float]
+) -> None:
+    plan = plans["dense"]
+    first, *others = sorted((plan.chosen, *plan.alternatives), key=by)
+    assert "Beside it, most worth a try first" in as_text(plan)
+    assert "\nBeside it\n" in as_text(replace(plan, chosen=first, alternatives=tuple(others)))
 
 
 @pytest.mark.parametrize("name", NAMES)
