@@ -327,8 +327,7 @@ SWITCHES: tuple[Switch, ...] = (
     ),
     Switch(
         name="gradient_fusion", what="weight gradients are summed by the product itself",
-        **_plain("model.gradient_accumulation_fusion")
-        | {"keys": _fusion_keys, "put": lambda f, value: replace(f, fused_accumulation=value == "on")},
+        **_plain("model.gradient_accumulation_fusion") | _flag("fused_accumulation") | {"keys": _fusion_keys},
         numerics="the same format of the sum, added in the product's epilogue",
         source="megatron/core/model_parallel_config.py:250, :550, bridge/training/comm_overlap.py:549",
     ),

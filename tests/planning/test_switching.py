@@ -217,6 +217,13 @@ def test_gathering_in_the_step_brings_the_overlap_that_it_starts() -> None:
     assert "dp_overlap=off" in str(both)
 
 
+def test_what_unfused_sums_of_gradients_cost_is_answered() -> None:
+    made = plan(preset("dgx-h100", 1), catalog.recipe("llama3_8b_pretrain_config"), Wishes(evidence=False, top=0))
+    sentence = why_not_switched(made, "gradient_fusion", "off", Wishes(evidence=False, top=0))
+    assert sentence.startswith("gradient_fusion=off runs and fits, and is ")
+    assert "slower" in sentence
+
+
 def test_without_gradient_fusion_nothing_is_deferred_or_delayed_that_needs_it() -> None:
     row = next(row for row in SWITCHES if row.name == "gradient_fusion")
     recipe = catalog.recipe("qwen3_30b_a3b_pretrain_config")
