@@ -227,7 +227,7 @@ def _layers(r: Recipe, given: Given) -> None:
     if kind in (None, "transformer_engine"):
         return
     if kind != "local":
-        raise UsageError(f"{key}={kind}: such layers do not train", hint=f"say {key}=transformer_engine, or local")
+        raise UsageError(f"{key}={kind}: only transformer_engine and local train", hint="say one of the two")
     if a.experimental_attention_variant:
         raise UsageError(
             f"{key}={kind}: {r.model} attends with layers of Transformer Engine's alone ({a.experimental_attention_variant})",

@@ -96,6 +96,7 @@ _EXPECTED = {
 }
 _EXAMPLE_OF = {
     PREFIX + LAYOUT: "'Et*16|t*16L'", "model.cp_comm_type": "p2p", GRAPH: "transformer_engine", "model.cross_entropy_fusion_impl": "te",
+    "model.transformer_impl": "local", "model.hybrid_layer_pattern": "'M*M-'",
 }  # fmt: skip
 _EXAMPLE = {
     "bool": "True", "granularity": "selective", "method": "uniform", "names": "[core_attn]", "share": "0.5", "layers": "[0,1,1,1]",

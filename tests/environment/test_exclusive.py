@@ -93,7 +93,7 @@ def test_what_the_recipe_has_of_the_other_kind_is_taken_back(
         (DENSE, ("scheduler.lr_warmup_fraction=0.1",), "one way", "add scheduler.lr_warmup_iters=0"),
         (TUNED, ("dataset.enable_offline_packing=False",), "asks for packs", "add dataset.offline_packing_specs=null"),
         (TUNED, ("dataset.offline_packing_specs=null",), "asks for it", "add dataset.enable_offline_packing=False"),
-        (DENSE, ("model.transformer_impl=inference_optimized",), "do not train", "or local"),
+        (DENSE, ("model.transformer_impl=inference_optimized",), "only transformer_engine and local train", "one of the two"),
         (SPARSE, ("model.transformer_impl=local",), "Transformer Engine's alone", "leave it out"),
         (
             DENSE, ("model.defer_embedding_wgrad_compute=True", "model.gradient_accumulation_fusion=False"), "summed by the product",

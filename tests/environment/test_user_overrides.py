@@ -51,6 +51,16 @@ def test_a_text_that_hydra_cannot_read_is_an_error(text: str) -> None:
         value(text)
 
 
+@pytest.mark.parametrize(
+    "key", ["model.transformer_impl", "model.hybrid_layer_pattern", "model.cross_entropy_fusion_impl"]
+)
+def test_where_a_word_is_wanted_the_example_is_one(key: str) -> None:
+    with pytest.raises(UsageError, match="is not a word") as wrong:
+        as_changed(DENSE, f"{key}=null")
+    assert f"for example {key}=" in wrong.value.hint
+    assert not wrong.value.hint[-1].isdecimal()
+
+
 # --- The planned recipe is the one that is trained --------------------------------------------------------------------
 
 
