@@ -223,9 +223,7 @@ def _core_layers(r: Recipe) -> bool:
 def _module_offload(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
     modules = r.features.offload_modules
     if _core_layers(r):
-        return (
-            f"modules are offloaded of Transformer Engine's layers alone, and {r.model} has transformer_impl local here"
-        )
+        return f"modules are offloaded of Transformer Engine's layers alone, and Megatron takes those of {r.model} for Core's own"
     if r.features.cpu_offload_layers:
         return "offloading modules excludes offloading whole layers"
     if "attn_proj" in modules and "core_attn" not in modules:
