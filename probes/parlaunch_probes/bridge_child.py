@@ -137,7 +137,8 @@ def _sums_in_products() -> bool:
     return any(name in sys.modules or find_spec(name) is not None for name in kernels)
 
 
-HELD = ("num_buckets", "bucket_size", "cuda_graph_modules")
+BUCKETS, GRAPHED = ("num_buckets", "bucket_size"), "cuda_graph_modules"
+HELD = (*BUCKETS, GRAPHED)
 """Of what `beside` names, values that exclude another one: this release's recipe has them or not, whatever others have."""
 
 
@@ -146,8 +147,8 @@ def beside(config: Any) -> list[str]:
     places = (shape_of(config), config.comm_overlap)  # after Bridge has finished it, and before
     on = {
         "deferred_embedding_wgrad": any(getattr(place, "defer_embedding_wgrad_compute", False) for place in places),
-        **{name: getattr(config.ddp, name, None) is not None for name in HELD[:2]},
-        HELD[2]: getattr(places[0], HELD[2], None) not in ("full", None, []),
+        **{name: getattr(config.ddp, name, None) is not None for name in BUCKETS},
+        GRAPHED: getattr(places[0], GRAPHED, None) not in ("full", None, []),
     }
     return [name for name, there in on.items() if there]
 
