@@ -327,7 +327,7 @@ SWITCHES: tuple[Switch, ...] = (
     ),
     Switch(
         name="gradient_fusion", what="weight gradients are summed by the product itself",
-        **_plain("model.gradient_accumulation_fusion") | _flag("fused_accumulation") | {"keys": _fusion_keys},
+        **_plain("model.gradient_accumulation_fusion") | _flag("fused_accumulation") | {"keys": _fusion_keys, "error": {"": 0.05}},
         numerics="the same format of the sum, added in the product's epilogue",
         source="megatron/core/model_parallel_config.py:250, :550, bridge/training/comm_overlap.py:549",
     ),
