@@ -369,6 +369,9 @@ def _divisor_hint(rule: str, recipe: Recipe, rates: Rates) -> str:
         "ep-hybridep-domain": "take EP 64 or less",
         "prec-gpu": f"--precision {instead(recipe, rates.product)}",
         "opt-muon-fp16": f"--precision {instead(recipe, rates.product)}",
+        "cg-impl": "leave the graphs out: --switches graphs=off, or no key of theirs",
+        "cg-scopes": "leave the graphs out: --switches graphs=off, or no key of theirs",
+        "off-fine": "leave the offloading out: --switches offload=off, or no key of its",
     }.get(rule, "")
 
 

@@ -236,8 +236,9 @@ def test_what_layers_are_called_is_planned_with() -> None:
     made = plan(DENSE, "dgx-h100:1", overrides=("model.transformer_impl=local",))
     assert made.not_planned_for == ()
     assert any("builds no other layers" in w for w in made.warnings)
-    with pytest.raises(ParlaunchError, match="modules are offloaded of Transformer Engine's layers alone"):
+    with pytest.raises(ParlaunchError, match="modules are offloaded of Transformer Engine's layers alone") as caught:
         plan(DENSE, "dgx-h100:1", overrides=("model.transformer_impl=local",), switches="offload=core_attn")
+    assert "--switches offload=off" in caught.value.hint
 
 
 @pytest.mark.parametrize(
