@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from parlaunch.cli import inputs, output, writer
@@ -72,12 +73,13 @@ def _verified(request: Request, trial: Trial, situation: Situation) -> None:
 
 
 def _preview(job: Job, request: Request, trial: Trial) -> None:
-    """What would be run, as `parlaunch plan` prints it."""
+    """What would be run first, and what after it, as `parlaunch plan` prints it."""
     from parlaunch_launch.verify import verify_overrides
 
     plan = planned(job)
     (chosen, *_) = choices(job, plan)
-    output.emit(chosen.short(verify_overrides(trial.iterations)), job, request)
+    short = chosen.short(verify_overrides(trial.iterations))
+    output.emit(replace(short, alternatives=plan.alternatives), job, request)  # --top and --retries go on with these
     if not plan.chosen.memory.fits:
         raise too_large(plan)
 

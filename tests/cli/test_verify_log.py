@@ -156,6 +156,9 @@ def test_a_dry_run_of_verify_runs_nothing_and_prints_the_short_run(parlaunch: Ca
     said = parlaunch("verify", *HERE, "--dry-run", "--iterations", "5", "--format", "json")
     assert said.code == 0, said.err
     assert "train.train_iters=5" in json.loads(said.out)["overrides"]
+    assert json.loads(said.out)["alternatives"] == []
+    three = parlaunch("verify", *HERE, "--dry-run", "--top", "2", "--retries", "1", "--format", "json")
+    assert len(json.loads(three.out)["alternatives"]) == 2
     assert parlaunch("verify", *HERE).code == 2  # it would run here
     assert parlaunch("verify", "--recipe", "llama3_8b_pretrain_config", "--format", "shell").code == 2
 
