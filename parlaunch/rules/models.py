@@ -12,6 +12,7 @@ from parlaunch.model.layout import Layout
 from parlaunch.model.parameters import chunk_sizes
 from parlaunch.model.recipe import Recipe
 from parlaunch.rules.rule import Chapter
+from parlaunch.rules.switches import parts_experts
 
 MODELS = Chapter()
 
@@ -121,10 +122,8 @@ def stages_refused(x: Layout, r: Recipe, _m: Rates) -> str | None:
     "rc-gemma4", "Gemma 4 with experts -> no recomputing of layernorm", "bridge/models/gemma/gemma4_provider.py:65"
 )
 def recompute_refused(x: Layout, r: Recipe, _m: Rates) -> str | None:
-    a, again = r.architecture, x.recompute
-    if a.model_type != "gemma4" or not a.num_moe_experts or again.granularity != "selective":
-        return None
-    if "layernorm" not in again.modules:
+    again = x.recompute
+    if not parts_experts(r.architecture) or again.granularity != "selective" or "layernorm" not in again.modules:
         return None
     return f"{r.model} normalizes for its router, shared and routed experts apart, and cannot recompute layernorm"
 

@@ -14,6 +14,7 @@ from parlaunch.frozen import dataclass
 from parlaunch.hardware.cluster import Cluster
 from parlaunch.hardware.datasheet import Product
 from parlaunch.hardware.derived import sheet_of
+from parlaunch.model.architecture import Architecture
 from parlaunch.model.layout import Layout
 from parlaunch.model.precision import USER_BUFFERED
 from parlaunch.model.recipe import Features, Recipe
@@ -77,9 +78,15 @@ OVERLAP = Condition(
 )
 
 
+def parts_experts(a: Architecture) -> bool:
+    """Whether router, shared and routed experts have inputs of their own, around which some modes of Megatron Core do not go
+    (bridge/models/gemma/gemma4_provider.py:49)."""
+    return a.model_type == "gemma4" and bool(a.num_moe_experts)
+
+
 def _graphs(x: Layout, r: Recipe, gpu: Product | None) -> str | None:
     f = r.features
-    if r.architecture.model_type == "gemma4" and r.architecture.num_moe_experts:
+    if parts_experts(r.architecture):
         return f"{r.model} takes no CUDA graphs: it gives its router, shared and routed experts inputs of their own"
     if _padded(r) and "moe_preprocess" in f.cuda_graph_scope and _dispatched_by(x, r, gpu) == "alltoall":
         return "a CUDA graph over moe_preprocess excludes padding for FP8 with the alltoall dispatcher"
@@ -137,9 +144,21 @@ GRAPHS = Condition(
 def graphed_biases(recipe: Recipe) -> bool:
     """Whether attention with biases is captured while the expert all-to-all overlaps: its weight gradients cannot be delayed then
     (bridge/training/comm_overlap.py:555)."""
-    f, a = recipe.features, recipe.architecture
-    captured = f.cuda_graph == "transformer_engine" and (not f.cuda_graph_scope or "attn" in f.cuda_graph_scope)
-    return f.ep_overlap and captured and (a.add_bias_linear or a.add_qkv_bias)
+    a = recipe.architecture
+    return recipe.features.ep_overlap and _captures(recipe, "attn") and (a.add_bias_linear or a.add_qkv_bias)
+
+
+def graphed_sums(recipe: Recipe) -> bool:
+    """Whether a graph captures weight gradients that are not summed by their product, at addresses that move: they cannot be
+    delayed either (bridge/training/comm_overlap.py:549)."""
+    shared = bool(recipe.architecture.moe_shared_expert_intermediate_size)
+    captured = _captures(recipe, "attn") or (shared and _captures(recipe, "moe_router"))
+    return captured and not recipe.features.fused_accumulation
+
+
+def _captures(recipe: Recipe, module: str) -> bool:
+    f = recipe.features
+    return f.cuda_graph == "transformer_engine" and (not f.cuda_graph_scope or module in f.cuda_graph_scope)
 
 
 def _tp_overlap(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
@@ -222,6 +241,10 @@ def _core_layers(r: Recipe) -> bool:
 
 def _module_offload(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
     modules = r.features.offload_modules
+    if "mlp_norm" in modules and parts_experts(r.architecture):
+        return (
+            f"{r.model} does not offload mlp_norm: it gives its router, shared and routed experts inputs of their own"
+        )
     if _core_layers(r):
         return f"modules are offloaded of Transformer Engine's layers alone, and Megatron takes those of {r.model} for Core's own"
     if r.features.cpu_offload_layers:
@@ -239,8 +262,9 @@ def _module_offload(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
 MODULE_OFFLOAD = Condition(
     "off-fine",
     "fine-grained offloading needs layers of Transformer Engine's and excludes layer offloading; attn_proj only with core_attn; modules "
-    "of experts not with 'moe' recompute or a paged stash",
-    "megatron/core/transformer/transformer_config.py:2128, :1911, bridge/training/config.py:2047",
+    "of experts not with 'moe' recompute or a paged stash; mlp_norm not of Gemma 4 with experts",
+    "megatron/core/transformer/transformer_config.py:2128, :1911, bridge/training/config.py:2047, "
+    "bridge/models/gemma/gemma4_provider.py:68",
     on=lambda r: bool(r.features.offload_modules),
     problem=_module_offload,
 )

@@ -6,7 +6,7 @@ from parlaunch.hardware.installed import OVERLAP_NEEDS
 from parlaunch.hardware.rates import GPU_DRIVEN
 from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Recipe
-from parlaunch.rules.switches import DISPATCHERS, OVERLAP, SHARED_OVERLAP
+from parlaunch.rules.switches import DISPATCHERS, OVERLAP, SHARED_OVERLAP, graphed_biases, graphed_sums
 from parlaunch.switches.switch import Place, lacks
 
 DISPATCHER_KEYS = ("model.moe_token_dispatcher_type", "model.moe_flex_dispatcher_backend")
@@ -85,6 +85,15 @@ def overlapped(x: Layout, r: Recipe, value: str) -> str | None:
     """Why what needs the overlap cannot be on."""
     on = r.features.ep_overlap and OVERLAP.problem(x, r, None) is None
     return "it needs the overlap of the expert all-to-all: ep_overlap=on" if value == "on" and not on else None
+
+
+def delayed(x: Layout, r: Recipe, value: str) -> str | None:
+    """Why weight gradients cannot wait for the all-to-all."""
+    if value == "on" and graphed_biases(r):
+        return "those of attention with biases cannot wait inside a CUDA graph: graphs=off, or graphs without attn"
+    if value == "on" and graphed_sums(r):
+        return "inside a CUDA graph those that wait are summed by the product itself: gradient_fusion=on, or graphs=off"
+    return overlapped(x, r, value)
 
 
 def flexible(_x: Layout, r: Recipe, _value: str) -> str | None:

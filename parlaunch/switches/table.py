@@ -272,7 +272,7 @@ SWITCHES: tuple[Switch, ...] = (
     ),
     Switch(
         name="delay_wgrad", what="weight gradients of experts after the all-to-all was started", **_plain("comm_overlap.delay_wgrad_compute"),
-        stops=experts.overlapped, numerics=SAME, source="megatron/core/model_parallel_config.py:348",
+        stops=experts.delayed, numerics=SAME, source="megatron/core/model_parallel_config.py:348, bridge/training/comm_overlap.py:555",
     ),
     Switch(
         name="dp_overlap", on_cpu=_any, what="gradients and weights travel under compute", **_plain(*DP_OVERLAP),

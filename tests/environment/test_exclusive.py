@@ -22,6 +22,7 @@ SIZED = "gpt_oss_20b_pretrain_8gpu_b300_nvfp4_config"  # has a size of buckets
 DENSE = "llama3_8b_pretrain_config"  # has no comm_overlap
 OVERLAPPED = "llama3_70b_pretrain_64gpu_h100_bf16_config"
 GRAPHED = "deepseek_v3_pretrain_256gpu_gb200_bf16_config"
+BIASED = "gpt_oss_120b_pretrain_64gpu_gb200_bf16_config"
 MXFP8 = "deepseek_v3_pretrain_256gpu_gb200_fp8mx_config"
 NEWER = "nemotron_3_nano_pretrain_8gpu_h100_bf16_config"  # names its graphs' modules under the newer key
 SPARSE = "deepseek_v4_flash_pretrain_config"
@@ -224,6 +225,25 @@ def test_a_key_has_the_conditions_of_its_switch(
 ) -> None:
     with pytest.raises(UsageError, match=said):
         plan(name, "dgx-h100:8", overrides=pairs, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "switches", "said"),
+    [
+        (BIASED, "ep_overlap=on,graphs=attn,delay_wgrad=on", "graphs=off, or graphs without attn"),
+        (GRAPHED, "ep_overlap=on,graphs=attn,delay_wgrad=on,gradient_fusion=off", "gradient_fusion=on, or graphs=off"),
+    ],
+)
+def test_weight_gradients_that_wait_inside_a_graph_have_no_biases_and_no_sums_apart(
+    name: str, switches: str, said: str
+) -> None:
+    with pytest.raises(ParlaunchError, match=said):
+        plan(name, "gb200-nvl72:64", switches=switches)
+
+
+def test_weight_gradients_wait_beside_a_graph_of_what_has_no_biases() -> None:
+    made = plan(BIASED, "gb200-nvl72:16", switches="ep_overlap=on,graphs=moe_router,delay_wgrad=on")
+    assert "comm_overlap.delay_wgrad_compute=True" in made.overrides
 
 
 def test_a_layout_is_chosen_in_which_the_user_s_key_can_be() -> None:

@@ -166,6 +166,14 @@ def test_layers_of_core_s_own_modules_offload_nothing(kind: str, impl: str, refu
     assert ("off-fine" in broken(llama(), offloading)) is refused
 
 
+def test_gemma_4_with_experts_offloads_no_norm_before_them() -> None:
+    moe = replace(DEEPSEEK, features=Features(offload_modules=("mlp_norm",)))
+    assert "off-fine" not in broken(deepseek(), moe, GB200)
+    assert "off-fine" in broken(
+        deepseek(), replace(moe, architecture=replace(moe.architecture, model_type="gemma4")), GB200
+    )
+
+
 def test_the_deepseek_layout_of_these_tests_is_legal() -> None:
     assert broken(deepseek(), replace(DEEPSEEK, features=Features()), GB200) == set()
 
