@@ -1,7 +1,8 @@
 """Keys of a user's that Megatron takes one of, or one only with another: what else has to be said, and what cannot be.
 
 Each row has its source. What the recipe has of the other kind is taken back where that changes neither the numbers nor what is
-trained on (`goes_with`); where it does, or where the user said both, an error names the keys.
+trained on, or where Bridge's own preset of what the user says is without it (`goes_with`); elsewhere, and where the user said both,
+an error names the keys.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def _captured(r: Recipe, given: Given) -> dict[str, object]:
 
 
 REUSED = f"{PRECISION}.reuse_grad_buf_for_mxfp8_param_ag"
+ENDS = f"{PRECISION}.first_last_layers_bf16"
 
 
 def _unquantized(r: Recipe, given: Given) -> dict[str, object]:
@@ -69,9 +71,39 @@ def _unquantized(r: Recipe, given: Given) -> dict[str, object]:
     weights = (f"{PRECISION}.fp8_param", f"{PRECISION}.fp8_param_gather")
     if left:
         return dict.fromkeys((*weights, REUSED), False)
-    kind = said(given, f"{PRECISION}.fp8_recipe")
+    scaling = f"{PRECISION}.fp8_recipe"
+    kind = said(given, scaling)
+    # Megatron has no such layers there (megatron/core/transformer/transformer_config.py:1402), Bridge's preset none either.
+    ends: dict[str, object] = {ENDS: False} if kind == "delayed" else {}
+    if ends and said(given, ENDS) is True:
+        raise _one_of(given, scaling, ENDS)
     # Asserted where weights in MXFP8 are gathered, refused where none are (bridge/training/config.py:1352).
-    return {} if kind is None else {REUSED: kind == "mxfp8" and r.features.fp8_param_gather}
+    return {} if kind is None else ends | {REUSED: kind == "mxfp8" and r.features.fp8_param_gather}
+
+
+DISPATCHER = "model.moe_token_dispatcher_type"
+PADDED = ("model.moe_router_padding_for_quantization", "model.moe_router_padding_for_fp8")
+"""Tokens of an expert padded to what FP8 and FP4 multiply: today's name and the older one, which switches it on as well."""
+
+
+def _unpadded(r: Recipe, given: Given) -> dict[str, object]:
+    # megatron/core/transformer/transformer_config.py:2322
+    if said(given, DISPATCHER) != "allgather":
+        return {}
+    for key in PADDED:
+        if said(given, key) is True:
+            raise _one_of(given, DISPATCHER, key)
+    return dict.fromkeys(PADDED, False) if r.features.router_padding else {}
+
+
+OFFLOAD, OFFLOAD_SHARE = "optimizer.optimizer_cpu_offload", "optimizer.optimizer_offload_fraction"
+WHOLE = "optimizer_offload_fraction"
+"""As `unsettled` names a share of 1 that the recipe has ready, with the offloading itself off."""
+
+
+def _share(r: Recipe, given: Given) -> dict[str, object]:
+    on = said(given, OFFLOAD) is True and OFFLOAD_SHARE not in given
+    return {OFFLOAD_SHARE: r.features.optimizer_offload} if on and WHOLE in r.unsettled else {}
 
 
 def _switched(r: Recipe, given: Given) -> dict[str, object]:
@@ -83,7 +115,7 @@ def _switched(r: Recipe, given: Given) -> dict[str, object]:
 
 
 GO_TOGETHER: tuple[Callable[[Recipe, Given], dict[str, object]], ...] = (
-    _buckets, _captured, _unquantized, _switched,
+    _buckets, _captured, _unquantized, _unpadded, _share, _switched,
 )  # fmt: skip
 
 

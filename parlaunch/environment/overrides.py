@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from parlaunch.environment.exclusive import EXTERNAL, check_beside
+from parlaunch.environment.exclusive import EXTERNAL, PADDED, check_beside
 from parlaunch.environment.override_grammar import hydra, value
 from parlaunch.environment.user_overrides import PINS, STAGES, UserOverrides, read_overrides
 from parlaunch.errors import UsageError
@@ -254,7 +254,7 @@ def _unquantized(r: Recipe, _x: Layout, _c: Cluster | None) -> dict[str, object]
     values: dict[str, object] = {"model.fp8_output_proj": False} if left and r.benchmark and own == "fp8mx" else {}
     padded = r.features.router_padding or (left and r.architecture.num_moe_experts)
     if padded and not r.precision.startswith(QUANTIZED):
-        values |= {"model.moe_router_padding_for_quantization": False, "model.moe_router_padding_for_fp8": False}
+        values |= dict.fromkeys(PADDED, False)
     return values
 
 

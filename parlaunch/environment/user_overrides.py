@@ -11,7 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from parlaunch.environment.exclusive import EXTERNAL, FUSED, GRAPH, MODULES, SCOPE, goes_with
+from parlaunch.environment.exclusive import (
+    DISPATCHER,
+    EXTERNAL,
+    FUSED,
+    GRAPH,
+    MODULES,
+    OFFLOAD,
+    OFFLOAD_SHARE,
+    PADDED,
+    SCOPE,
+    WHOLE,
+    goes_with,
+)
 from parlaunch.environment.override_grammar import hydra, pairs_of, value
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
@@ -240,10 +252,11 @@ def changed(recipe: Recipe, said: UserOverrides) -> Recipe:
     )
     beside = goes_with(made, said.given)
     fused = made.features.fused_accumulation or f"{FUSED}=True" in beside
+    padded = made.features.router_padding and not any(f"{key}=False" in beside for key in PADDED)
     return replace(
         made,
         spoken=tuple(dict.fromkeys((*made.spoken, *beside))),
-        features=replace(made.features, fused_accumulation=fused),
+        features=replace(made.features, fused_accumulation=fused, router_padding=padded),
     )
 
 
@@ -500,9 +513,8 @@ def _mixed(given: Given, _f: Features) -> dict[str, Any]:
     return switched(str(named)) if named is not None else {}
 
 
-DISPATCHER, BACKEND = "model.moe_token_dispatcher_type", "model.moe_flex_dispatcher_backend"
+BACKEND = "model.moe_flex_dispatcher_backend"
 GRAPH_MODULES = (SCOPE, MODULES)
-OFFLOAD, OFFLOAD_SHARE = "optimizer.optimizer_cpu_offload", "optimizer.optimizer_offload_fraction"
 SHARDED = (SHARDED_DDP, "optimizer.use_distributed_optimizer")
 LAYERS_OFF, LAYERS_OFF_NUMBER = "model.cpu_offloading", "model.cpu_offloading_num_layers"
 FINE, FINE_MODULES = "model.fine_grained_activation_offloading", "model.offload_modules"
@@ -558,6 +570,8 @@ def _dtype(text: str) -> str:
 
 def _features(recipe: Recipe, given: Given) -> Features:
     f = recipe.features
+    if OFFLOAD in given and WHOLE in recipe.unsettled:
+        f = replace(f, optimizer_offload=1.0)  # the share that the switch turns on, or leaves off
     for keys, effect in EFFECTS:
         said = {key: given[place] for key in keys for place in places(key, recipe) if place in given}
         if said:

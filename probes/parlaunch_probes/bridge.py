@@ -21,7 +21,7 @@ from parlaunch.model.recipe import Defaults, Recipe, features_from_json
 from parlaunch_probes.bridge_child import HELD
 
 TIMEOUT_S = 180.0
-ANSWER = 8
+ANSWER = 9
 """Counts up when `bridge_child.describe` says more: what an older parlaunch kept is asked anew."""
 
 

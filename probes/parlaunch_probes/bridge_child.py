@@ -137,9 +137,10 @@ def _sums_in_products() -> bool:
     return any(name in sys.modules or find_spec(name) is not None for name in kernels)
 
 
-BUCKETS, GRAPHED = ("num_buckets", "bucket_size"), "cuda_graph_modules"
-HELD = (*BUCKETS, GRAPHED)
-"""Of what `beside` names, values that exclude another one: this release's recipe has them or not, whatever others have."""
+BUCKETS, GRAPHED, WHOLE = ("num_buckets", "bucket_size"), "cuda_graph_modules", "optimizer_offload_fraction"
+HELD = (*BUCKETS, GRAPHED, WHOLE)
+"""Of what `beside` names, values that exclude another one or wait for a switch: this release's recipe has them or not, whatever
+others have."""
 
 
 def beside(config: Any) -> list[str]:
@@ -149,6 +150,8 @@ def beside(config: Any) -> list[str]:
         "deferred_embedding_wgrad": any(getattr(place, "defer_embedding_wgrad_compute", False) for place in places),
         **{name: getattr(config.ddp, name, None) is not None for name in BUCKETS},
         GRAPHED: getattr(places[0], GRAPHED, None) not in ("full", None, []),
+        WHOLE: getattr(config.optimizer, WHOLE, 0.0) == 1.0
+        and not getattr(config.optimizer, "optimizer_cpu_offload", False),
     }
     return [name for name, there in on.items() if there]
 

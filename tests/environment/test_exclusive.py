@@ -25,6 +25,7 @@ GRAPHED = "deepseek_v3_pretrain_256gpu_gb200_bf16_config"
 BIASED = "gpt_oss_120b_pretrain_64gpu_gb200_bf16_config"
 MXFP8 = "deepseek_v3_pretrain_256gpu_gb200_fp8mx_config"
 NEWER = "nemotron_3_nano_pretrain_8gpu_h100_bf16_config"  # names its graphs' modules under the newer key
+PADDED = "deepseek_v4_flash_pretrain_64gpu_gb200_fp8mx_config"  # pads each expert's tokens
 SPARSE = "deepseek_v4_flash_pretrain_config"
 TUNED = "llama3_8b_sft_config"
 
@@ -63,8 +64,16 @@ def spoken(name: str, *pairs: str) -> set[str]:
         ),
         (GRAPHED, ("model.moe_token_dispatcher_type=allgather",), {"model.moe_shared_expert_overlap=False"}),
         (GRAPHED, ("model.moe_token_dispatcher_type=alltoall",), set()),
+        (
+            PADDED, ("model.moe_token_dispatcher_type=allgather",),
+            {f"model.{k}=False" for k in ("moe_router_padding_for_quantization", "moe_router_padding_for_fp8", "moe_shared_expert_overlap")},
+        ),
+        (PADDED, ("model.moe_token_dispatcher_type=alltoall",), set()),
         (MXFP8, ("mixed_precision.fp8_param_gather=False",), {"mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=False"}),
-        (MXFP8, ("mixed_precision.fp8_recipe=delayed",), {"mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=False"}),
+        (
+            MXFP8, ("mixed_precision.fp8_recipe=delayed",),
+            {"mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=False", "mixed_precision.first_last_layers_bf16=False"},
+        ),
         (MXFP8, ("mixed_precision.fp8_recipe=mxfp8",), {"mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=True"}),
         (DENSE, ("ddp.overlap_param_gather=True",), set()),
         (
@@ -105,6 +114,14 @@ def test_what_the_recipe_has_of_the_other_kind_is_taken_back(
         (DENSE, ("model.pipeline_model_parallel_layout=Et*16|t*16mL",), "the model 0", "end it with L"),
         (DENSE, ("model.pipeline_model_parallel_layout=t*16|Et*16L",), "the first stage has the embedding", "E…|…L"),
         (DENSE, ("dist.use_decentralized_pg=True",), "NCCL's alone", "add dist.use_gloo_process_groups=False"),
+        (
+            MXFP8, ("mixed_precision.fp8_recipe=delayed", "mixed_precision.first_last_layers_bf16=True"), "takes one of the two",
+            "leave mixed_precision.fp8_recipe out, or mixed_precision.first_last_layers_bf16",
+        ),
+        (
+            PADDED, ("model.moe_token_dispatcher_type=allgather", "model.moe_router_padding_for_fp8=True"), "takes one of the two",
+            "or model.moe_router_padding_for_fp8",
+        ),
         (GRAPHED, ("mixed_precision.fp4=nvfp4",), "FP8 or FP4", "--precision nvfp4"),
         (DENSE, ("mixed_precision=null",), "each of them says", "say --precision"),
         (DENSE, ("model.fine_grained_activation_offloading=True",), "names nothing", "add 'model.offload_modules=[core_attn]'"),
@@ -334,3 +351,27 @@ def test_an_output_layer_in_mxfp8_is_planned_in_mxfp8_alone(precision: str, on: 
     recipe = catalog.recipe("gpt_oss_120b_pretrain_64gpu_gb300_fp8mx_config")
     recipe = replace(recipe, precision=precision, features=replace(recipe.features, fp8_output=True))
     assert legal_features(recipe, Layout(world=8)).fp8_output is on
+
+
+def test_padding_that_a_dispatcher_excludes_is_not_planned() -> None:
+    recipe = catalog.recipe(PADDED)
+    assert recipe.features.router_padding
+    assert not changed(recipe, read_overrides(("model.moe_token_dispatcher_type=allgather",))).features.router_padding
+
+
+@pytest.mark.parametrize(
+    ("pairs", "share", "beside"),
+    [
+        (("optimizer.optimizer_cpu_offload=True",), 1.0, True),
+        (("optimizer.optimizer_cpu_offload=True", "optimizer.optimizer_offload_fraction=0.5"), 0.5, False),
+        (("optimizer.optimizer_cpu_offload=False",), 0.0, False),
+        (("optimizer.optimizer_offload_fraction=0.5",), 0.0, False),
+    ],
+)
+def test_a_share_that_the_recipe_has_ready_is_what_offloading_moves(
+    pairs: tuple[str, ...], share: float, beside: bool
+) -> None:
+    recipe = replace(catalog.recipe(DENSE), unsettled=("optimizer_offload_fraction",))
+    made = changed(recipe, read_overrides(pairs))
+    assert made.features.optimizer_offload == share
+    assert ("optimizer.optimizer_offload_fraction=1.0" in made.spoken) is beside

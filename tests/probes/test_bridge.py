@@ -67,7 +67,9 @@ def test_bridge_says_what_is_trained_and_the_catalog_what_it_is_called(asked: li
 
 @pytest.mark.parametrize("place", ["model", "comm_overlap"])
 def test_a_recipe_of_ones_own_says_that_it_defers_what_hides_in_the_bubble(place: str) -> None:
-    config = SimpleNamespace(model=SimpleNamespace(), comm_overlap=SimpleNamespace(), ddp=SimpleNamespace())
+    config = SimpleNamespace(
+        model=SimpleNamespace(), comm_overlap=SimpleNamespace(), ddp=SimpleNamespace(), optimizer=SimpleNamespace()
+    )
     assert bridge_child.beside(config) == []
     getattr(config, place).defer_embedding_wgrad_compute = True
     got = bridge._recipe("mine", ANSWER | {"unsettled": bridge_child.beside(config)}, None)
@@ -81,13 +83,26 @@ def test_what_excludes_another_value_is_as_the_installed_release_has_it() -> Non
     assert known.unsettled == ("num_buckets",)
     assert bridge._recipe(known.name, ANSWER | {"unsettled": []}, known).unsettled == ()
     config = SimpleNamespace(
-        model=SimpleNamespace(cuda_graph_modules=["attn"]), comm_overlap=None, ddp=SimpleNamespace(bucket_size=8)
+        model=SimpleNamespace(cuda_graph_modules=["attn"]),
+        comm_overlap=None,
+        ddp=SimpleNamespace(bucket_size=8),
+        optimizer=SimpleNamespace(),
     )
     assert bridge_child.beside(config) == ["bucket_size", "cuda_graph_modules"]
     config = SimpleNamespace(
-        model=SimpleNamespace(cuda_graph_modules="full"), comm_overlap=None, ddp=SimpleNamespace(num_buckets=4)
+        model=SimpleNamespace(cuda_graph_modules="full"),
+        comm_overlap=None,
+        ddp=SimpleNamespace(num_buckets=4),
+        optimizer=SimpleNamespace(),
     )
     assert bridge_child.beside(config) == ["num_buckets"]
+
+
+@pytest.mark.parametrize(("on", "named"), [(False, ["optimizer_offload_fraction"]), (True, [])])
+def test_a_share_of_the_optimizer_that_waits_for_its_switch_is_named(on: bool, named: list[str]) -> None:
+    held = SimpleNamespace(optimizer_cpu_offload=on, optimizer_offload_fraction=1.0)
+    config = SimpleNamespace(model=SimpleNamespace(), comm_overlap=None, ddp=SimpleNamespace(), optimizer=held)
+    assert bridge_child.beside(config) == named
 
 
 def test_it_is_asked_once(asked: list[str]) -> None:
