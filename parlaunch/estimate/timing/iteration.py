@@ -39,7 +39,7 @@ OFFLOADED_MODULE = 4.0
 CPU_ADAM, CPU_ADAM_GRACE = 15e9, 150e9
 """Bytes a second of a rank at which Adam on the host goes through gradients, master weights and moments. Measured: 14.3 GB/s on a
 DGX H100 (three shares of Qwen3-30B-A3B's optimizer, skills of Megatron Bridge). A CPU that is built with its GPU has its memory for
-two of them; DeepSeek-V4-Flash on GB200 (docs/performance-summary.md) leaves no room for less."""
+two of them: assumed, no measured run has its optimizer there."""
 HOST_BLEND = 5.0
 """GPU and host run side by side, but neither is ever the only limit: the queue of issued kernels runs dry now and then.
 Their times add as a norm of this order (infinite: perfect overlap; 1: none)."""
