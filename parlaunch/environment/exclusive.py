@@ -228,11 +228,13 @@ def _formats(r: Recipe, given: Given) -> None:
         )
 
 
+FINE, FINE_MODULES = "model.fine_grained_activation_offloading", "model.offload_modules"
+
+
 def _offloaded(r: Recipe, given: Given) -> None:
     # megatron/core/transformer/transformer_config.py:1855
-    key, modules = "model.fine_grained_activation_offloading", "model.offload_modules"
-    if said(given, key) is True and said(given, modules) is None and not r.features.offload_modules:
-        raise UsageError(f"{key}=True: {modules} names nothing", hint=f"add '{modules}=[core_attn]'")
+    if said(given, FINE) is True and said(given, FINE_MODULES) is None and not r.features.offload_modules:
+        raise UsageError(f"{FINE}=True: {FINE_MODULES} names nothing", hint=f"add '{FINE_MODULES}=[core_attn]'")
 
 
 def _letters(r: Recipe, given: Given) -> None:
@@ -327,16 +329,21 @@ def _checkpoints(_r: Recipe, x: Layout, given: Given) -> None:
 BESIDE_FSDP = {
     "dist.use_torch_fsdp2": "Megatron-FSDP is on, and Megatron Bridge takes one of the two",
     "dist.use_tp_pp_dp_mapping": "Megatron-FSDP takes the usual order of ranks only",
-    "ddp.fsdp_manual_registration": "it registers NCCL's user buffers, which are off",
 }
-"""What Megatron-FSDP excludes, the last of them without user buffers (bridge/training/config.py:1110, :1116, :1342)."""
+"""What Megatron-FSDP excludes (bridge/training/config.py:1116, :1342)."""
 
 
-def _beside_fsdp(r: Recipe, x: Layout, given: Given) -> None:
+def _beside_fsdp(_r: Recipe, x: Layout, given: Given) -> None:
     for key, why in BESIDE_FSDP.items():
-        registered = key == "ddp.fsdp_manual_registration"
-        if x.fsdp and said(given, key) is True and not (registered and r.features.nccl_ub):
-            raise UsageError(f"{key}=True: {why}", hint="add ddp.nccl_ub=True" if registered else "say --no-fsdp")
+        if x.fsdp and said(given, key) is True:
+            raise UsageError(f"{key}=True: {why}", hint="say --no-fsdp")
+
+
+def _registered(r: Recipe, x: Layout, given: Given) -> None:
+    # bridge/training/config.py:1110
+    key = "ddp.fsdp_manual_registration"
+    if x.fsdp and said(given, key) is True and not r.features.nccl_ub:
+        raise UsageError(f"{key}=True: it registers NCCL's user buffers, which are off", hint="add ddp.nccl_ub=True")
 
 
 EVALUATED = ("validation.eval_global_batch_size", "validation.eval_micro_batch_size", "dist.eval_context_parallel_size")
@@ -363,7 +370,7 @@ def _evaluation(_r: Recipe, x: Layout, given: Given) -> None:
         )
 
 
-CLASHES: tuple[Callable[[Recipe, Layout, Given], None], ...] = (_checkpoints, _beside_fsdp, _evaluation)
+CLASHES: tuple[Callable[[Recipe, Layout, Given], None], ...] = (_checkpoints, _beside_fsdp, _registered, _evaluation)
 
 
 def check_beside(recipe: Recipe, layout: Layout, given: Given) -> None:

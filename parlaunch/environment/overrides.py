@@ -29,6 +29,7 @@ from parlaunch.rules.switches import (
     MODULE_OFFLOAD,
     OVERLAP,
     QUANTIZED,
+    SHARED_OVERLAP,
     TP_OVERLAP,
     UNREGISTERED,
     Condition,
@@ -226,7 +227,7 @@ def _delayed(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
 
 
 def _shared_experts(_r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
-    return {"model.moe_shared_expert_overlap": False} if "shared_experts" in x.recompute.modules else {}
+    return {f"model.{SHARED_OVERLAP}": False} if "shared_experts" in x.recompute.modules else {}
 
 
 def _energon(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:

@@ -14,6 +14,8 @@ from typing import Any
 from parlaunch.environment.exclusive import (
     DISPATCHER,
     EXTERNAL,
+    FINE,
+    FINE_MODULES,
     FUSED,
     GRAPH,
     MODULES,
@@ -237,8 +239,8 @@ def changed(recipe: Recipe, said: UserOverrides) -> Recipe:
     Raises `UsageError` for values of the wrong type, and for a shape that contradicts itself.
     """
     if recipe.features.external_cuda_graph and GRAPH in said.given and EXTERNAL not in said.given:
-        off = replace(recipe.features, external_cuda_graph=False, cuda_graph=None, cuda_graph_scope=())
-        recipe = replace(recipe, features=off, spoken=(*recipe.spoken, f"{EXTERNAL}=False"))
+        features = replace(recipe.features, **NOT_EXTERNAL)
+        recipe = replace(recipe, features=features, spoken=(*recipe.spoken, f"{EXTERNAL}=False"))
     recipe = _without_overlap(recipe) if OVERLAP in said.given and value(said.given[OVERLAP]) is None else recipe
     made = replace(
         recipe,
@@ -434,9 +436,13 @@ def _dispatcher(given: Given, f: Features) -> dict[str, Any]:
     return {"dispatcher": chosen or "alltoall"}
 
 
+NOT_EXTERNAL: Mapping[str, Any] = {"external_cuda_graph": False, "cuda_graph": None, "cuda_graph_scope": ()}
+"""A recipe's features without Megatron's older switch for graphs, and so without them."""
+
+
 def _external(given: Given, f: Features) -> dict[str, Any]:
     left = f.external_cuda_graph and not _read(EXTERNAL, given[EXTERNAL], "bool")
-    return {"external_cuda_graph": False, "cuda_graph": None, "cuda_graph_scope": ()} if left else {}
+    return dict(NOT_EXTERNAL) if left else {}
 
 
 def _graph(given: Given, f: Features) -> dict[str, Any]:
@@ -517,7 +523,6 @@ BACKEND = "model.moe_flex_dispatcher_backend"
 GRAPH_MODULES = (SCOPE, MODULES)
 SHARDED = (SHARDED_DDP, "optimizer.use_distributed_optimizer")
 LAYERS_OFF, LAYERS_OFF_NUMBER = "model.cpu_offloading", "model.cpu_offloading_num_layers"
-FINE, FINE_MODULES = "model.fine_grained_activation_offloading", "model.offload_modules"
 CROSS, CROSS_KIND = "model.cross_entropy_loss_fusion", "model.cross_entropy_fusion_impl"
 
 EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (

@@ -77,10 +77,8 @@ class Features(HashedOnce):
 def features_from_json(data: Mapping[str, Any] | None) -> Features:
     """Features as `recipes.json` and tables of runs write them."""
     given = dict(data or {})
-    impl, scope = (
-        "transformer_engine" if given.get("external_cuda_graph") else None,
-        (),
-    )  # what Megatron makes of its older switch
+    impl = "transformer_engine" if given.get("external_cuda_graph") else None  # what Megatron makes of its older switch
+    scope: tuple[str, ...] = ()
     if (graph := given.get("cuda_graph")) and graph[0] not in (None, "none"):
         impl = graph[0]
         modules = graph[1] if len(graph) > 1 else ()

@@ -255,7 +255,17 @@ class Pieces:
             late = 0.0 if self.o.ordered else 2.0 * LATE
             return beside, gather + min(beside, beside * (1 - hidden) + late)
         # A frozen weight's gradient needs no input gathered again, nor is there a product that the scatter could run beside.
-        forward, backward = (gather + scatter) * kept, (gather + scatter) * kept
+        both = (gather + scatter) * kept
+        more = self._adapted_exposed(moved, gather, scatter, kept, pair)
+        return both + more[0], both + more[1]
+
+    def _adapted_exposed(
+        self, moved: float, gather: float, scatter: float, kept: float, pair: tuple[str, str]
+    ) -> tuple[float, float]:
+        """What adapters on a pair of frozen layers add to it: `gather` and `scatter` are the seconds of the layers' own, of which
+        user buffers leave the share `kept` free."""
+        links, group = self.o.links, self.tp_group
+        forward = backward = 0.0
         column, row = (module in self.o.adapted for module in pair)
         beside = links.gather(2.0 * self.tokens * self.o.features.adapter_rank, group)  # ranks have just met
         if column:
