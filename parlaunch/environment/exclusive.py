@@ -53,12 +53,15 @@ def _buckets(r: Recipe, given: Given) -> dict[str, object]:
 
 def _captured(r: Recipe, given: Given) -> dict[str, object]:
     # megatron/core/transformer/transformer_config.py:2384
-    scope, modules = (said(given, key) is not None for key in (SCOPE, MODULES))
-    if scope and modules:
+    if said(given, SCOPE) is not None and said(given, MODULES) is not None:
         raise _one_of(given, SCOPE, MODULES)
-    if modules:
+    if MODULES in given:
         return {SCOPE: None}
-    return {MODULES: None} if scope and "cuda_graph_modules" in r.unsettled else {}
+    if SCOPE in given:
+        return {MODULES: None} if "cuda_graph_modules" in r.unsettled else {}
+    # The recipe may name modules for graphs that are off, or of another kind, and Megatron would take those.
+    captured = GRAPH in given and r.features.cuda_graph is not None
+    return {MODULES: r.features.cuda_graph_scope, SCOPE: None} if captured else {}
 
 
 REUSED = f"{PRECISION}.reuse_grad_buf_for_mxfp8_param_ag"

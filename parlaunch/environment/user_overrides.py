@@ -36,6 +36,7 @@ from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import OVERLAP, OVERLAP_OF_DP, PRECISION, SHARDED_DDP, places
 from parlaunch.model.stages import EMBEDDING, FIRST, LAST, LAYOUT, LOSS, PREFIX, StageWish
 from parlaunch.rules.switches import DROPOUTS, QUANTIZED, SHARED_OVERLAP
+from parlaunch.switches.graphs import layerwise
 
 PINS: Mapping[str, tuple[str, str]] = {
     "model.tensor_model_parallel_size": ("tp", "size"),
@@ -577,6 +578,8 @@ def _features(recipe: Recipe, given: Given) -> Features:
     f = recipe.features
     if OFFLOAD in given and WHOLE in recipe.unsettled:
         f = replace(f, optimizer_offload=1.0)  # the share that the switch turns on, or leaves off
+    if GRAPH in given and f.cuda_graph in (None, "full_iteration"):
+        f = replace(f, cuda_graph_scope=layerwise(recipe))  # what is captured where the user names a way and no modules
     for keys, effect in EFFECTS:
         said = {key: given[place] for key in keys for place in places(key, recipe) if place in given}
         if said:

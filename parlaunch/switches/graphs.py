@@ -60,6 +60,12 @@ def graphed_modules(recipe: Recipe) -> tuple[str, ...]:
     return tuple(found)
 
 
+def layerwise(recipe: Recipe) -> tuple[str, ...]:
+    """What is captured of each layer where nobody names modules: all of it, but for layers with experts, whose number of tokens
+    is known only as they come (megatron/core/transformer/transformer_config.py:2511)."""
+    return graphed_modules(recipe) if recipe.architecture.num_moe_experts else ()
+
+
 def uncaptured(r: Recipe, p: Place) -> str | None:
     """Why no graphs are chosen, whatever the layout."""
     static = r.task == "pretrain" and r.architecture.kind == "llm" and r.packing is None

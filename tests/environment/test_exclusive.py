@@ -28,6 +28,14 @@ NEWER = "nemotron_3_nano_pretrain_8gpu_h100_bf16_config"  # names its graphs' mo
 PADDED = "deepseek_v4_flash_pretrain_64gpu_gb200_fp8mx_config"  # pads each expert's tokens
 SPARSE = "deepseek_v4_flash_pretrain_config"
 TUNED = "llama3_8b_sft_config"
+WHOLE_ITERATION = "llama3_70b_pretrain_64gpu_b200_bf16_config"  # graphs of the whole iteration, under the older key
+READY = (
+    "qwen35_vl_122b_a10b_pretrain_32gpu_gb200_bf16_config"  # modules named for graphs that are off, in some releases
+)
+
+TRACKED = ("model.use_te_rng_tracker=True", "rng.te_rng_tracker=True")
+WHOLE_LAYERS = ("model.cuda_graph_modules=[]", "model.cuda_graph_scope=null")
+BEFORE_EXPERTS = ("model.cuda_graph_modules=[attn,moe_router,moe_preprocess]", "model.cuda_graph_scope=null")
 
 
 def spoken(name: str, *pairs: str) -> set[str]:
@@ -48,10 +56,16 @@ def spoken(name: str, *pairs: str) -> set[str]:
         (GRAPHED, ("model.cuda_graph_modules=[attn]", "rng.te_rng_tracker=True"), {"model.cuda_graph_scope=null", "model.use_te_rng_tracker=True"}),
         (NEWER, ("model.cuda_graph_scope=[attn]",), {"model.cuda_graph_modules=null", "model.use_te_rng_tracker=True", "rng.te_rng_tracker=True"}),
         (DENSE, ("model.cuda_graph_scope=[attn]",), set()),
+        (GRAPHED, ("model.cuda_graph_modules=[]",), {"model.cuda_graph_scope=null", *TRACKED}),
         (
             DENSE, ("model.cuda_graph_impl=full_iteration",),
-            {"model.use_te_rng_tracker=True", "rng.te_rng_tracker=True", "rerun_state_machine.check_for_nan_in_loss=False"},
+            {*WHOLE_LAYERS, *TRACKED, "rerun_state_machine.check_for_nan_in_loss=False"},
         ),
+        (DENSE, ("model.cuda_graph_impl=transformer_engine",), {*WHOLE_LAYERS, *TRACKED}),
+        (SPARSE, ("model.cuda_graph_impl=transformer_engine",), {*BEFORE_EXPERTS, *TRACKED}),
+        (WHOLE_ITERATION, ("model.cuda_graph_impl=transformer_engine",), {*WHOLE_LAYERS, *TRACKED}),
+        (READY, ("model.cuda_graph_impl=transformer_engine",), {*BEFORE_EXPERTS, *TRACKED}),
+        (READY, ("model.cuda_graph_impl=transformer_engine", "model.cuda_graph_modules=[attn]"), {"model.cuda_graph_scope=null", *TRACKED}),
         (DENSE, ("model.cuda_graph_impl=none",), set()),
         (DENSE, ("model.gradient_accumulation_fusion=True",), set()),
         (
@@ -336,6 +350,24 @@ def test_an_older_switch_falls_where_graphs_are_asked_for_by_today_s(how: dict[s
     made = plan(EXTERNAL, "gb200-nvl72:4", objective="memory", evidence=False, **how)
     assert "model.external_cuda_graph=False" in made.overrides
     assert not made.configured.features.external_cuda_graph
+
+
+@pytest.mark.parametrize(
+    ("name", "captured"),
+    [
+        (DENSE, ()),
+        (WHOLE_ITERATION, ()),
+        (READY, ("attn", "moe_router", "moe_preprocess")),
+        ("qwen3_30b_a3b_pretrain_config", ("moe_router", "moe_preprocess")),
+        (EXTERNAL, ("attn", "moe_router", "moe_preprocess")),
+    ],
+)
+def test_a_way_of_capturing_without_modules_captures_what_is_said_beside_it(
+    name: str, captured: tuple[str, ...]
+) -> None:
+    made = changed(catalog.recipe(name), read_overrides(("model.cuda_graph_impl=transformer_engine",)))
+    assert (made.features.cuda_graph, made.features.cuda_graph_scope) == ("transformer_engine", captured)
+    assert f"model.cuda_graph_modules=[{','.join(captured)}]" in made.spoken
 
 
 def test_dropout_is_not_recomputed_inside_a_graph() -> None:
