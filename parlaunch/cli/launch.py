@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from parlaunch.cli import inputs, output, writer
+from parlaunch.cli.asked import asked
 from parlaunch.cli.become import become, preflight
 from parlaunch.cli.inputs import note
 from parlaunch.cli.job import Job, job_of, planned, too_large
@@ -59,6 +60,8 @@ def _planned(request: Request, situation: Situation, *, launching: bool) -> None
         launch_together(request, job_or_refusal(request, situation), situation)
     job = job_of(request, situation)
     plan = planned(job)
+    if request.command == "launch" and not launching:  # the ranks of a launch ask it themselves, in their first minute
+        plan = asked(plan, job, request)
     output.emit(plan, job, request)
     if not plan.chosen.memory.fits:
         raise too_large(plan)

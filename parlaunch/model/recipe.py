@@ -127,6 +127,10 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
     )
 
 
+PLACEHOLDER = 1024
+"""`seq_length` of diffusion recipes that leave the number of tokens to their data: `Recipe.mock_tokens` says how many."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults(Sizes):
     """The layout a recipe comes with. None: the recipe does not say, or the catalog does not know."""

@@ -5,6 +5,7 @@ The answer is kept in the user's cache folder, under Bridge's version, since ask
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 from parlaunch.errors import ProbeError
 from parlaunch.model.architecture import architecture_from_json
 from parlaunch.model.layout import recompute_from_json
-from parlaunch.model.recipe import Defaults, Recipe, features_from_json
+from parlaunch.model.recipe import PLACEHOLDER, Defaults, Recipe, features_from_json
 from parlaunch_probes.bridge_child import HELD
 
 TIMEOUT_S = 180.0
@@ -55,7 +56,7 @@ def recipe(name: str, known: Recipe | None = None, *, build: str, prepare: str =
     env = dict(os.environ)
     answer = _kept(_cache(env, name))
     if answer is None:
-        answer = _ask([name, build, *([prepare] if prepare else [])], env)
+        answer = _ask("bridge_child", [name, build, *([prepare] if prepare else [])], env)
         keep(name, answer, env)
     if "error" in answer:
         raise ProbeError(f"the installed megatron.bridge could not build {name}: {answer['error']}")
@@ -95,10 +96,35 @@ def keep(name: str, answer: Mapping[str, Any], environ: Mapping[str, str]) -> No
         pass  # a read-only home costs time at the next start, nothing else
 
 
-def _ask(words: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+def built(
+    argv: Sequence[str], *, world: int, gpu: str, capability: tuple[int, int], keys: Sequence[str],
+    variables: Mapping[str, str], build: str, prepare: str,
+) -> dict[str, Any]:  # fmt: skip
+    """What the installed Bridge builds of a runner's arguments on `world` GPUs, as `bridge_built.answer` says it.
+
+    `variables` are those of the plan, `keys` places in the configuration whose values are wanted too; `build` and `prepare` name
+    functions as for `recipe`. The same question is answered from memory. Raises `ProbeError` where Bridge cannot be asked here.
+    """
+    question = {
+        "argv": list(argv), "world": world, "gpu": gpu, "capability": capability, "keys": list(keys), "build": build,
+        "prepare": prepare,
+    }  # fmt: skip
+    text = json.dumps(question)
+    name = hashlib.sha256(json.dumps([text, sorted(variables.items())]).encode()).hexdigest()[:32]
+    answer = _kept(_cache(os.environ, name))
+    if answer is None:
+        answer = _ask("bridge_built", [], {**os.environ, **variables, "WORLD_SIZE": str(world), "RANK": "0"}, text)
+        keep(name, answer, os.environ)
+    if "error" in answer:
+        raise ProbeError(f"the installed megatron.bridge could not be asked: {answer['error']}")
+    return answer
+
+
+def _ask(child: str, words: Sequence[str], env: Mapping[str, str], question: str = "") -> dict[str, Any]:
+    """What a module of this package answers as a child process, to words or to a question on its standard input."""
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "parlaunch_probes.bridge_child", *words],
+            [sys.executable, "-P", "-m", f"parlaunch_probes.{child}", *words], input=question,
             capture_output=True, text=True, timeout=TIMEOUT_S, env={**env, "CUDA_VISIBLE_DEVICES": ""}, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -109,10 +135,6 @@ def _ask(words: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
     answer = json.loads(line)
     assert isinstance(answer, dict)
     return answer
-
-
-PLACEHOLDER = 1024
-"""`seq_length` of diffusion recipes that leave the number of tokens to their data."""
 
 
 def _facts(said: Mapping[str, Any], known: Recipe | None) -> dict[str, Any]:

@@ -271,15 +271,16 @@ def main(name: str, build: str, prepare: str = "") -> None:
     """
     try:
         if prepare:
-            _function(prepare)()
-        config, module = _function(build)(name)
+            function(prepare)()
+        config, module = function(build)(name)
         answer = describe(config, module) | {"keys": keys(config)}
     except Exception as error:
         answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
     print(json.dumps(answer))
 
 
-def _function(place: str) -> Any:
+def function(place: str) -> Any:
+    """The function of a place, "module:name"."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
 

@@ -23,7 +23,6 @@ import functools
 import gc
 import importlib
 import io
-import logging
 import multiprocessing
 import os
 import pkgutil
@@ -31,19 +30,19 @@ import random
 import shlex
 import sys
 import time
-import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from overrides import MACHINES, NODES, built_layers, draw_layout, kind_of
+from overrides import MACHINES, NODES, draw_layout, kind_of
 
+from parlaunch.check.built import differences, keys_of, runner_arguments
 from parlaunch.cli.job import finish, job_of
 from parlaunch.cli.launch import situation_of
 from parlaunch.cli.options import described
@@ -54,18 +53,14 @@ from parlaunch.errors import ParlaunchError
 from parlaunch.hardware.installed import releases
 from parlaunch.hardware.rates import rates_of
 from parlaunch.model import catalog
-from parlaunch.model.architecture import Architecture
-from parlaunch.model.layout import Layout
-from parlaunch.model.parameters import chunk_sizes
-from parlaunch.model.recipe import Features, features_from_json
-from parlaunch.model.sections import OVERLAP, placed, places
+from parlaunch.model.sections import placed
 from parlaunch.planning.plan import Plan, Wishes
-from parlaunch.rules.switches import legal_features
 from parlaunch.switches.graphs import GRAPHED
 from parlaunch.switches.offloading import OFFLOADED
 from parlaunch.switches.table import SWITCHES, with_values
 from parlaunch_launch.runners import checkout_version
 from parlaunch_probes import bridge as probe
+from parlaunch_probes.bridge_built import built
 
 # --- Drawing ----------------------------------------------------------------------------------------------------------
 
@@ -277,10 +272,13 @@ class Bridge:
             probe.version = lambda: said(checkout_version(checkout) or (0, 0, 0))
             sys.path.insert(0, str(checkout / "src"))
             sys.path.insert(0, str(checkout / "scripts" / "training"))
-        from parlaunch_launch.cpu.bridge_runner import before_bridge
+        from parlaunch_launch.finished import without_gpus
 
         importing = builtins.__import__
-        before_bridge()
+        without_gpus()
+        import megatron.bridge.models.hf_pretrained.safe_config_loader as loader
+
+        loader.time.sleep = lambda _seconds: None  # it waits between tries; what is not in the cache does not come
         import megatron.bridge.peft as adapters
 
         for module in pkgutil.walk_packages(adapters.__path__, f"{adapters.__name__}."):
@@ -288,7 +286,6 @@ class Bridge:
         builtins.__import__ = (
             importing  # what adapters inherit from is needed once, and each later import is quicker so
         )
-        self._answer_for_the_gpu()
         self.script: Any = None
         if checkout is not None:
             import run_recipe
@@ -296,50 +293,6 @@ class Bridge:
             self.script = run_recipe
         self.loaded: dict[str, bool] = {}
         self.missing: dict[str, str] = {}
-
-    def _answer_for_the_gpu(self) -> None:
-        import megatron.bridge.models.hf_pretrained.safe_config_loader as loader
-        import megatron.bridge.training.comm_overlap as comm_overlap
-        import megatron.bridge.training.config as config
-        import megatron.core.transformer.transformer_config as core_config
-        import megatron.core.utils as utils
-        import torch
-        from packaging.version import Version
-
-        logging.disable(logging.WARNING)
-        loader.time.sleep = lambda _seconds: None  # it waits between tries; what is not in the cache does not come
-        utils.get_te_version = lambda: Version("2.14.0")
-        core_config._validate_dsa_kernel_backend_dependencies = lambda _backend: None  # kernels, which are not here
-        comm_overlap.HAVE_TE = True
-        for module in [m for n, m in sys.modules.items() if n.startswith("megatron.")]:
-            if hasattr(module, "is_te_min_version"):
-                module.is_te_min_version = lambda *_a, **_k: True  # type: ignore[attr-defined]
-        self.world, self.device = 1, object
-        config.get_world_size_safe = lambda: self.world
-        torch.cuda.get_device_properties = lambda *_a: self.device
-
-        # Kernels of Transformer Engine, which is not here: a plan is for machines that have them.
-        kernels = {
-            "megatron.core.models.common.embeddings.rope_utils": ("fused_apply_rotary_pos_emb", "fused_apply_rotary_pos_emb_thd"),
-            "megatron.core.transformer.moe.moe_utils": (
-                "fused_permute", "fused_permute_with_probs", "fused_sort_chunks_by_index",
-                "fused_sort_chunks_by_index_with_probs", "fused_unpermute",
-            ),
-        }  # fmt: skip
-        for module, names in kernels.items():
-            for name in names:
-                setattr(importlib.import_module(module), name, object())
-
-        class FusedAdam:
-            """What Core asks of Transformer Engine's Adam while a configuration is checked: that it takes these."""
-
-            def __init__(
-                self, master_weight_dtype: Any, exp_avg_dtype: Any, exp_avg_sq_dtype: Any, use_decoupled_grad: Any
-            ) -> None: ...
-
-        for name in ("transformer_engine", "transformer_engine.pytorch", "transformer_engine.pytorch.optimizers"):
-            sys.modules.setdefault(name, types.ModuleType(name))
-        sys.modules["transformer_engine.pytorch.optimizers"].FusedAdam = FusedAdam  # type: ignore[attr-defined]
 
     def loads(self, name: str) -> bool:
         """Whether the recipe can be built here; why not is remembered."""
@@ -358,28 +311,14 @@ class Bridge:
 
     def finished(self, plan: Plan) -> Any:
         """The configuration that Bridge trains when it is given the plan's command. Raises what Bridge raises."""
-        gpu = plan.cluster.gpu
-        self.world = plan.layout.world
-        capability = gpu.compute_capability or (9, 0)
-        self.device = type("Device", (), {"major": capability[0], "minor": capability[1], "name": gpu.name})
-        argv = list(plan.argv)
-        argv = argv[argv.index("--recipe" if "--recipe" in argv else "--model-config") :]
-        environment = {v.name: v.value for v in plan.environment} | {"WORLD_SIZE": str(self.world), "RANK": "0"}
+        from parlaunch_launch.finished import finish
+
+        gpu, world = plan.cluster.gpu, plan.layout.world
+        environment = {v.name: v.value for v in plan.environment} | {"WORLD_SIZE": str(world), "RANK": "0"}
         with patched_environment(environment):
-            config = self._prepared(argv)
-            from megatron.bridge.training.config import runtime_config_update
-
-            runtime_config_update(config)
-            self._provide(getattr(config.model, "transformer", config.model), config.model)
+            config = self._prepared(runner_arguments(plan))
+            finish(config, world=world, gpu=gpu.name, capability=gpu.compute_capability or (9, 0))
         return config
-
-    def _provide(self, m: Any, provider: Any) -> None:
-        """What building the model changes in its configuration, beside the weights (bridge/models/gpt_provider.py: provide)."""
-        from megatron.bridge.models.gpt_provider import GPTModelProvider
-        from megatron.bridge.utils.fusions import validate_rope_fusion_compatibility
-
-        if isinstance(provider, GPTModelProvider) and not validate_rope_fusion_compatibility(m):
-            m.apply_rope_fusion = False
 
     def _prepared(self, argv: list[str]) -> Any:
         if self.script is None:
@@ -410,119 +349,6 @@ def patched_environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-PLACEHOLDER = 1024  # `seq_length` of diffusion recipes, whose mock data are as long as they are
-
-# --- Comparing --------------------------------------------------------------------------------------------------------
-
-SHAPE = (
-    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels", "vocab_size",
-    "num_moe_experts", "moe_ffn_hidden_size", "moe_router_topk", "moe_shared_expert_intermediate_size",
-    "multi_latent_attention", "q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim",
-    "mtp_num_layers", "gated_linear_unit", "share_embeddings_and_output_weights",
-)  # fmt: skip
-"""Sizes of the model that memory and time are made of, under the name that both sides use."""
-
-
-def differences(plan: Plan, config: Any) -> dict[str, str]:
-    """What of the plan is not so in the finished configuration: quantity to "planned … , Bridge …"."""
-    from parlaunch_probes import bridge_child
-
-    got = bridge_child.describe(config)
-    want, have = quantities(plan), finished_quantities(plan, got, config)
-    for name, key, value in asked_keys(plan):
-        want[f"switch {name}, {key}"] = value
-        have[f"switch {name}, {key}"] = as_asked(config, key)
-    return {
-        name: f"planned {value}, Bridge {have[name]}"
-        for name, value in want.items()
-        if name in have and value != have[name]
-    }
-
-
-def asked_keys(plan: Plan) -> Iterator[tuple[str, str, object]]:
-    """Keys of the switches that the user fixed and the estimates do not know, each with its value; of communication overlap those
-    that act, to which Bridge hands its section's."""
-    empty = replace(plan.recipe, bare=(OVERLAP,))
-    for s in plan.switches:
-        if s.recipe_value is None:
-            yield from ((s.name, place, value) for key, value in s.keys for place in places(key, empty))
-
-
-def as_asked(config: Any, key: str) -> object:
-    """What the finished configuration has under a key; what it keeps as an enumeration or a tensor type by its name."""
-    for part in key.split("."):
-        config = getattr(config, part, None)
-    return config
-
-
-def quantities(plan: Plan) -> dict[str, Any]:
-    """Every planned quantity, by name."""
-    x, r = plan.layout, plan.configured
-    f, a = legal_features(r, x, plan.cluster), r.architecture
-    again = x.recompute
-    found: dict[str, Any] = {
-        "tp": x.tp, "pp": x.pp, "vp": x.vp, "cp": x.cp, "ep": x.ep, "dp": x.dp,
-        "sequence_parallel": x.sequence_parallel and f.sequence_parallel,
-        "micro_batch_size": x.micro_batch_size, "global_batch_size": x.global_batch_size,
-        "micro batches": x.num_microbatches, "seq_length": r.seq_length, "precision": r.precision,
-        "recompute": (again.granularity, *((again.method, again.num_layers) if again.granularity == "full" else (tuple(sorted(again.modules)),))),
-        "layers of each stage": chunk_sizes(a, x),
-    }  # fmt: skip
-    if a.num_moe_experts:
-        found["etp"] = x.etp
-    if x.cp > 1:
-        found["cp_comm_type"] = x.cp_comm_type
-    for name in SHAPE:
-        if a.num_moe_experts or not name.startswith("moe_"):
-            found[f"model.{name}"] = getattr(a, name) or None
-    for f_ in fields(Features):
-        if f_.name not in ("sequence_parallel", "framework"):
-            found[f"features.{f_.name}"] = getattr(f, f_.name)
-    if not a.num_moe_experts:
-        del found["features.dispatcher"]
-    elif f.dispatcher is None:
-        found["features.dispatcher"] = "alltoall"
-    return found
-
-
-def finished_quantities(plan: Plan, got: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    """The same quantities as Bridge has them; one that this model's configuration does not have is left out."""
-    layout, m = got["layout"], getattr(config.model, "transformer", config.model)
-    again = layout["recompute"]
-    dp = config.data_parallel_size
-    gbs, mbs = got["global_batch_size"], layout["micro_batch_size"]
-    kind, mock = again["granularity"], plan.recipe.mock_tokens
-    found: dict[str, Any] = {
-        **{k: layout[k] for k in ("tp", "pp", "vp", "cp", "ep", "etp", "sequence_parallel", "micro_batch_size")},
-        "dp": dp, "global_batch_size": gbs, "micro batches": gbs // (mbs * dp) if gbs % (mbs * dp) == 0 else f"{gbs}/({mbs}·{dp})",
-        "seq_length": mock if mock and got["seq_length"] == PLACEHOLDER else got["seq_length"], "precision": got["precision"],
-        "recompute": (kind, *((again["method"], again["num_layers"]) if kind == "full" else (tuple(sorted(again["modules"] if kind else ())),))),
-        "cp_comm_type": getattr(m, "cp_comm_type", None),
-    }  # fmt: skip
-    for name in SHAPE:
-        if name in Architecture.__dataclass_fields__ and (hasattr(m, name) or hasattr(config.model, name)):
-            found[f"model.{name}"] = getattr(m, name, getattr(config.model, name, None)) or None
-    for f, value in features_as_fields(got["features"]).items():
-        found[f"features.{f}"] = value
-    if (built := stages(plan.layout, config)) is not None:
-        found["layers of each stage"] = built
-    return found
-
-
-def features_as_fields(data: Mapping[str, Any]) -> dict[str, Any]:
-    made = features_from_json(data)
-    return {f.name: getattr(made, f.name) for f in fields(Features)}
-
-
-def stages(x: Layout, config: Any) -> tuple[int, ...] | None:
-    """Decoder layers that Megatron Core builds on each virtual stage, in order of execution; None for models whose stages
-    are not cut by number."""
-    m = getattr(config.model, "transformer", config.model)
-    if getattr(m, "hybrid_layer_pattern", None) or getattr(m, "hybrid_override_pattern", None):
-        return None
-    return built_layers(m, x)
 
 
 # --- Counting ---------------------------------------------------------------------------------------------------------
@@ -605,7 +431,8 @@ def outcome(names: list[str], seed: int, share: float, overridden: float, index:
         return Outcome(str(case), (), ("refused by us", f"  {kind_of(error)[:100]}"), tuple(missing))
     try:
         with redirect_stdout(io.StringIO()):
-            different = differences(plan, BRIDGE.finished(plan))
+            config = BRIDGE.finished(plan)
+            different = differences(plan, built(config, keys_of(plan)))
         wrong = tuple(f"{name}: {value}" for name, value in different.items())
     except Exception as error:
         wrong = (f"refused: {kind_of(error)}",)

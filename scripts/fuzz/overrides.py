@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from parlaunch.environment.overrides import overrides
 from parlaunch.errors import ParlaunchError
@@ -35,6 +34,7 @@ from parlaunch.model.recipe import Recipe
 from parlaunch.planning.plan import Wishes
 from parlaunch.planning.space import divisors, module_sets, splits
 from parlaunch.rules import cp_comm_type, why_not
+from parlaunch_probes.bridge_built import layers_built
 
 MACHINES = (
     "dgx-a100-80g",
@@ -199,28 +199,9 @@ def check_core(case: Case, lines: tuple[str, ...]) -> None:
     check_groups(case)
     if a.hybrid_layer_pattern:
         return
-    built = built_layers(config, x)
+    built = layers_built(config, pp=x.pp, vp=x.vp)
     chunks = chunk_sizes(a, x)
     assert built == chunks, f"Megatron builds {built} layers, the layout has {chunks}"
-
-
-def built_layers(config: Any, x: Layout) -> tuple[int, ...]:
-    """Decoder layers that Megatron Core builds on each virtual stage, in order of execution."""
-    from megatron.core import parallel_state as mpu
-    from megatron.core.transformer.transformer_block import get_num_layers_to_build
-
-    built = []
-    for v in range(x.vp or 1):
-        for p in range(x.pp):
-            # Only who asks matters here, not the groups.
-            with patch.multiple(
-                mpu,
-                get_pipeline_model_parallel_rank=lambda p=p: p,
-                get_virtual_pipeline_model_parallel_world_size=lambda: x.vp,
-                get_pipeline_model_parallel_world_size=lambda: x.pp,
-            ):
-                built.append(get_num_layers_to_build(config, vp_stage=v if x.vp else None, pp_rank=p))
-    return tuple(built)
 
 
 def check_groups(case: Case) -> None:

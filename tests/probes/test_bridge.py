@@ -44,7 +44,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Stands in for the child: what it is asked is counted, and it answers from `ANSWER`, or fails for other names."""
     questions: list[str] = []
 
-    def ask(words: list[str], _env: object) -> dict[str, Any]:
+    def ask(_child: str, words: list[str], _env: object) -> dict[str, Any]:
         name = words[0]
         questions.append(name)
         return ANSWER if name == NAME else {"error": "ValueError: no"}
