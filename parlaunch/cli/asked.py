@@ -31,6 +31,7 @@ def asked(plan: Plan, job: Job, request: Request) -> Plan:
             runner_arguments(plan), world=plan.layout.world, gpu=gpu.name, capability=gpu.compute_capability or (9, 0),
             keys=keys_of(plan), variables={v.name: v.value for v in plan.environment},
             build=f"{FINISHED}:finished", prepare=f"{FINISHED}:without_gpus",
+            asking=lambda: note(f"asking Megatron Bridge {version} whether it builds this; `parlaunch plan` does not ask"),
         )  # fmt: skip
     except ProbeError as error:
         note(f"note: {error.problem}; nothing else depends on it")

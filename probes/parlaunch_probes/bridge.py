@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +98,13 @@ def keep(name: str, answer: Mapping[str, Any], environ: Mapping[str, str]) -> No
 
 def built(
     argv: Sequence[str], *, world: int, gpu: str, capability: tuple[int, int], keys: Sequence[str],
-    variables: Mapping[str, str], build: str, prepare: str,
+    variables: Mapping[str, str], build: str, prepare: str, asking: Callable[[], None],
 ) -> dict[str, Any]:  # fmt: skip
     """What the installed Bridge builds of a runner's arguments on `world` GPUs, as `bridge_built.answer` says it.
 
     `variables` are those of the plan, `keys` places in the configuration whose values are wanted too; `build` and `prepare` name
-    functions as for `recipe`. The same question is answered from memory. Raises `ProbeError` where Bridge cannot be asked here.
+    functions as for `recipe`. The same question is answered from memory; `asking` is called where it has to be put, which takes
+    seconds. Raises `ProbeError` where Bridge cannot be asked here.
     """
     question = {
         "argv": list(argv), "world": world, "gpu": gpu, "capability": capability, "keys": list(keys), "build": build,
@@ -113,6 +114,7 @@ def built(
     name = hashlib.sha256(json.dumps([text, sorted(variables.items())]).encode()).hexdigest()[:32]
     answer = _kept(_cache(os.environ, name))
     if answer is None:
+        asking()
         answer = _ask("bridge_built", [], {**os.environ, **variables, "WORLD_SIZE": str(world), "RANK": "0"}, text)
         keep(name, answer, os.environ)
     if "error" in answer:

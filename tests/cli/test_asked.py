@@ -51,8 +51,12 @@ def test_what_bridge_refuses_is_the_first_thing_to_mind(
 
 
 def test_it_is_asked_once_for_the_same_command(parlaunch: Callable[..., Said], questions: list[dict[str, Any]]) -> None:
+    notes = []
     for _ in range(2):
-        assert REFUSED in parlaunch(*DRY).out.replace("\n  ", " ")
+        said = parlaunch(*DRY)
+        assert REFUSED in said.out.replace("\n  ", " ")
+        notes.append("asking Megatron Bridge 0.6.2" in said.err)
+    assert notes == [True, False]
     parlaunch(*DRY, "--tp", "2")
     assert len(questions) == 2
 
