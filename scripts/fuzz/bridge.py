@@ -373,7 +373,7 @@ def main(argv: list[str] | None = None) -> int:
     names = [n for n in catalog.recipe_names() if args.only in n and catalog.recipe(n).feasible]
     gc.freeze()
     try_one = functools.partial(outcome, names, args.seed, args.planned, args.overridden)
-    wrong, done, missing = Counter[str](), Counter[str](), Counter[str]()
+    faults, done, missing = Counter[str](), Counter[str](), Counter[str]()
     example: dict[str, str] = {}
     started = time.monotonic()
     indices = range(args.first, args.first + args.cases)
@@ -383,7 +383,7 @@ def main(argv: list[str] | None = None) -> int:
             done.update(said.done)
             missing.update(said.missing)
             for kind in said.wrong:
-                wrong[kind] += 1
+                faults[kind] += 1
                 if example.setdefault(kind, said.case) is said.case:
                     print(f"{kind}\n         {said.case}", file=sys.stderr, flush=True)
     took = time.monotonic() - started
@@ -393,9 +393,9 @@ def main(argv: list[str] | None = None) -> int:
     for why, count in done.most_common():
         if why.startswith("  ") and args.why:
             print(f"{count:6} {why}")
-    for kind, count in wrong.most_common():
+    for kind, count in faults.most_common():
         print(f"{count:6} {kind}\n         {example[kind]}")
-    return 1 if wrong else 0
+    return 1 if faults else 0
 
 
 BRIDGE: Bridge
@@ -424,19 +424,22 @@ def outcome(names: list[str], seed: int, share: float, overridden: float, index:
         return False
 
     case = case_of(dice, names, loads, share, overridden)
-    wrong: tuple[str, ...] = ()
     try:
         plan = planned(case)
     except ParlaunchError as error:
         return Outcome(str(case), (), ("refused by us", f"  {kind_of(error)[:100]}"), tuple(missing))
+    return Outcome(str(case), wrong(plan), ("compared",), tuple(missing))
+
+
+def wrong(plan: Plan) -> tuple[str, ...]:
+    """What differs in what Bridge builds of the plan, or why it refuses to."""
     try:
         with redirect_stdout(io.StringIO()):
             config = BRIDGE.finished(plan)
             different = differences(plan, built(config, keys_of(plan)))
-        wrong = tuple(f"{name}: {value}" for name, value in different.items())
     except Exception as error:
-        wrong = (f"refused: {kind_of(error)}",)
-    return Outcome(str(case), wrong, ("compared",), tuple(missing))
+        return (f"refused: {kind_of(error)}",)
+    return tuple(f"{name}: {value}" for name, value in different.items())
 
 
 if __name__ == "__main__":

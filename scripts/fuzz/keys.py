@@ -21,7 +21,6 @@ import dataclasses
 import enum
 import functools
 import gc
-import io
 import itertools
 import multiprocessing
 import os
@@ -34,13 +33,12 @@ import typing
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import bridge
-from bridge import Bridge, Case, Outcome, differences, planned, theirs
+from bridge import Bridge, Case, Outcome, planned, theirs
 from overrides import kind_of
 
 from parlaunch.cli.request import Request
@@ -229,12 +227,7 @@ def outcome(plans: Mapping[str, Plan], drawn: tuple[str, str]) -> Outcome:
         return Outcome(line, (), ("refused by us", f"  {pair}: {kind_of(error)}"), ())
     except Exception as error:
         return Outcome(line, (f"traceback of ours: {what}: {kind_of(error)}",), (), ())
-    try:
-        with redirect_stdout(io.StringIO()):
-            different = differences(plan, bridge.BRIDGE.finished(plan))
-    except Exception as error:
-        return Outcome(line, (f"refused: {what}: {kind_of(error)}",), ("compared",), ())
-    return Outcome(line, tuple(f"different: {what}: {n}: {v}" for n, v in different.items()), ("compared",), ())
+    return Outcome(line, tuple(f"{what}: {fault}" for fault in bridge.wrong(plan)), ("compared",), ())
 
 
 def main(argv: list[str] | None = None) -> int:
