@@ -109,6 +109,11 @@ def _share(r: Recipe, given: Given) -> dict[str, object]:
     return {OFFLOAD_SHARE: r.features.optimizer_offload} if on and WHOLE in r.unsettled else {}
 
 
+def _one_expert(_r: Recipe, given: Given) -> dict[str, object]:
+    # megatron/core/transformer/transformer_config.py:2328; scores that are not made by softmax ask nobody for it
+    return {"model.moe_router_pre_softmax": True} if said(given, "model.moe_router_topk") == 1 else {}
+
+
 def _switched(r: Recipe, given: Given) -> dict[str, object]:
     parsed = {key: value(text) for key, text in given.items()}
     found: dict[str, object] = {}
@@ -118,7 +123,7 @@ def _switched(r: Recipe, given: Given) -> dict[str, object]:
 
 
 GO_TOGETHER: tuple[Callable[[Recipe, Given], dict[str, object]], ...] = (
-    _buckets, _captured, _unquantized, _unpadded, _share, _switched,
+    _buckets, _captured, _unquantized, _unpadded, _share, _one_expert, _switched,
 )  # fmt: skip
 
 
@@ -177,6 +182,10 @@ def _length(_r: Recipe, given: Given) -> None:
     first = LENGTHS[0]
     if said(given, first) == 0:
         raise UsageError(f"{first}=0: nothing would be trained", hint=f"say {first}=1 at least")
+    if first in given and not any(said(given, key) for key in LENGTHS):
+        raise UsageError(
+            f"{first}={given[first]}: it is not said how long to train", hint="add train.train_samples=NUMBER"
+        )
     named = [key for key in LENGTHS if said(given, key) is not None]
     if len(named) > 1:
         raise _one_of(given, named[0], named[1])
@@ -191,7 +200,8 @@ def _warmup(_r: Recipe, given: Given) -> None:
     # bridge/training/config.py:430, :436; every recipe has a warmup in iterations
     iterations, share = "scheduler.lr_warmup_iters", "scheduler.lr_warmup_fraction"
     samples = [f"scheduler.{name}_samples" for name in ("lr_decay", "lr_warmup", "lr_wsd_decay")]
-    asked = next((key for key in (share, *samples) if said(given, key) not in (None, 0)), None)
+    asked = next((key for key in samples if said(given, key) not in (None, 0)), None)
+    asked = share if said(given, share) is not None else asked
     if asked and iterations not in given:
         raise UsageError(
             f"{asked}={given[asked]}: the recipe says {iterations}, and Megatron Bridge takes one way of saying it",

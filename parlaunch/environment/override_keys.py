@@ -74,6 +74,9 @@ OVERRULED = (
 )
 """Keys that mixed precision sets last, whatever the command line says of them (bridge/training/mixed_precision.py:138)."""
 
+TWINS: Mapping[str, str] = {f"{PRECISION}.{kind}_param": f"{PRECISION}.{kind}_param_gather" for kind in ("fp8", "fp4")}
+"""Keys whose value is that of another one, which Bridge sets behind them (bridge/training/mixed_precision.py:82)."""
+
 
 def not_planned_for(keys: Iterable[str], recipe: Recipe) -> tuple[str, ...]:
     """Those of the keys that a plan neither takes into account nor can leave aside, in order, each once."""
@@ -101,7 +104,9 @@ def overruled(keys: Iterable[str], recipe: Recipe) -> tuple[str, ...]:
     option = {PRECISION: ", or --precision"}
     sentences = []
     for key in dict.fromkeys(keys):
-        if section := set_last_by(key, recipe):
+        if key in TWINS:
+            sentences.append(f"{key} does nothing: {TWINS[key]} is set behind it; say that")
+        elif section := set_last_by(key, recipe):
             last = f"{section}.{key.partition('.')[2]}{option.get(section, '')}"
             sentences.append(f"{key} does nothing: {section} sets it last; say {last}")
         elif key == IMPLEMENTATION and recipe.features.transformer_impl == "local":
@@ -120,7 +125,9 @@ def _unasked(key: str, recipe: Recipe) -> bool:
 
 
 def set_last_by(key: str, recipe: Recipe) -> str | None:
-    """The section whose value stands, whatever the command line says under this key."""
+    """The section or key whose value stands, whatever the command line says under this key."""
+    if key in TWINS:
+        return TWINS[key]
     if re.fullmatch(OVERRULED, key):
         return PRECISION
     place, _, field = key.partition(".")

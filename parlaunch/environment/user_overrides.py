@@ -26,6 +26,7 @@ from parlaunch.environment.exclusive import (
     WHOLE,
     goes_with,
 )
+from parlaunch.environment.needed import check_needed
 from parlaunch.environment.override_grammar import hydra, pairs_of, value
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
@@ -79,13 +80,14 @@ SHAPE: Mapping[str, str] = {
     for kind, names in {
         "size": (
             "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels", "vocab_size",
-            "make_vocab_size_divisible_by", "moe_router_topk",
+            "make_vocab_size_divisible_by", "moe_router_topk", "linear_num_key_heads", "linear_key_head_dim", "linear_num_value_heads",
+            "linear_value_head_dim",
         ),
         "size or null": (
             "num_moe_experts", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_latent_size",
             "moe_router_num_groups", "moe_router_group_topk", "q_lora_rank", "kv_lora_rank", "qk_head_dim",
             "qk_pos_emb_head_dim", "v_head_dim", "mtp_num_layers", "mamba_num_heads", "mamba_head_dim", "mamba_state_dim",
-            "mamba_num_groups", "linear_num_key_heads", "linear_key_head_dim", "linear_num_value_heads", "linear_value_head_dim",
+            "mamba_num_groups",
         ),
         "bool": (
             "gated_linear_unit", "add_bias_linear", "add_qkv_bias", "qk_layernorm", "share_embeddings_and_output_weights",
@@ -253,6 +255,7 @@ def changed(recipe: Recipe, said: UserOverrides) -> Recipe:
         unsettled=_unsettled(recipe, said.given),
         optimizer=_optimizer(recipe, said.given),
     )
+    check_needed(recipe, made, said.given)
     beside = goes_with(made, said.given)
     fused = made.features.fused_accumulation or f"{FUSED}=True" in beside
     padded = made.features.router_padding and not any(f"{key}=False" in beside for key in PADDED)
@@ -331,9 +334,17 @@ def _architecture(recipe: Recipe, given: Mapping[str, str]) -> Architecture:
             f"model.moe_ffn_hidden_size={changes['moe_ffn_hidden_size']}: the model of {recipe.name} has no experts",
             hint="leave it out",
         )
+    if "moe_ffn_hidden_size" in changes and changes["moe_ffn_hidden_size"] is None and a.num_moe_experts:
+        # megatron/core/transformer/transformer_config.py:1527
+        changes["moe_ffn_hidden_size"] = changes.get("ffn_hidden_size", a.ffn_hidden_size)
     if MOE_LAYERS in given:
         freq = _read(MOE_LAYERS, given[MOE_LAYERS], "layers")
         layers = changes.get("num_layers", a.num_layers)
+        if isinstance(freq, tuple) and len(freq) != layers:
+            raise UsageError(
+                f"{MOE_LAYERS}={given[MOE_LAYERS]}: it speaks of {len(freq)} layers, and the model has {layers}",
+                hint="a 0 or 1 for each, or how many layers go to one with experts",
+            )
         pattern = tuple(int(i % freq == 0) for i in range(layers)) if isinstance(freq, int) else freq
         changes |= {"moe_layer_pattern": pattern, "first_k_dense": None}
     if not changes:
@@ -373,6 +384,17 @@ def _agrees(before: Architecture, a: Architecture, changes: Mapping[str, Any]) -
         raise UsageError(
             f"{a.moe_router_topk} experts a token of {experts}", hint=f"model.moe_router_topk={experts} at most"
         )
+    if a.moe_router_group_topk:
+        _groups(a)
+    keys, values = a.linear_num_key_heads, a.linear_num_value_heads
+    if keys and values and values % keys:  # megatron/core/transformer/transformer_config.py:1368
+        raise UsageError(
+            f"{values} value heads of the linear attention are no multiple of its {keys} key heads",
+            hint=f"model.linear_num_value_heads={math.ceil(values / keys) * keys}",
+        )
+    if a.multi_latent_attention and changes.get("attention_output_gate"):
+        # megatron/core/transformer/transformer_config.py:2969
+        raise UsageError("model.attention_output_gate=True: multi-latent attention has no gate", hint="leave it out")
     if a.hybrid_layer_pattern and len(a.layers()) != n:
         raise UsageError(
             f"model.num_layers={n} contradicts the model's hybrid_layer_pattern of {len(a.layers())} layers",
@@ -397,6 +419,23 @@ def _agrees(before: Architecture, a: Architecture, changes: Mapping[str, Any]) -
             )
 
 
+def _groups(a: Architecture) -> None:
+    """Raise `UsageError` where experts are not routed by groups as Megatron can (megatron/core/transformer/transformer_config.py:2344)."""
+    top, groups = a.moe_router_group_topk or 0, a.moe_router_num_groups
+    key = "model.moe_router_num_groups"
+    if not a.num_moe_experts:
+        raise UsageError(f"model.moe_router_group_topk={top}: the model has no experts", hint="leave it out")
+    if not groups:
+        raise UsageError(
+            f"model.moe_router_group_topk={top}: {key} is not said", hint=f"add {key}={math.gcd(a.num_moe_experts, 8)}"
+        )
+    if a.num_moe_experts % groups or top > groups:
+        raise UsageError(
+            f"{top} of {groups} groups of {a.num_moe_experts} experts: groups are equal, and no more can be chosen than there are",
+            hint=f"{key}=, a divisor of {a.num_moe_experts} of {top} or more",
+        )
+
+
 def _precision(given: Mapping[str, str]) -> str | None:
     """Our short name of the precision that the overrides ask for; None when they say nothing of it."""
     if PRECISION in given:
@@ -412,6 +451,11 @@ def _precision(given: Mapping[str, str]) -> str | None:
         return short
     if (kind := given.get(f"{PRECISION}.fp8_recipe")) is not None:
         scaling = {"tensorwise": "fp8cs", "delayed": "fp8ds", "blockwise": "fp8sc", "mxfp8": "fp8mx"}
+        if value(kind) is not None and str(value(kind)) not in scaling:
+            raise UsageError(
+                f"{PRECISION}.fp8_recipe={kind}: no scaling of FP8 that is planned with has that name",
+                hint="one of: " + ", ".join(scaling),
+            )
         return scaling.get(str(value(kind)))
     if f"{PRECISION}.fp8" in given and value(given[f"{PRECISION}.fp8"]) is None:
         return "bf16"
@@ -530,9 +574,7 @@ EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
     ((PRECISION,), _mixed),
     _switch("mixed_precision.grad_reduce_in_fp32", "grad_reduce_fp32"),
     _switch("mixed_precision.fp8_param_gather", "fp8_param_gather"),
-    _switch("mixed_precision.fp8_param", "fp8_param_gather"),
     _switch("mixed_precision.fp4_param_gather", "fp4_param_gather"),
-    _switch("mixed_precision.fp4_param", "fp4_param_gather"),
     ((DISPATCHER, BACKEND), _dispatcher),
     _switch("comm_overlap.overlap_moe_expert_parallel_comm", "ep_overlap"),
     _switch("comm_overlap.tp_comm_overlap", "tp_overlap"),

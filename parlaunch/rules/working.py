@@ -134,17 +134,17 @@ def graph_scopes(_x: Layout, r: Recipe, _m: Rates) -> str | None:
 
 @WORKING.rule(
     "opt-precision",
-    "moments below fp32 -> precision-aware optimizer -> distributed optimizer",
-    "megatron/core/optimizer/optimizer_config.py:434",
+    "moments, main weights below fp32 -> precision-aware optimizer -> distributed optimizer",
+    "megatron/core/optimizer/optimizer_config.py:434, :473",
 )
 def optimizer_precision(_x: Layout, r: Recipe, _m: Rates) -> str | None:
     f = r.features
     # Megatron-FSDP turns it on after that is looked at (bridge/training/config.py:1246, :1076).
     if f.precision_aware_optimizer and not f.distributed_optimizer:
         return "the precision-aware optimizer needs the distributed optimizer"
-    if f.moments in ("float32", "fp32") or f.precision_aware_optimizer:
-        return None
-    return f"moments in {f.moments} need the precision-aware optimizer"
+    kept = {"moments": f.moments, "main weights": f.master}
+    low = next((f"{what} in {kind}" for what, kind in kept.items() if kind not in ("float32", "fp32")), None)
+    return f"{low} need the precision-aware optimizer" if low and not f.precision_aware_optimizer else None
 
 
 @WORKING.rule("opt-muon-fp16", "Muon -> not fp16", "megatron/core/optimizer/__init__.py:769")

@@ -230,7 +230,7 @@ SWITCHES: tuple[Switch, ...] = (
     ),
     Switch(
         name="fp8_gather", what="FP8 weights are gathered as they are, with no bf16 copy of them", **_flag("fp8_param_gather"),
-        keys=_gather_keys, user_keys=("mixed_precision.fp8_param_gather", "mixed_precision.fp8_param"), problem=_gather_problem,
+        keys=_gather_keys, user_keys=("mixed_precision.fp8_param_gather",), problem=_gather_problem,
         stops=_gathered, error={"": 0.05}, source="megatron/core/optimizer/distrib_optimizer.py:424, bridge/training/config.py:1488",
         numerics="the same weights in every product, which takes them in FP8 anyway; the first step's master weights round otherwise",
     ),

@@ -1,0 +1,163 @@
+"""A user's keys that Megatron takes only beside another value: what has to be said too, or why the key is of no use here.
+
+Each row has its source. What depends on the layout is a rule (`parlaunch.rules`); keys of which Megatron takes one are in
+`parlaunch.environment.exclusive`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from parlaunch.environment.exclusive import Given, said
+from parlaunch.environment.override_grammar import value
+from parlaunch.errors import UsageError
+from parlaunch.frozen import dataclass
+from parlaunch.model.recipe import Recipe
+from parlaunch.model.sections import PRECISION
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A switch that Megatron takes only beside another key: `add` is what to say of that, and `why` it is so."""
+
+    key: str
+    add: str
+    why: str
+    there: Callable[[Recipe], bool] = lambda _r: False  # whether the recipe says it already
+
+
+NEEDS: tuple[Need, ...] = (
+    # bridge/training/config.py:598
+    Need("checkpoint.load_main_params_from_ckpt", "checkpoint.load_optim=False", "main weights are read in the optimizer's place"),
+    # bridge/training/config.py:415
+    Need(
+        "scheduler.use_checkpoint_opt_param_scheduler", "scheduler.override_opt_param_scheduler=False",
+        "the recipe's own schedule stands in place of the checkpoint's",
+    ),
+    # megatron/core/datasets/blended_megatron_dataset_config.py:101, :110
+    Need("dataset.fast_cache_load", "dataset.path_to_cache=FOLDER", "it is not said where the cache is"),
+    Need("dataset.defer_npy_index_mmap", "dataset.path_to_cache=FOLDER", "it is not said where the cache is"),
+    # bridge/training/config.py:686, :710
+    Need("logger.mlflow_experiment", "logger.mlflow_run_name=NAME", "MLflow's run has no name"),
+    Need("logger.comet_project", "logger.comet_experiment_name=NAME", "Comet's experiment has no name"),
+    # megatron/core/transformer/transformer_config.py:1907
+    Need(
+        "model.moe_paged_stash", "model.moe_expert_rank_capacity_factor=1.5 model.use_transformer_engine_op_fuser=True",
+        "it is not said how many tokens the stash holds", lambda r: r.features.paged_stash,
+    ),
+    # Of none it moves nothing, and excludes pipeline stages all the same (megatron/core/transformer/transformer_config.py:1714).
+    Need(
+        "model.cpu_offloading", "model.cpu_offloading_num_layers=1", "it is not said of how many layers",
+        lambda r: r.features.cpu_offload_layers > 0,
+    ),
+)  # fmt: skip
+
+
+def _needs(r: Recipe, _made: Recipe, given: Given) -> None:
+    for need in NEEDS:
+        other = need.add.partition("=")[0]
+        if said(given, need.key) in (None, False) or need.there(r) or said(given, other) is not None:
+            continue
+        raise UsageError(f"{need.key}={given[need.key]}: {need.why}", hint=f"add {need.add}")
+
+
+def _formats(_r: Recipe, made: Recipe, given: Given) -> None:
+    # megatron/core/transformer/transformer_config.py:1442, :1451
+    for key, wanted in ((f"{PRECISION}.fp4_param_gather", "nvfp4"), ("model.fp8_output_proj", "fp8mx")):
+        if said(given, key) is True and made.precision != wanted:
+            raise UsageError(
+                f"{key}={given[key]}: that is for training in {wanted}, and this is in {made.precision}",
+                hint=f"--precision {wanted}, or leave it out",
+            )
+
+
+def _activation(_r: Recipe, made: Recipe, given: Given) -> None:
+    # megatron/core/transformer/transformer_config.py: activation_func_fp8_input_store
+    key, a = "model.activation_func_fp8_input_store", made.architecture
+    if said(given, key) is True and not (a.gated_linear_unit and a.activation_func == "silu"):
+        raise UsageError(
+            f"{key}={given[key]}: only the input of SwiGLU is kept so, and {made.model} has none", hint="leave it out"
+        )
+
+
+def _backend(_r: Recipe, _made: Recipe, given: Given) -> None:
+    # Megatron takes it with the flex dispatcher alone (megatron/core/transformer/transformer_config.py:1587), and no plan is made with it.
+    key = "model.moe_flex_dispatcher_backend"
+    if said(given, key) == "ncclep":
+        raise UsageError(
+            f"{key}={given[key]}: how long NCCL's dispatch takes is not known, and no plan is made with it",
+            hint="say deepep or hybridep, or model.moe_token_dispatcher_type=alltoall",
+        )
+
+
+def _optimizer(_r: Recipe, made: Recipe, given: Given) -> None:
+    # megatron/core/optimizer/optimizer_config.py:436, before Bridge makes it agree with DDP's
+    key = "optimizer.use_distributed_optimizer"
+    f = made.features
+    if said(given, key) is False and f.distributed_optimizer and f.precision_aware_optimizer:
+        raise UsageError(
+            f"{key}={given[key]}: the precision-aware optimizer of this recipe is distributed",
+            hint="add optimizer.use_precision_aware_optimizer=False",
+        )
+
+
+def _schedule(_r: Recipe, made: Recipe, given: Given) -> None:
+    # bridge/training/config.py:1628
+    key, iterations = "scheduler.max_steps", said(given, "train.train_iters") or made.train_iters
+    steps = said(given, key)
+    if isinstance(steps, int) and isinstance(iterations, int) and steps < iterations:
+        raise UsageError(
+            f"{key}={given[key]}: the schedule would end before the training, which has {iterations} iterations",
+            hint=f"say train.train_iters={steps} too",
+        )
+    # megatron/core/optimizer_param_scheduler.py:200
+    start, end = (f"scheduler.{name}_weight_decay" for name in ("start", "end"))
+    for one, other in ((start, end), (end, start)):
+        if said(given, one) is not None and other not in given:
+            raise UsageError(
+                f"{one}={given[one]}: {other} stays as the recipe has it, and Megatron takes one from the other upwards",
+                hint=f"add {other}={given[one]}: that decay is constant",
+            )
+    first, last = said(given, start), said(given, end)
+    if isinstance(first, int | float) and isinstance(last, int | float) and first > last:
+        raise UsageError(f"{start}={given[start]} is above {end}={given[end]}", hint="decay of weights only grows")
+
+
+PROFILED = {"profiling.profile_step_start": 10, "profiling.profile_step_end": 12}
+"""Steps that are profiled where nobody says otherwise (bridge/training/config.py: `ProfilingConfig`)."""
+
+
+def _profiled(_r: Recipe, _made: Recipe, given: Given) -> None:
+    # bridge/training/config.py:762
+    if not PROFILED.keys() & given.keys():
+        return
+    (start, first), (end, last) = ((key, value(given[key]) if key in given else own) for key, own in PROFILED.items())
+    if isinstance(first, int) and isinstance(last, int) and last < first:
+        raise UsageError(
+            f"{start}={first} is behind {end}={last}",
+            hint=f"add {end}={first}" if end not in given else f"add {start}={last}",
+        )
+
+
+INFERENCE = ("model.inference_fuse_tp_communication", "model.inference_disable_triton_nvls_kernels")
+
+
+def _inference(_r: Recipe, _made: Recipe, given: Given) -> None:
+    # megatron/core/transformer/transformer_config.py:2854
+    for key in INFERENCE:
+        if said(given, key) is True:
+            raise UsageError(
+                f"{key}={given[key]}: only layers for inference have that, which do not train", hint="leave it out"
+            )
+
+
+CHECKS: tuple[Callable[[Recipe, Recipe, Given], None], ...] = (
+    _needs, _formats, _activation, _backend, _optimizer, _schedule, _profiled, _inference,
+)  # fmt: skip
+
+
+def check_needed(recipe: Recipe, made: Recipe, given: Given) -> None:
+    """Raise `UsageError` for the first of the user's keys that lacks what Megatron wants beside it. `made` is the recipe as the
+    keys change it."""
+    for check in CHECKS:
+        check(recipe, made, given)

@@ -1,0 +1,98 @@
+"""Keys that Megatron takes only beside another value: the error says which, and what it says to add is taken."""
+
+from __future__ import annotations
+
+import pytest
+
+from parlaunch.environment.needed import NEEDS
+from parlaunch.environment.override_keys import harmless, overruled, shipped_keys
+from parlaunch.environment.user_overrides import changed, planned_keys, read_overrides
+from parlaunch.errors import ParlaunchError, UsageError
+from parlaunch.front import plan
+from parlaunch.model import catalog
+from parlaunch.model.recipe import Recipe
+
+DENSE = "llama3_8b_pretrain_config"
+MOE = "qwen3_30b_a3b_pretrain_config"
+MLA = "deepseek_v3_pretrain_config"
+LINEAR = "qwen3_next_80b_a3b_pretrain_config"
+LOW = "nemotron_3_nano_pretrain_16gpu_h100_bf16_config"  # its optimizer is precision-aware; squared ReLU
+
+
+def made(name: str, *pairs: str) -> Recipe:
+    return changed(catalog.recipe(name), read_overrides(pairs))
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "said", "hint"),
+    [
+        (DENSE, ("checkpoint.load_main_params_from_ckpt=True",), "in the optimizer's place", "add checkpoint.load_optim=False"),
+        (DENSE, ("scheduler.use_checkpoint_opt_param_scheduler=True",), "own schedule", "add scheduler.override_opt_param_scheduler=False"),
+        (DENSE, ("dataset.fast_cache_load=True",), "where the cache is", "add dataset.path_to_cache=FOLDER"),
+        (DENSE, ("logger.mlflow_experiment=runs",), "no name", "add logger.mlflow_run_name=NAME"),
+        (DENSE, ("model.cpu_offloading=True",), "how many layers", "add model.cpu_offloading_num_layers=1"),
+        (MOE, ("model.moe_paged_stash=True",), "how many tokens", "add model.moe_expert_rank_capacity_factor=1.5 model.use_t"),
+        (MOE, ("mixed_precision.fp4_param_gather=True",), "in nvfp4, and this is in bf16", "--precision nvfp4"),
+        (DENSE, ("model.fp8_output_proj=True", "mixed_precision.fp8=hybrid", "mixed_precision.fp8_recipe=tensorwise"), "in fp8cs", "fp8mx"),
+        (DENSE, ("mixed_precision.fp8_recipe=current",), "no scaling", "one of: tensorwise, delayed, blockwise, mxfp8"),
+        (LOW, ("model.activation_func_fp8_input_store=True",), "SwiGLU", "leave it out"),
+        (MOE, ("model.moe_flex_dispatcher_backend=ncclep",), "not known", "say deepep or hybridep"),
+        (DENSE, ("model.moe_flex_dispatcher_backend=ncclep",), "not known", "say deepep or hybridep"),
+        (LOW, ("optimizer.use_distributed_optimizer=False",), "is distributed", "add optimizer.use_precision_aware_optimizer=False"),
+        (DENSE, ("scheduler.max_steps=100",), "end before", "say train.train_iters=100 too"),
+        (DENSE, ("scheduler.start_weight_decay=0.5",), "stays as", "add scheduler.end_weight_decay=0.5"),
+        (DENSE, ("scheduler.end_weight_decay=0.0",), "stays as", "add scheduler.start_weight_decay=0.0"),
+        (DENSE, ("scheduler.start_weight_decay=0.5", "scheduler.end_weight_decay=0.1"), "is above", "only grows"),
+        (DENSE, ("scheduler.lr_warmup_fraction=0.0",), "one way", "add scheduler.lr_warmup_iters=0"),
+        (DENSE, ("train.train_iters=null",), "how long", "add train.train_samples=NUMBER"),
+        (DENSE, ("profiling.profile_step_start=20",), "is behind", "add profiling.profile_step_end=20"),
+        (DENSE, ("profiling.profile_step_end=5",), "is behind", "add profiling.profile_step_start=5"),
+        (DENSE, ("model.inference_fuse_tp_communication=True",), "do not train", "leave it out"),
+        (MOE, ("model.moe_router_group_topk=2",), "num_groups is not said", "add model.moe_router_num_groups=8"),
+        (DENSE, ("model.moe_router_group_topk=2",), "no experts", "leave it out"),
+        (MLA, ("model.moe_router_num_groups=3",), "groups are equal", "a divisor of 256"),
+        (MLA, ("model.attention_output_gate=True",), "has no gate", "leave it out"),
+        (LINEAR, ("model.linear_num_value_heads=2",), "no multiple of its 16", "model.linear_num_value_heads=16"),
+        (LINEAR, ("model.linear_num_value_heads=null",), "not a whole number", "for example"),
+        (DENSE, ("model.moe_layer_freq=[1]",), "speaks of 1 layers, and the model has 32", "a 0 or 1 for each"),
+    ],
+)  # fmt: skip
+def test_what_is_lacking_is_said_and_taken(name: str, pairs: tuple[str, ...], said: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        made(name, *pairs)
+    assert hint in caught.value.hint
+    if caught.value.hint.startswith("add "):
+        added = caught.value.hint.removeprefix("add ").partition(":")[0].replace("NUMBER", "4096").split()
+        made(name, *pairs, *added)
+    elif caught.value.hint.startswith("say train"):
+        made(name, *pairs, caught.value.hint.split()[1])
+
+
+def test_what_a_need_names_is_there() -> None:
+    keys = shipped_keys()
+    for need in NEEDS:
+        assert {need.key, *(pair.partition("=")[0] for pair in need.add.split())} <= keys
+
+
+def test_main_weights_below_fp32_need_the_precision_aware_optimizer() -> None:
+    with pytest.raises(ParlaunchError, match="main weights in bfloat16 need the precision-aware optimizer"):
+        plan(DENSE, "dgx-h100:1", overrides=("optimizer.main_params_dtype=bf16",))
+
+
+def test_one_expert_a_token_is_chosen_by_scores_of_all() -> None:
+    assert "model.moe_router_pre_softmax=True" in made(MOE, "model.moe_router_topk=1").spoken
+    assert made(MOE, "model.moe_router_topk=1", "model.moe_router_pre_softmax=False").spoken == ()
+
+
+def test_experts_without_a_size_of_their_own_have_that_of_dense_layers() -> None:
+    a = made(MOE, "model.moe_ffn_hidden_size=null").architecture
+    assert a.moe_ffn_hidden_size == a.ffn_hidden_size
+
+
+def test_a_key_that_is_overwritten_by_its_twin_is_said_to_do_nothing() -> None:
+    recipe, key = catalog.recipe(MOE), "mixed_precision.fp8_param"
+    assert key not in planned_keys(recipe)
+    assert not harmless(key)
+    assert overruled([key], recipe) == (
+        "mixed_precision.fp8_param does nothing: mixed_precision.fp8_param_gather is set behind it; say that",
+    )
