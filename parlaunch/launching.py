@@ -12,7 +12,7 @@ from dataclasses import field, replace
 from parlaunch.environment import torchrun
 from parlaunch.environment.binding import VARIABLE, Binding, decide, variable
 from parlaunch.environment.bridge_versions import Version, heard, known_wrong, name_in
-from parlaunch.environment.override_grammar import pairs_of
+from parlaunch.environment.override_grammar import pairs_of, value
 from parlaunch.environment.override_keys import check_keys, not_planned_for, overruled
 from parlaunch.environment.overrides import overrides
 from parlaunch.environment.settings import node_settings, problems, settings
@@ -79,7 +79,7 @@ def complete(
     made = replace(
         made,
         warnings=(
-            *problems(made.environment), *known_wrong(start.bridge, recipe, plan.layout), *untuned(recipe, plan, start),
+            *problems(made.environment), *known_wrong(start.bridge, recipe, plan.layout), *untuned(recipe, plan, start), *uncached(recipe, start),
             *plan.warnings, *unheard,
             *overruled(theirs, recipe),
         ),
@@ -102,6 +102,24 @@ def untuned(recipe: Recipe, plan: Plan, start: Start) -> tuple[str, ...]:
     if recipe.task == "sft" and not recipe.benchmark and LOAD not in said:
         return (f"nothing says which weights are tuned, and Megatron Bridge stops without: say {CHECKPOINT}=FOLDER",)
     return ()
+
+
+CACHE, FROM_CACHE = "dataset.path_to_cache", ("dataset.fast_cache_load", "dataset.defer_npy_index_mmap")
+READS_CACHE = "fast_cache_load"
+"""As `unsettled` names either of the two that the recipe has on."""
+
+
+def uncached(recipe: Recipe, start: Start) -> tuple[str, ...]:
+    """A sentence where the recipe reads its data's indexes from a cache, and nothing says where that is: Megatron Bridge stops at its
+    start (megatron/core/datasets/blended_megatron_dataset_config.py:101)."""
+    said = pairs_of(start.overrides)
+    on = [key for key in FROM_CACHE if key not in said or value(said[key]) is True]
+    if READS_CACHE not in recipe.unsettled or CACHE in said or not on:
+        return ()
+    off = " ".join(f"{key}=False" for key in on)
+    return (
+        f"this recipe's data are read through a cache, and Megatron Bridge stops without: say {CACHE}=FOLDER, or {off}",
+    )
 
 
 def variables(recipe: Recipe, plan: Plan, start: Start, *, node: int = 0) -> tuple[Variable, ...]:

@@ -7,7 +7,7 @@ an error names the keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from parlaunch.environment.override_grammar import hydra, value
 from parlaunch.errors import UsageError
@@ -39,7 +39,7 @@ def _buckets(r: Recipe, given: Given) -> dict[str, object]:
     sized = [key for key in (SIZE, f"{OVERLAP}.bucket_size") if said(given, key) is not None]
     numbered = said(given, BUCKETS) is not None
     if numbered and sized:
-        raise _one_of(given, BUCKETS, sized[0])
+        raise one_of(given, BUCKETS, sized[0])
     if numbered and heard(f"{OVERLAP}.bucket_size", r):
         # bridge/training/comm_overlap.py:577
         raise UsageError(
@@ -54,7 +54,7 @@ def _buckets(r: Recipe, given: Given) -> dict[str, object]:
 def _captured(r: Recipe, given: Given) -> dict[str, object]:
     # megatron/core/transformer/transformer_config.py:2384
     if said(given, SCOPE) is not None and said(given, MODULES) is not None:
-        raise _one_of(given, SCOPE, MODULES)
+        raise one_of(given, SCOPE, MODULES)
     if MODULES in given:
         return {SCOPE: None}
     if SCOPE in given:
@@ -79,7 +79,7 @@ def _unquantized(r: Recipe, given: Given) -> dict[str, object]:
     # Megatron has no such layers there (megatron/core/transformer/transformer_config.py:1402), Bridge's preset none either.
     ends: dict[str, object] = {ENDS: False} if kind == "delayed" else {}
     if ends and said(given, ENDS) is True:
-        raise _one_of(given, scaling, ENDS)
+        raise one_of(given, scaling, ENDS)
     # Asserted where weights in MXFP8 are gathered, refused where none are (bridge/training/config.py:1352).
     return {} if kind is None else ends | {REUSED: kind == "mxfp8" and r.features.fp8_param_gather}
 
@@ -87,17 +87,6 @@ def _unquantized(r: Recipe, given: Given) -> dict[str, object]:
 DISPATCHER = "model.moe_token_dispatcher_type"
 PADDED = ("model.moe_router_padding_for_quantization", "model.moe_router_padding_for_fp8")
 """Tokens of an expert padded to what FP8 and FP4 multiply: today's name and the older one, which switches it on as well."""
-
-
-def _unpadded(r: Recipe, given: Given) -> dict[str, object]:
-    # megatron/core/transformer/transformer_config.py:2322
-    if said(given, DISPATCHER) != "allgather":
-        return {}
-    for key in PADDED:
-        if said(given, key) is True:
-            raise _one_of(given, DISPATCHER, key)
-    return dict.fromkeys(PADDED, False) if r.features.router_padding else {}
-
 
 OFFLOAD, OFFLOAD_SHARE = "optimizer.optimizer_cpu_offload", "optimizer.optimizer_offload_fraction"
 WHOLE = "optimizer_offload_fraction"
@@ -122,22 +111,27 @@ def _switched(r: Recipe, given: Given) -> dict[str, object]:
     return found
 
 
-GO_TOGETHER: tuple[Callable[[Recipe, Given], dict[str, object]], ...] = (
-    _buckets, _captured, _unquantized, _unpadded, _share, _one_expert, _switched,
+Row = Callable[[Recipe, Given], Mapping[str, object]]
+"""What has to be said beside a user's keys, for a recipe as these change it."""
+
+GO_TOGETHER: tuple[Row, ...] = (
+    _buckets, _captured, _unquantized, _share, _one_expert, _switched,
 )  # fmt: skip
 
 
-def goes_with(recipe: Recipe, given: Given) -> tuple[str, ...]:
-    """KEY=VALUE that have to be said beside the user's own, for this recipe. Raises `UsageError` for keys that exclude each other."""
+def goes_with(recipe: Recipe, given: Given, more: Sequence[Row] = ()) -> tuple[str, ...]:
+    """KEY=VALUE that have to be said beside the user's own, for this recipe, by these rows and `more`. Raises `UsageError` for keys
+    that exclude each other."""
     for row in ERRORS:
         row(recipe, given)
     found: dict[str, object] = {}
-    for together in GO_TOGETHER:
+    for together in (*GO_TOGETHER, *more):
         found |= together(recipe, given)
     return tuple(f"{key}={hydra(v)}" for key, v in placed(found, recipe).items() if key not in given)
 
 
-def _one_of(given: Given, a: str, b: str) -> UsageError:
+def one_of(given: Given, a: str, b: str) -> UsageError:
+    """The error for two keys that exclude each other."""
     return UsageError(
         f"{a}={given[a]} and {b}={given[b]}: Megatron takes one of the two", hint=f"leave {a} out, or {b}"
     )
@@ -188,7 +182,7 @@ def _length(_r: Recipe, given: Given) -> None:
         )
     named = [key for key in LENGTHS if said(given, key) is not None]
     if len(named) > 1:
-        raise _one_of(given, named[0], named[1])
+        raise one_of(given, named[0], named[1])
     if named and named[0] != first and first not in given:
         raise UsageError(
             f"{named[0]}={given[named[0]]}: the recipe says {first}, and Megatron Bridge takes one of {', '.join(LENGTHS)}",
@@ -296,6 +290,15 @@ def _deferred(_r: Recipe, given: Given) -> None:
             )
 
 
+PROFILERS = ("profiling.use_nsys_profiler", "profiling.use_pytorch_profiler")
+
+
+def _profilers(_r: Recipe, given: Given) -> None:
+    # bridge/training/config.py:757
+    if all(said(given, key) is True for key in PROFILERS):
+        raise one_of(given, *PROFILERS)
+
+
 KINDS = ("multi_latent_attention", "experimental_attention_variant")
 
 
@@ -322,7 +325,7 @@ def _saved(r: Recipe, given: Given) -> None:
 
 
 ERRORS: tuple[Callable[[Recipe, Given], None], ...] = (
-    _older, _shared_experts, _length, _warmup, _packs, _groups, _formats, _offloaded, _letters, _layers, _kind, _deferred, _saved,
+    _older, _shared_experts, _length, _warmup, _packs, _groups, _formats, _offloaded, _letters, _layers, _kind, _deferred, _saved, _profilers,
 )  # fmt: skip
 
 

@@ -26,8 +26,10 @@ from parlaunch.environment.exclusive import (
     WHOLE,
     goes_with,
 )
+from parlaunch.environment.model_keys import ACTIVATION, MODEL_KEYS, activation
 from parlaunch.environment.needed import check_needed
 from parlaunch.environment.override_grammar import hydra, pairs_of, value
+from parlaunch.environment.value_types import check_values
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
 from parlaunch.model.architecture import Architecture
@@ -36,7 +38,7 @@ from parlaunch.model.precision import BRIDGE_NAMES, short_name, switched
 from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import OVERLAP, OVERLAP_OF_DP, PRECISION, SHARDED_DDP, places
 from parlaunch.model.stages import EMBEDDING, FIRST, LAST, LAYOUT, LOSS, PREFIX, StageWish
-from parlaunch.rules.switches import DROPOUTS, QUANTIZED, SHARED_OVERLAP
+from parlaunch.rules.switches import DETERMINISTIC, DROPOUTS, QUANTIZED, SHARED_OVERLAP, SPREAD, UNGROUPED
 from parlaunch.switches.graphs import layerwise
 
 PINS: Mapping[str, tuple[str, str]] = {
@@ -93,7 +95,7 @@ SHAPE: Mapping[str, str] = {
             "gated_linear_unit", "add_bias_linear", "add_qkv_bias", "qk_layernorm", "share_embeddings_and_output_weights",
             "attention_output_gate",
         ),
-        "text": ("hybrid_layer_pattern",),
+        "text": ("hybrid_layer_pattern", "activation_func"),
     }.items()
     for name in names
 }  # fmt: skip
@@ -114,6 +116,7 @@ _EXPECTED = {
 _EXAMPLE_OF = {
     PREFIX + LAYOUT: "'Et*16|t*16L'", "model.cp_comm_type": "p2p", GRAPH: "transformer_engine", "model.cross_entropy_fusion_impl": "te",
     "model.transformer_impl": "local", "model.hybrid_layer_pattern": "'M*M-'",
+    "model.activation_func": "squared_relu",
 }  # fmt: skip
 _EXAMPLE = {
     "bool": "True", "granularity": "selective", "method": "uniform", "names": "[core_attn]", "share": "0.5", "layers": "[0,1,1,1]",
@@ -255,8 +258,9 @@ def changed(recipe: Recipe, said: UserOverrides) -> Recipe:
         unsettled=_unsettled(recipe, said.given),
         optimizer=_optimizer(recipe, said.given),
     )
+    check_values(said.given)
     check_needed(recipe, made, said.given)
-    beside = goes_with(made, said.given)
+    beside = goes_with(made, said.given, MODEL_KEYS)
     fused = made.features.fused_accumulation or f"{FUSED}=True" in beside
     padded = made.features.router_padding and not any(f"{key}=False" in beside for key in PADDED)
     return replace(
@@ -293,10 +297,19 @@ def _packing(recipe: Recipe, given: Mapping[str, str]) -> str | None:
 
 def _unsettled(recipe: Recipe, given: Mapping[str, str]) -> tuple[str, ...]:
     """With what the user turns on that no feature has, and that excludes others."""
-    kinds = {SHARED_OVERLAP: "bool", **dict.fromkeys(DROPOUTS, "share")}
-    said = {name: (f"model.{name}", kind) for name, kind in kinds.items()}
-    on = [name for name, (key, kind) in said.items() if key in given and _read(key, given[key], kind)]
-    return tuple(dict.fromkeys((*recipe.unsettled, *on)))
+    kinds = {**dict.fromkeys((SHARED_OVERLAP, DETERMINISTIC, SPREAD), "bool"), **dict.fromkeys(DROPOUTS, "share")}
+    said = {
+        name: _read(f"model.{name}", given[f"model.{name}"], kind)
+        for name, kind in kinds.items()
+        if f"model.{name}" in given
+    }
+    if GROUPED in given:
+        said[UNGROUPED] = not _read(GROUPED, given[GROUPED], "bool")
+    on = dict.fromkeys((*recipe.unsettled, *said))
+    return tuple(name for name in on if said.get(name, True))
+
+
+GROUPED = "model.moe_grouped_gemm"
 
 
 def _optimizer(recipe: Recipe, given: Mapping[str, str]) -> str:
@@ -337,6 +350,8 @@ def _architecture(recipe: Recipe, given: Mapping[str, str]) -> Architecture:
     if "moe_ffn_hidden_size" in changes and changes["moe_ffn_hidden_size"] is None and a.num_moe_experts:
         # megatron/core/transformer/transformer_config.py:1527
         changes["moe_ffn_hidden_size"] = changes.get("ffn_hidden_size", a.ffn_hidden_size)
+    if ACTIVATION in given:
+        changes["activation_func"] = activation(given[ACTIVATION])
     if MOE_LAYERS in given:
         freq = _read(MOE_LAYERS, given[MOE_LAYERS], "layers")
         layers = changes.get("num_layers", a.num_layers)
@@ -550,6 +565,15 @@ def _cross_entropy(given: Given, f: Features) -> dict[str, Any]:
     return {"cross_entropy": (kind or "native") if on else "unfused"}
 
 
+def _padding(given: Given, _f: Features) -> dict[str, Any]:
+    return {"router_padding": any([_read(key, text, "bool") for key, text in given.items()])}
+
+
+def _repeatable(given: Given, _f: Features) -> dict[str, Any]:
+    key = f"model.{DETERMINISTIC}"
+    return {"cross_entropy": "unfused", "tp_overlap": False} if _read(key, given[key], "bool") else {}
+
+
 def _no_transposes(given: Given, _f: Features) -> dict[str, Any]:
     key = "model.disable_parameter_transpose_cache"
     return {"transpose_cache": not _read(key, given[key], "bool")}
@@ -572,6 +596,7 @@ CROSS, CROSS_KIND = "model.cross_entropy_loss_fusion", "model.cross_entropy_fusi
 
 EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
     ((PRECISION,), _mixed),
+    ((f"model.{DETERMINISTIC}",), _repeatable),
     _switch("mixed_precision.grad_reduce_in_fp32", "grad_reduce_fp32"),
     _switch("mixed_precision.fp8_param_gather", "fp8_param_gather"),
     _switch("mixed_precision.fp4_param_gather", "fp4_param_gather"),
@@ -601,6 +626,7 @@ EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
     ((LAYERS_OFF, LAYERS_OFF_NUMBER), _layer_offload),
     _switch("model.moe_router_force_load_balancing", "force_balance"),
     _switch("model.moe_paged_stash", "paged_stash"),
+    (PADDED, _padding),
     (("model.disable_parameter_transpose_cache",), _no_transposes),
     ((CROSS, CROSS_KIND), _cross_entropy),
 )  # fmt: skip
@@ -633,7 +659,8 @@ def planned_keys(recipe: Recipe) -> frozenset[str]:
     """Every key that a plan of this recipe is made with."""
     switches = {place for keys, _ in EFFECTS for key in keys for place in places(key, recipe)}
     precision = {PRECISION, f"{PRECISION}.fp8", f"{PRECISION}.fp8_recipe"}
-    return frozenset({OVERLAP, *OFFLINE, *IN_BATCH, *PINS, *STAGES, *SHAPE, MOE_LAYERS, *switches, *precision})
+    partly = {f"model.{DETERMINISTIC}"}  # how slow kernels are that repeat their result is not known
+    return frozenset({OVERLAP, *OFFLINE, *IN_BATCH, *PINS, *STAGES, *SHAPE, MOE_LAYERS, *switches, *precision} - partly)
 
 
 def contradicted(spoken: Sequence[str], said: UserOverrides, option: str) -> None:

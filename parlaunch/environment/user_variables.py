@@ -71,7 +71,7 @@ DETERMINISTIC = ("Tree", "Ring", "CollnetDirect", "CollnetChain", "^NVLS")
 
 
 def _algorithm(value: str, s: Facts) -> str | None:
-    if "NCCL_ALGO" in s.recipe.env:
+    if "NCCL_ALGO" in s.recipe.env or s.repeats:
         if value not in DETERMINISTIC:
             return f"Megatron Bridge's deterministic mode stops: it takes one of {', '.join(DETERMINISTIC)}"
         return None
@@ -161,7 +161,7 @@ def _uncompiled(value: str, _s: Facts) -> str | None:
 
 
 def _deterministic(value: str, s: Facts) -> str | None:
-    if value.strip() == "0" and "NVTE_ALLOW_NONDETERMINISTIC_ALGO" not in s.recipe.env:
+    if value.strip() == "0" and not s.repeats and "NVTE_ALLOW_NONDETERMINISTIC_ALGO" not in s.recipe.env:
         return "Transformer Engine leaves out attention kernels whose sums have no fixed order, the fastest backward passes among them"
     return None
 

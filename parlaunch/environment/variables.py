@@ -15,6 +15,7 @@ from parlaunch.hardware.datasheet import Product
 from parlaunch.hardware.derived import sheet_of
 from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Features, Recipe
+from parlaunch.rules.switches import DETERMINISTIC
 
 USUAL_RACK = 72
 """GPUs that NVLink joins where it leaves the node and no data sheet says how far."""
@@ -36,6 +37,11 @@ class Facts:
     def sheet(self) -> Product | None:
         """The GPU's data sheet; None when there is none."""
         return sheet_of(self.cluster.gpu)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a second run has to give the same numbers, bit by bit."""
+        return DETERMINISTIC in self.recipe.unsettled
 
     @property
     def hardware(self) -> str | None:
@@ -191,6 +197,13 @@ def _nvls(s: Facts) -> Value:
 
 def _cta_policy(s: Facts) -> Value:
     return "1" if s.features.nccl_ub else None
+
+
+def _repeatable(s: Facts) -> Value:
+    if s.repeats:  # bridge/recipes/utils/determinism_utils.py:38
+        return "0", "deterministic_mode: only attention that repeats its result"
+    # A recipe that sets variables has it among them, or not.
+    return "0" if s.recipe.folder == "deepseek" and not s.recipe.env else None
 
 
 def _chunk_size(s: Facts) -> Value:
@@ -386,9 +399,16 @@ ENTRIES: tuple[Entry, ...] = (
         "NVFP4 quantisation with the faster, slightly less exact arithmetic NVIDIA measures with", BENCHMARKS, tuning=True,
     ),
     Entry(
-        "NVTE_ALLOW_NONDETERMINISTIC_ALGO", lambda s: "0" if s.recipe.folder == "deepseek" else None,
-        "DeepSeek's attention: only kernels that repeat their result", "B/perf_recipes/deepseek/gb200/deepseek_v3.py:77",
-        tuning=True,
+        "NVTE_ALLOW_NONDETERMINISTIC_ALGO", _repeatable, "DeepSeek's attention: only kernels that repeat their result",
+        "B/perf_recipes/deepseek/gb200/deepseek_v3.py:77",
+    ),
+    Entry(
+        "NCCL_ALGO", lambda s: "Ring" if s.repeats else None,
+        "deterministic_mode: Megatron Bridge stops without an algorithm that sums in the same order", "B/training/config.py:1057",
+    ),
+    Entry(
+        "CUBLAS_WORKSPACE_CONFIG", lambda s: ":4096:8" if s.repeats else None,
+        "deterministic_mode: torch refuses cuBLAS without a workspace of fixed size", "B/recipes/utils/determinism_utils.py:38",
     ),
     Entry("NVTE_NORM_FWD_USE_CUDNN", lambda _s: None, "norms by cuDNN, where NVIDIA measured them faster", BENCHMARKS, tuning=True),
     Entry("NVTE_NORM_BWD_USE_CUDNN", lambda _s: None, "norms by cuDNN, where NVIDIA measured them faster", BENCHMARKS, tuning=True),

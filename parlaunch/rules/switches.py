@@ -46,18 +46,24 @@ SHARED_OVERLAP = "moe_shared_expert_overlap"
 """Shared experts under the dispatch: what a user turns on, as a recipe's `unsettled` names it."""
 
 
+DETERMINISTIC = "deterministic_mode"
+SPREAD = "distribute_saved_activations"
+UNGROUPED = "no_grouped_gemm"
+"""More of what a user turns on, and an expert by expert product in place of one of all, as `unsettled` names them."""
+
+
 def _overlap(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
     say = "overlapping the expert all-to-all with compute"
     if not r.architecture.num_moe_experts:
         return f"{say} needs experts"
-    if x.ep == 1:
-        return f"{say} needs EP above 1"
     if r.precision == "fp32":
         return f"{say} works in bf16 or fp16, not in fp32"
     if r.features.dispatcher == "allgather":
         return f"{say} excludes the allgather dispatcher"
     if SHARED_OVERLAP in r.unsettled:
         return f"{say} excludes {SHARED_OVERLAP}"
+    if x.ep == 1:
+        return f"{say} needs EP above 1"
     if x.pp > 1 and x.vp is None:
         return f"{say} needs VP when PP is {x.pp}"
     if x.recompute.granularity == "full":

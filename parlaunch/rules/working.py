@@ -11,7 +11,7 @@ from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Recipe
 from parlaunch.rules.published import broken_as_published
 from parlaunch.rules.rule import Chapter
-from parlaunch.rules.switches import GRAPHS, LAYER_OFFLOAD, MODULE_OFFLOAD
+from parlaunch.rules.switches import GRAPHS, LAYER_OFFLOAD, MODULE_OFFLOAD, SPREAD, UNGROUPED
 
 WORKING = Chapter()
 
@@ -65,6 +65,18 @@ def recompute_modules(x: Layout, r: Recipe, _m: Rates) -> str | None:
             return f"the installed Megatron Core cannot recompute {module}"
     if "mhc" in modules and "mlp" in modules:
         return "recomputing mhc excludes recomputing mlp"
+    return None
+
+
+@WORKING.rule(
+    "rc-unsettled", "moe_act -> grouped GEMM; distributed saved activations and any recomputation -> no sequence parallelism",
+    "megatron/core/transformer/transformer_config.py:1784, :1757",
+)  # fmt: skip
+def recompute_beside(x: Layout, r: Recipe, _m: Rates) -> str | None:
+    if UNGROUPED in r.unsettled and x.recompute.granularity == "selective" and "moe_act" in x.recompute.modules:
+        return "recomputing moe_act needs moe_grouped_gemm, which is off"
+    if SPREAD in r.unsettled and x.recompute.granularity and x.sequence_parallel and r.features.sequence_parallel:
+        return f"{SPREAD} excludes sequence parallelism where anything is recomputed"
     return None
 
 

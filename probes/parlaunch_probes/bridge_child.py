@@ -138,7 +138,8 @@ def _sums_in_products() -> bool:
 
 
 BUCKETS, GRAPHED, WHOLE = ("num_buckets", "bucket_size"), "cuda_graph_modules", "optimizer_offload_fraction"
-HELD = (*BUCKETS, GRAPHED, WHOLE)
+CAPACITY, CACHED, DETERMINISTIC = "moe_expert_capacity_factor", "fast_cache_load", "deterministic_mode"
+HELD = (*BUCKETS, GRAPHED, WHOLE, CAPACITY, CACHED, DETERMINISTIC)
 """Of what `beside` names, values that exclude another one or wait for a switch: this release's recipe has them or not, whatever
 others have."""
 
@@ -152,6 +153,11 @@ def beside(config: Any) -> list[str]:
         GRAPHED: getattr(places[0], GRAPHED, None) not in ("full", None, []),
         WHOLE: getattr(config.optimizer, WHOLE, 0.0) == 1.0
         and not getattr(config.optimizer, "optimizer_cpu_offload", False),
+        CAPACITY: getattr(places[0], CAPACITY, None) is not None,
+        CACHED: any(
+            getattr(getattr(config, "dataset", None), name, False) for name in (CACHED, "defer_npy_index_mmap")
+        ),
+        DETERMINISTIC: bool(getattr(places[0], DETERMINISTIC, False)),
     }
     return [name for name, there in on.items() if there]
 

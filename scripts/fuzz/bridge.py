@@ -161,6 +161,13 @@ CHANGES: tuple[tuple[str, ...], ...] = (
     ("model.attention_backend=unfused",),
     ("model.attention_dropout=0.1", "model.hidden_dropout=0.1"),
     ("model.recompute_granularity=selective", "model.recompute_modules=[core_attn,mlp]"),
+    ("model.moe_grouped_gemm=False",),
+    ("model.moe_expert_capacity_factor=1.0",),
+    ("model.moe_router_padding_for_fp8=True",),
+    ("model.activation_func=squared_relu",),
+    ("model.variable_seq_lengths=True",),
+    ("model.distribute_saved_activations=True",),
+    ("model.deterministic_mode=True",),
 )
 """What users type. A recipe that has no such section or part may refuse it: that is an answer too."""
 

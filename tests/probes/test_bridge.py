@@ -105,6 +105,15 @@ def test_a_share_of_the_optimizer_that_waits_for_its_switch_is_named(on: bool, n
     assert bridge_child.beside(config) == named
 
 
+def test_what_no_feature_says_is_named() -> None:
+    model = SimpleNamespace(deterministic_mode=True, moe_expert_capacity_factor=1.1)
+    data = SimpleNamespace(fast_cache_load=False, defer_npy_index_mmap=True)
+    config = SimpleNamespace(
+        model=model, dataset=data, comm_overlap=None, ddp=SimpleNamespace(), optimizer=SimpleNamespace()
+    )
+    assert bridge_child.beside(config) == ["moe_expert_capacity_factor", "fast_cache_load", "deterministic_mode"]
+
+
 def test_it_is_asked_once(asked: list[str]) -> None:
     assert bridge.recipe(NAME, build=BUILD) == bridge.recipe(NAME, build=BUILD)
     assert asked == [NAME]

@@ -1,0 +1,55 @@
+"""A value that its field does not take is one sentence, before anything is planned."""
+
+from __future__ import annotations
+
+import pytest
+
+from parlaunch.environment.override_keys import shipped_keys
+from parlaunch.environment.value_types import check_values, types
+from parlaunch.errors import UsageError
+from parlaunch.front import plan
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "said", "hint"),
+    [
+        ("ddp.bucket_size", "abc", "'abc' is not a whole number", "ddp.bucket_size=8"),
+        ("train.train_iters", "1.5", "not a whole number", "train.train_iters=8"),
+        ("optimizer.lr", "fast", "not a number", "optimizer.lr=0.1"),
+        ("ddp.overlap_grad_reduce", "maybe", "not True or False", "ddp.overlap_grad_reduce=True"),
+        ("ddp.overlap_grad_reduce", "[True]", "not True or False", "ddp.overlap_grad_reduce=True"),
+        ("peft.target_modules", "linear_qkv", "not a list", "peft.target_modules=[linear_qkv]"),
+        ("model.cuda_graph_impl", "foo", "no value 'foo'", "one of: none, local"),
+        ("model.transformer.cuda_graph_impl", "transformer-engine", "no value", "nearest: transformer_engine"),
+        ("scheduler.lr_decay_style", "cosin", "no value 'cosin'", "nearest: cosine"),
+        ("model.attention_backend", "flush", "no value 'flush'", "nearest: flash"),
+    ],
+)
+def test_what_a_field_does_not_take_is_refused(key: str, text: str, said: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_values({key: text})
+    assert said in caught.value.problem
+    assert hint in caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("ddp.bucket_size", "null"), ("ddp.bucket_size", "1_000_000"), ("train.train_iters", "1e3"), ("optimizer.lr", "1e-4"),
+        ("optimizer.lr", "1"), ("optimizer.clip_grad", "inf"), ("ddp.overlap_grad_reduce", "1"), ("ddp.bucket_size", "${train.train_iters}"),
+        ("model.attention_backend", "AttnBackend.flash"), ("peft.target_modules", "[linear_qkv]"), ("model.no_such_field", "abc"),
+        ("checkpoint.save", "7"), ("model.cuda_graph_impl", "none"),
+    ],
+)  # fmt: skip
+def test_what_it_takes_is_handed_on(key: str, text: str) -> None:
+    check_values({key: text})
+
+
+def test_a_wrong_value_ends_a_command_before_it_plans() -> None:
+    with pytest.raises(UsageError, match="no value 'foo'"):
+        plan("llama3_8b_pretrain_config", "dgx-h100:1", overrides=("model.cuda_graph_impl=foo",))
+
+
+def test_every_type_is_of_a_key_that_is_there() -> None:
+    assert types().keys() <= shipped_keys()
