@@ -12,6 +12,7 @@ from dataclasses import field, replace
 from parlaunch.environment import torchrun
 from parlaunch.environment.binding import VARIABLE, Binding, decide, variable
 from parlaunch.environment.bridge_versions import Version, heard, known_wrong, name_in
+from parlaunch.environment.needed import check_data
 from parlaunch.environment.override_grammar import pairs_of, value
 from parlaunch.environment.override_keys import check_keys, not_planned_for, overruled
 from parlaunch.environment.overrides import overrides
@@ -67,6 +68,7 @@ def complete(
     recipe = recipe or plan.recipe
     check_keys(start.overrides, recipe, start.keys)
     theirs = pairs_of(start.overrides)
+    check_data(theirs, recipe, start.bridge)
     aside = not_planned_for(theirs, recipe)
     unheard = tuple(f"not planned for: {key}" for key in aside)
     made = replace(

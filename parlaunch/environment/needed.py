@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from parlaunch.environment.bridge_versions import Version
 from parlaunch.environment.exclusive import Given, said
 from parlaunch.environment.override_grammar import value
 from parlaunch.errors import UsageError
@@ -56,7 +57,7 @@ NEEDS: tuple[Need, ...] = (
 def _needs(r: Recipe, _made: Recipe, given: Given) -> None:
     for need in NEEDS:
         other = need.add.partition("=")[0]
-        if said(given, need.key) in (None, False) or need.there(r) or said(given, other) is not None:
+        if said(given, need.key) in (None, False) or need.there(r) or other in given:
             continue
         raise UsageError(f"{need.key}={given[need.key]}: {need.why}", hint=f"add {need.add}")
 
@@ -91,14 +92,32 @@ def _backend(_r: Recipe, _made: Recipe, given: Given) -> None:
 
 
 def _optimizer(_r: Recipe, made: Recipe, given: Given) -> None:
+    own, sharded = "optimizer.use_distributed_optimizer", "ddp.use_distributed_optimizer"
+    if said(given, own) is not False or said(given, sharded) is False:
+        return
     # megatron/core/optimizer/optimizer_config.py:436, before Bridge makes it agree with DDP's
-    key = "optimizer.use_distributed_optimizer"
-    f = made.features
-    if said(given, key) is False and f.distributed_optimizer and f.precision_aware_optimizer:
+    if made.features.precision_aware_optimizer:
         raise UsageError(
-            f"{key}={given[key]}: the precision-aware optimizer of this recipe is distributed",
-            hint="add optimizer.use_precision_aware_optimizer=False",
+            f"{own}={given[own]}: the precision-aware optimizer of this recipe is distributed",
+            hint=f"add optimizer.use_precision_aware_optimizer=False {sharded}=False",
         )
+    # bridge/training/config.py: _validate_and_sync_distributed_optimizer_settings
+    if said(given, sharded) is None:
+        raise UsageError(
+            f"{own}={given[own]}: Megatron Bridge turns it on again where {sharded} is on", hint=f"add {sharded}=False"
+        )
+
+
+def _activation_fused(_r: Recipe, made: Recipe, given: Given) -> None:
+    # megatron/core/transformer/transformer_config.py:2120
+    fused, a = "model.bias_activation_fusion", made.architecture
+    if said(given, fused) is False or a.gated_linear_unit:
+        return
+    for key, kind in (("model.gated_linear_unit", "quick_gelu"), ("model.add_bias_linear", "gelu")):
+        if said(given, key) is False and a.activation_func == kind:
+            raise UsageError(
+                f"{key}={given[key]}: {kind} is fused with a bias that is not there then", hint=f"add {fused}=False"
+            )
 
 
 def _schedule(_r: Recipe, made: Recipe, given: Given) -> None:
@@ -149,10 +168,16 @@ def _inference(_r: Recipe, _made: Recipe, given: Given) -> None:
             raise UsageError(
                 f"{key}={given[key]}: only layers for inference have that, which do not train", hint="leave it out"
             )
+    # megatron/core/transformer/transformer_config.py:2456
+    if (scope := said(given, "model.inference_cuda_graph_scope")) in ("layer", "block"):
+        raise UsageError(
+            f"model.inference_cuda_graph_scope={scope}: graphs of training exclude such of inference",
+            hint="leave it out",
+        )
 
 
 CHECKS: tuple[Callable[[Recipe, Recipe, Given], None], ...] = (
-    _needs, _formats, _activation, _backend, _optimizer, _schedule, _profiled, _inference,
+    _needs, _formats, _activation, _activation_fused, _backend, _optimizer, _schedule, _profiled, _inference,
 )  # fmt: skip
 
 
@@ -161,3 +186,31 @@ def check_needed(recipe: Recipe, made: Recipe, given: Given) -> None:
     keys change it."""
     for check in CHECKS:
         check(recipe, made, given)
+
+
+# --- Data -------------------------------------------------------------------------------------------------------------
+
+
+def check_data(given: Given, recipe: Recipe, version: Version | None) -> None:
+    """Raise `UsageError` for a user's own data beside those that a recipe of fine-tuning names, of which Megatron Bridge 0.6 and later
+    take one (bridge/data/builders/gpt_sft.py:139, bridge/data/sources/hf.py:77). Other versions have no such sections."""
+    if recipe.task == "pretrain" or (version is not None and version < (0, 6, 0)):
+        return
+    root, hub, share = "dataset.dataset_root", "dataset.hf_dataset", "dataset.hf_validation_proportion"
+    if said(given, root) is not None and (lacking := [f"{key}=null" for key in (hub, share) if key not in given]):
+        raise UsageError(
+            f"{root}={given[root]}: the recipe names a data set of the hub, and Megatron Bridge takes one of the two",
+            hint=f"add {' '.join(lacking)}",
+        )
+    for section in (hub, "dataset.source"):
+        path, name = f"{section}.path_or_dataset", f"{section}.dataset_name"
+        if said(given, path) is not None and name not in given:
+            raise UsageError(
+                f"{path}={given[path]}: the recipe names one of Megatron Bridge's own, of which that takes one",
+                hint=f"add {name}=null",
+            )
+        if name in given and said(given, name) is None and path not in given:
+            raise UsageError(f"{name}={given[name]}: no data are named then", hint=f"add {path}=NAME")
+    validates = "dataset.do_validation"
+    if said(given, validates) is False and recipe.architecture.kind == "llm" and share not in given:
+        raise UsageError(f"{validates}={given[validates]}: {share} stands, which asks for it", hint=f"add {share}=null")

@@ -395,6 +395,11 @@ def _agrees(before: Architecture, a: Architecture, changes: Mapping[str, Any]) -
             f"{heads} attention heads cannot share {groups} key/value heads evenly",
             hint=f"model.num_query_groups={math.gcd(heads, groups)}, or another divisor of {heads}",
         )
+    if a.complete and a.hidden_size < heads:
+        raise UsageError(
+            f"model.hidden_size={a.hidden_size}: fewer than the {heads} attention heads that share it",
+            hint=f"say model.num_attention_heads={a.hidden_size} at most, too",
+        )
     if experts and a.moe_router_topk > experts:
         raise UsageError(
             f"{a.moe_router_topk} experts a token of {experts}", hint=f"model.moe_router_topk={experts} at most"
@@ -561,7 +566,7 @@ def _targets(given: Given, f: Features) -> tuple[str, ...]:
 def _cross_entropy(given: Given, f: Features) -> dict[str, Any]:
     before = None if f.cross_entropy == "unfused" else f.cross_entropy
     kind = _read(CROSS_KIND, given[CROSS_KIND], "text") if CROSS_KIND in given else before
-    on = _read(CROSS, given[CROSS], "bool") if CROSS in given else kind is not None
+    on = _read(CROSS, given[CROSS], "bool") if CROSS in given else f.cross_entropy != "unfused"
     return {"cross_entropy": (kind or "native") if on else "unfused"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from parlaunch.environment.needed import NEEDS
+from parlaunch.environment.needed import NEEDS, check_data
 from parlaunch.environment.override_keys import harmless, overruled, shipped_keys
 from parlaunch.environment.user_overrides import changed, planned_keys, read_overrides
 from parlaunch.errors import ParlaunchError, UsageError
@@ -16,6 +16,8 @@ DENSE = "llama3_8b_pretrain_config"
 MOE = "qwen3_30b_a3b_pretrain_config"
 MLA = "deepseek_v3_pretrain_config"
 LINEAR = "qwen3_next_80b_a3b_pretrain_config"
+QUICK = "gpt_oss_20b_pretrain_config"
+GELU = "wan_1_3b_pretrain_config"
 LOW = "nemotron_3_nano_pretrain_16gpu_h100_bf16_config"  # its optimizer is precision-aware; squared ReLU
 
 
@@ -54,6 +56,11 @@ def made(name: str, *pairs: str) -> Recipe:
         (MLA, ("model.attention_output_gate=True",), "has no gate", "leave it out"),
         (LINEAR, ("model.linear_num_value_heads=2",), "no multiple of its 16", "model.linear_num_value_heads=16"),
         (LINEAR, ("model.linear_num_value_heads=null",), "not a whole number", "for example"),
+        (DENSE, ("optimizer.use_distributed_optimizer=False",), "turns it on again", "add ddp.use_distributed_optimizer=False"),
+        (QUICK, ("model.gated_linear_unit=False",), "a bias that is not there", "add model.bias_activation_fusion=False"),
+        (GELU, ("model.add_bias_linear=False",), "a bias that is not there", "add model.bias_activation_fusion=False"),
+        (DENSE, ("model.hidden_size=2",), "fewer than the 32 attention heads", "model.num_attention_heads=2"),
+        (DENSE, ("model.inference_cuda_graph_scope=block",), "exclude such of inference", "leave it out"),
         (DENSE, ("model.moe_layer_freq=[1]",), "speaks of 1 layers, and the model has 32", "a 0 or 1 for each"),
     ],
 )  # fmt: skip
@@ -96,3 +103,37 @@ def test_a_key_that_is_overwritten_by_its_twin_is_said_to_do_nothing() -> None:
     assert overruled([key], recipe) == (
         "mixed_precision.fp8_param does nothing: mixed_precision.fp8_param_gather is set behind it; say that",
     )
+
+
+TUNED, SEEING = "llama3_8b_sft_config", "gemma3_vl_12b_sft_config"
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "said", "hint"),
+    [
+        (TUNED, ("dataset.dataset_root=/data",), "one of the two", "add dataset.hf_dataset=null dataset.hf_validation_proportion=null"),
+        (TUNED, ("dataset.hf_dataset.path_or_dataset=our/data",), "one of Megatron Bridge's own", "add dataset.hf_dataset.dataset_name=null"),
+        (TUNED, ("dataset.hf_dataset.dataset_name=null",), "no data", "add dataset.hf_dataset.path_or_dataset=NAME"),
+        (TUNED, ("dataset.do_validation=False",), "asks for it", "add dataset.hf_validation_proportion=null"),
+        (SEEING, ("dataset.source.path_or_dataset=our/data",), "one of Megatron Bridge's own", "add dataset.source.dataset_name=null"),
+    ],
+)  # fmt: skip
+def test_data_of_one_s_own_take_the_place_of_the_recipe_s(
+    name: str, pairs: tuple[str, ...], said: str, hint: str
+) -> None:
+    recipe = catalog.recipe(name)
+    with pytest.raises(UsageError, match=said) as caught:
+        check_data(read_overrides(pairs).given, recipe, None)
+    assert hint == caught.value.hint
+    check_data(read_overrides((*pairs, *hint.removeprefix("add ").split())).given, recipe, (0, 7, 0))
+    check_data(read_overrides(pairs).given, recipe, (0, 5, 1))
+    with pytest.raises(UsageError, match=said):
+        plan(name, "dgx-h100:1", overrides=pairs, objective="memory")
+
+
+def test_a_kind_of_fused_loss_does_not_fuse_it() -> None:
+    recipe = catalog.recipe(GELU)
+    assert recipe.features.cross_entropy == "unfused"
+    assert made(GELU, "model.cross_entropy_fusion_impl=te").features.cross_entropy == "unfused"
+    both = made(GELU, "model.cross_entropy_fusion_impl=te", "model.cross_entropy_loss_fusion=True")
+    assert both.features.cross_entropy == "te"
