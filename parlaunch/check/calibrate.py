@@ -100,7 +100,7 @@ def _attention_shares(rows: Sequence[Mapping[str, Any]], rates: Rates) -> dict[s
     faster: dict[bool, list[float]] = {False: [], True: []}
     for row in rows:
         if row["seconds"] > 0:
-            shape = {name: int(row[name]) for name in ("sequence", "heads", "head_dim", "value_dim")}
+            shape: dict[str, Any] = {name: int(row[name]) for name in ("sequence", "heads", "head_dim", "value_dim")}
             # Under a causal mask half of the scores; backward they are made again.
             flops = 1.0 * shape["sequence"] ** 2 * shape["heads"] * (shape["head_dim"] + shape["value_dim"])
             back = bool(row["backward"])

@@ -365,11 +365,9 @@ Known reasons, most harm first:
   looks like no recomputation; predicted so, with a slower host, the rows as a whole fit no better.
 - 16-bit training on Blackwell: SimuMax's B200 keep two thirds of their burst, Bridge's GB200 and GB300 more on experts. One number of
   joules cannot hold both; the band does.
-- MLPerf on the University of Florida's B200 (eight of the twelve on B200) is 5 to 16 % faster than we say, Nebius' on the same boards
-  as fast or slower. Public tables of attention on B200 are as those on GB200, whose chip is the same, and explain neither.
 - Routers are taken as balanced in benchmarks (`force_balance`); elsewhere the fullest rank is taken to have up to 40 % more than the mean,
   by experts and top-k. Pairs of runs disagree: Qwen3-235B on H100 asks for 75 %, Qwen3-30B and Llama 4 on the same GPU for less.
-- LoRA of MLPerf's round 5.0 on Blackwell took up to an eighth longer than we say, that of round 5.1 in FP8 an eighth less: the same
+- LoRA of MLPerf's round 5.0 on Blackwell took up to an eighth longer than we say, that of round 5.1 in FP8 up to a tenth less: the same
   512 GB200 became a fifth faster from one round to the next. The later code can fuse adapters and MLPs (Transformer Engine's
   operation fuser), and no row says whether it did.
 - Experts' products are held against two sets of measurements and not interpolated from them: the tables of fused experts hold
@@ -378,8 +376,8 @@ Known reasons, most harm first:
   and 1.0 of the 108 that SimuMax measured with Transformer Engine on B200, weight gradients 0.9.
 - gpt-oss clamps what its experts' activation reads in steps of their own, has sinks in its attention and biases everywhere: a sixth
   longer than we say.
-- Attention in FP8 is taken as 15 % faster both ways. Inference kernels in the tables gain nothing, cuDNN's own figures are up to half as
-  fast again, and nobody publishes the backward pass.
+- Attention in FP8 is as cuDNN's own benchmarks have it (H200, GB200 and GB300, 2026): forward half as fast again and more, backward on
+  Hopper slower than in 16 bits, in MXFP8 no faster. Releases of cuDNN before them were slower, and runs of 2024 and 2025 had those.
 - Tables of Megatron Bridge name no switches. Rows of experts from 26.02 to 26.06 have what their release's own scripts say
   (`scripts/performance` of 0.3.1, 0.4.2 and 0.5.1: graphs, overlap, dispatcher, recomputation); others have today's recipe, less what their
   release did not have where that is known. 25.09 and 25.11 differ in more.

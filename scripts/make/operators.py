@@ -1,18 +1,21 @@
 """Write parlaunch/data/operators.json: what GPUs reach by shape, from the public silicon tables of `aiconfigurator-core`.
 
     python -m venv tables && tables/bin/pip install pyarrow && pip download --no-deps aiconfigurator-core==0.12.0
-    PYTHONPATH=. tables/bin/python scripts/make/operators.py aiconfigurator_core-0.12.0-*.whl
+    git clone https://github.com/NVIDIA/cudnn-frontend && git -C cudnn-frontend checkout 3929da2
+    PYTHONPATH=. tables/bin/python scripts/make/operators.py aiconfigurator_core-0.12.0-*.whl cudnn-frontend
 
 The package (Apache-2.0, NVIDIA) holds times of single operators measured on GPUs for planning inference. Taken over is what
 training also runs: matrix products (cuBLAS in 16 bits; of several FP8 and FP4 kernels the fastest, which is nearest to the
 product alone where a row's time may hold quantising too), causal attention forward, and NCCL inside a node, of every framework its
-newest version. Only shares of the data sheet on a coarse grid are kept. Every second size stays out of the grid: how well those are
+newest version. Attention in FP8, both ways, is that of cuDNN's own benchmarks of training (`cudnn-frontend`,
+MIT). Only shares of the data sheet on a coarse grid are kept. Every second size stays out of the grid: how well those are
 met is written beside it, and how far measurements that ought to agree are apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import re
 import zipfile
@@ -50,6 +53,10 @@ HEADS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 NO_TENSOR_CORES = 0.15
 """Share of the peak that attention with tensor cores passes somewhere: a kernel that never does is none that training runs."""
 HEAD_SIZES = (64, 128, 256, 512)
+NARROW_SEQUENCES = (2048, 4096, 8192, 16384, 32768)
+NARROW_MODELS = {"llama3.1": "128", "dsv3": "192,128"}
+"""Models of cuDNN's benchmarks that have attention in FP8, and their head sizes."""
+NARROW_FORMATS = {"fp8": "fp8", "mxfp8": "mx"}
 SIZES = tuple(1 << p for p in range(17, 31))  # bytes of the whole tensor
 RANKS = (2, 4, 8)
 OPERATIONS = {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 2, "alltoall": 1}
@@ -218,6 +225,35 @@ def attention_shares(rows: Iterable[Row], peak: float) -> Iterator[tuple[tuple[s
             yield (form, row["kernel_source"], (row["isl"], heads)), flops / (row["latency"] * 1e-3) / peak
 
 
+def narrow(checkout: Path, gpu: str, sheet: Product, wide: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Attention in FP8 by "head sizes, format, pass, mask": its rate over that of the forward pass in 16 bits that `wide` has for the
+    same shape, as a share of the twofold that the data sheet allows. Backward without a fixed order of sums, as trainings run."""
+    gains: dict[str, dict[int, float]] = defaultdict(dict)
+    for path in sorted((checkout / "benchmark/sdpa_benchmark_training/results").rglob("*.csv")):
+        for row in csv.DictReader(path.open()):
+            form, kind, length = NARROW_MODELS.get(row["model_name"]), row["data_type"], int(row["q_seqlen"])
+            usable = row["success"] == "True" and row["backend"] == "cudnn" and row["deterministic_bwd"] == "False"
+            if row["gpu_name"] != f"NVIDIA {gpu}" or form is None or kind not in NARROW_FORMATS or not usable:
+                continue
+            whole, heads = row["attn_mask"] != "top_left", int(row["batch_size"]) * int(row["num_q_heads"])
+            if row["profile_pass"] == "both":
+                found = {"forward": row["fwd_time_ms"], "backward": row["bwd_time_ms"]}
+            else:
+                found = {"forward" if row["profile_pass"] == "fwd" else "backward": row["time_ms"]}
+            flops = (
+                heads * float(length) ** 2 * (int(row["head_dim_qk"]) + int(row["head_dim_vo"])) * (2 if whole else 1)
+            )
+            rate = sheet.peak_flops("bf16") * Grid((SEQUENCES, HEADS), wide[form]).at(length, heads)
+            for way, time in found.items():
+                name = f"{form} {NARROW_FORMATS[kind]} {way} {'whole' if whole else 'causal'}"
+                gains[name][length] = flops * (2.5 if way == "backward" else 1.0) / (float(time) * 1e-3) / rate
+    return {
+        name: encode([found[length] / 2.0 for length in NARROW_SEQUENCES])
+        for name, found in sorted(gains.items())
+        if all(length in found for length in NARROW_SEQUENCES)
+    }
+
+
 def nccl(tables: Tables, gpu: str, sheet: Product) -> tuple[dict[str, bytes], list[Row]]:
     """Bus bandwidth over the rate of the links, one direction; the newest NCCL of the package, the median where it ran repeatedly."""
     rate = sheet.nvlink_bytes_per_s
@@ -248,12 +284,21 @@ def nccl(tables: Tables, gpu: str, sheet: Product) -> tuple[dict[str, bytes], li
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path)
+    parser.add_argument("cudnn_frontend", type=Path, help="a checkout")
     args = parser.parse_args()
     tables = Tables(args.wheel)
-    package = f"aiconfigurator-core {args.wheel.name.split('-')[1]} (NVIDIA, Apache-2.0; scripts/make/operators.py)"
+    package = (
+        f"aiconfigurator-core {args.wheel.name.split('-')[1]} (NVIDIA, Apache-2.0) and the benchmarks of cudnn-frontend (NVIDIA, MIT; "
+        "scripts/make/operators.py)"
+    )
     made: dict[str, Any] = {
         "about": f"What GPUs reach of their data sheets by shape, from {package}.",
-        "axes": {"gemm": (ROWS, SIDES, SIDES), "attention": (SEQUENCES, HEADS), "nccl": (SIZES, RANKS)},
+        "axes": {
+            "gemm": (ROWS, SIDES, SIDES),
+            "attention": (SEQUENCES, HEADS),
+            "narrow": (NARROW_SEQUENCES,),
+            "nccl": (SIZES, RANKS),
+        },
         "tails": {},
         "shares": defaultdict(dict),
         "left_out": [],
@@ -264,8 +309,10 @@ def main() -> None:
         products, left_out, tails = gemm(tables, gpu, sheet)
         if tails:
             made["tails"][name] = tails
+        attended = attention(tables, gpu, sheet)
         for kind, (cells, checks) in (
-            ("gemm", (products, left_out)), ("attention", attention(tables, gpu, sheet)), ("nccl", nccl(tables, gpu, sheet)),
+            ("gemm", (products, left_out)), ("attention", attended),
+            ("narrow", (narrow(args.cudnn_frontend, name.split()[0], sheet, attended[0]), [])), ("nccl", nccl(tables, gpu, sheet)),
         ):  # fmt: skip
             if cells:
                 made["shares"][name][kind] = {form: b64encode(c).decode() for form, c in cells.items()}

@@ -140,13 +140,14 @@ def changed(value: Any, path: tuple[Any, ...]) -> Any:
 
 def idle(name: str, path: tuple[Any, ...]) -> bool:
     """Numbers that nothing reads or that never decide: formats that a generation has not, links that a table knows, fabrics that no
-    preset has, latencies of a protocol that carries only what is large, launches and scans that something slower hides."""
+    preset has, latencies of a protocol that carries only what is large, launches and scans that something slower hides, watts whose limit
+    lies above the burst already."""
     if name == "GENERATIONS":
         return (
             (path[1] == "sustained_fp8" and path[0] in ("volta", "turing", "ampere"))
             or (path[1] == "joules_fp4" and not path[0].startswith(("blackwell", "rubin")))
             or (path[1] == "nvlink" and path[0] in ("turing", "ada", "ampere", "rubin"))
-            or path == ("ada", "scan")
+            or path in (("ada", "scan"), ("ampere", "watts_bf16"))
         )
     if name == "SOFTWARE":
         return path[1] == "softmax_batch" and path[0] in ("megatron-bridge", "megatron-core", "internevo")

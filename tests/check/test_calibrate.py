@@ -298,7 +298,7 @@ def test_a_plans_own_shapes_are_those_of_its_layers() -> None:
 
 def test_attention_that_was_measured_gives_its_rates_back() -> None:
     slowed = Kernels(here(flash=0.6, flash_backward=0.7))
-    shape = {"sequence": 8192, "heads": 32, "head_dim": 128, "value_dim": 128}
+    shape: dict[str, Any] = {"sequence": 8192, "heads": 32, "head_dim": 128, "value_dim": 128}
     flops = 8192.0**2 * 32 * 256
     rows = [
         shape

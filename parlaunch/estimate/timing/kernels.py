@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from parlaunch.estimate.timing.operators import NEAREST, Grid, attention, measured_as, products, tail, waves
+from parlaunch.estimate.timing.operators import (
+    NEAREST,
+    Grid,
+    attention,
+    measured_as,
+    narrow_attention,
+    products,
+    tail,
+    waves,
+)
 from parlaunch.estimate.timing.silicon import Silicon, silicon_of
 from parlaunch.hardware.rates import Rates
 
@@ -126,12 +135,18 @@ class Kernels:
         backward: bool,
         heads: int,
         value_dim: int | None = None,
+        fmt: str = "bf16",
+        whole: bool = False,
     ) -> float:
-        """Fused attention of `heads` heads in all sequences over `flops` (already halved when causal)."""
-        s = self.silicon
-        share = self._attention_share(sequence, heads, head_dim, value_dim or head_dim) * s.flash
-        if backward:
-            share *= s.flash_backward
+        """Fused attention of `heads` heads in all sequences over `flops` (already halved when causal; `whole`: it is not)."""
+        s, value = self.silicon, value_dim or head_dim
+        share = self._attention_share(sequence, heads, head_dim, value) * s.flash
+        gain = s.flash_backward if backward else 1.0
+        if fmt != "bf16":
+            form = str(head_dim) if head_dim == value else f"{head_dim},{value}"
+            measured = narrow_attention(self.product, form, fmt, sequence=sequence, backward=backward, whole=whole)
+            gain = measured or gain
+        share *= gain
         return flops / (self.attention_peak * share) + s.kernel * (3.0 if backward else 1.0)
 
     def _attention_share(self, sequence: int, heads: int, head_dim: int, value_dim: int) -> float:

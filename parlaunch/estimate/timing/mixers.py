@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
-from parlaunch.estimate.timing.pieces import LOW, Cost, Pieces
+from parlaunch.estimate.timing.pieces import LOW, QUANTISE_KERNELS, Cost, Pieces, quantised_bytes
 from parlaunch.model.architecture import LayerKind
 from parlaunch.model.flops import TEXT
 
@@ -17,8 +18,8 @@ PLAIN_ROTATION = (24.0, 34.0)
 sines, the halves turned, their sum, and what joins and cuts them, each by itself (Megatron-Core rope_utils.py,
 `_apply_rotary_pos_emb_bshd`). Megatron Bridge takes the kernel back for all but plain rotary embeddings (utils/fusions.py:84), so for
 YaRN and for those of several axes."""
-FP8_ATTENTION = 1.15
-"""Rate of attention in FP8 over 16 bits."""
+CAST_BACK, CAST_BOTH_WAYS = 3.0, 4.0
+"""Bytes an element that comes back from FP8 moves, and one that is read once in 16 bits and written in both orientations (MXFP8)."""
 
 WINDOW_EDGE = 700
 """Keys that a query of windowed attention costs beside those in its window, at the pace of long sequences: tiles that the window cuts,
@@ -114,9 +115,8 @@ class Mixers(Pieces):
         f0, b0, _ = self._linear(self.tokens, heads * dim, self.h)
         f1, b1, _ = self._linear(text, 2 * max(1, kind.groups // self.s.tp) * dim, self.h)
         flops = 4.0 * self.tokens * TEXT * heads * dim
-        shape = {"sequence": TEXT, "head_dim": dim, "value_dim": dim, "heads": heads * self.s.mbs}
-        f2 = self.k.attention(flops=flops, **shape, backward=False)
-        b2 = self.k.attention(flops=2.5 * flops, **shape, backward=True)
+        attention = partial(self.k.attention, sequence=TEXT, head_dim=dim, value_dim=dim, heads=heads * self.s.mbs)
+        f2, b2 = attention(flops=flops, backward=False), attention(flops=2.5 * flops, backward=True)
         f3, b3, _ = self._output(kind, heads * dim)
         return f0 + f1 + f2 + f3, b0 + b1 + b2 + b3
 
@@ -188,13 +188,34 @@ class Mixers(Pieces):
         # A rank of a ring attends to one block at a time; where heads are exchanged, to the whole with a part of the heads.
         ring, beside = self._ring()
         span, together = int(min(seq // ring, reach)), max(1, self.s.mbs * heads // beside)
-        attention = self.k.attention
-        f = attention(flops=flops, sequence=span, head_dim=qk, value_dim=value, heads=together, backward=False)
-        b = attention(flops=2.5 * flops, sequence=span, head_dim=qk, value_dim=value, heads=together, backward=True)
+        fmt = "bf16"
         if self.o.features.fp8_attention and self.o.narrow in LOW:
-            f, b = f / FP8_ATTENTION, b / FP8_ATTENTION
+            fmt = "mx" if self.o.narrow == "mx" else "fp8"
+        whole = ring > 1 or self.arch.kind == "diffusion"  # of the blocks of a ring all but one
+        attention = partial(
+            self.k.attention, sequence=span, head_dim=qk, value_dim=value, heads=together, fmt=fmt, whole=whole
+        )
+        f, b = attention(flops=flops, backward=False), attention(flops=2.5 * flops, backward=True)
+        if fmt != "bf16":
+            cast = self._cast_for_attention(kind, heads, qk, value)
+            f, b = f + cast[0], b + cast[1]
         choosing = self._choosing(kind)
         return f + choosing, b + 2.0 * choosing
+
+    def _cast_for_attention(self, kind: LayerKind, heads: int, qk: int, value: int) -> tuple[float, float]:
+        """Seconds forward and backward of what stands around attention in FP8, whose layers are in 16 bits: queries, keys and values are
+        quantised, and the gradient of the output; with delayed scaling the output and three gradients come back in FP8 (Transformer
+        Engine, dot_product_attention/backends.py: `combine_and_quantize`, `out_.dequantize`, `combine_and_dequantize`)."""
+        groups = max(1, kind.groups // self.s.tp) if kind.mixer == "attention" else heads
+        rows, precision = self.s.mbs * self.seq, self.o.recipe.precision
+        given, out = rows * (heads * qk + groups * (qk + value)), rows * heads * value
+        into = CAST_BOTH_WAYS if self.o.narrow == "mx" else quantised_bytes(precision, "", frozen=True)
+        back = CAST_BACK if precision == "fp8ds" else 0.0
+        kernels = QUANTISE_KERNELS.get(precision, 1) + (1 if back else 0)
+        return (
+            self.k.stream(into * given + back * out, kernels=kernels),
+            self.k.stream(into * out + back * given, kernels=kernels),
+        )
 
     def _seen(self, kind: LayerKind) -> float:
         """Keys that a query attends to: half of all on average under a causal mask; a diffusion transformer has none."""

@@ -28,6 +28,8 @@ NEAREST = {
     "ampere": "A100 SXM 80GB", "ada": "L40S", "hopper": "H100 SXM", "blackwell": "B200", "rubin": "GB300",
 }  # fmt: skip
 """The measured product whose shares a GPU of the same generation takes when it was not measured itself."""
+NARROW = {"hopper": "H200 SXM", "blackwell": "GB200", "blackwell_ultra": "GB300", "rubin": "GB300"}
+"""The product whose attention in FP8 stands for a generation's."""
 CONSUMER_BLACKWELL = "RTX PRO 6000 Blackwell Server"
 """The same for compute capability 12, whose tensor cores are not those of B200."""
 
@@ -138,6 +140,19 @@ def products(name: str, fmt: str) -> Grid | None:
 def attention(name: str, form: str) -> Grid | None:
     """Causal attention forward in 16 bits by (sequence, batch times heads): share of the peak. `form`: head size or sizes."""
     return _grid("attention", name, form)
+
+
+def narrow_attention(
+    product: Product, form: str, fmt: str, *, sequence: int, backward: bool, whole: bool
+) -> float | None:
+    """Rate of attention in FP8 (`fp8`) or MXFP8 (`mx`) over that of `attention`, the forward pass in 16 bits; of one that nobody measured
+    that of heads of 128, or of FP8; None where no GPU of the generation was. `whole`: no causal mask."""
+    name = "" if product.compute_capability[0] == 12 else NARROW.get(product.silicon, "")
+    way = f"{'backward' if backward else 'forward'} {'whole' if whole else 'causal'}"
+    for known in (f"{form} {fmt}", f"128 {fmt}", "128 fp8"):
+        if grid := _grid("narrow", name, f"{known} {way}"):
+            return 2.0 * grid.at(max(1, sequence))
+    return None
 
 
 def collectives(name: str, operation: str) -> Grid | None:

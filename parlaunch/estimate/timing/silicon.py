@@ -3,8 +3,8 @@
 `operators` has what single kernels reach on a cool GPU. A training is hours of them: the board's power limit lowers the clock of
 what the tensor cores do, so a large product is never faster than watts over joules a FLOP. The joules were settled on published
 runs as a whole, never for one model: H100's of dense models in bf16 and FP8 (Megatron-Core, DGX Cloud, MLPerf), B200's in bf16
-(SimuMax: 0.48 of the peak where bursts reach 0.68), GB200's in FP8. They give boards of one generation their own share by their
-watts. FP4's tables hold kernels of inference with their quantising, which are slower than Transformer Engine's: there the limit alone
+(SimuMax: 0.48 of the peak where bursts reach 0.68), GB200's and GB300's in FP8. Other boards of the chip have theirs by their watts
+(`CLOCK`). FP4's tables hold kernels of inference with their quantising, which are slower than Transformer Engine's: there the limit alone
 says what large products reach, and the table how much less others do (B200, GB200 and GB300 differ as their 1,000 to 1,400 watts).
 Memory, kernel gaps and NCCL's constants a link (20.0, 20.6 and 40.1 GB/s of 25, 25 and 50) are those of kernel benchmarks.
 A machine file (`parlaunch.check.calibrate`) replaces them by what was measured on the machine itself.
@@ -17,6 +17,14 @@ from dataclasses import replace
 from parlaunch.frozen import dataclass
 from parlaunch.hardware.rates import Rates
 
+CLOCK = 0.5
+"""Rate of a chip at its power limit as an exponent of the watts: the power of its tensor cores goes with the clock and the square of a
+voltage that rises with the clock, so a board of fewer watts does a FLOP for fewer joules. Runs that differ in the board alone, with the
+whole iteration in one graph: Llama 3 8B in FP8 on B200 against GB200 (Megatron Bridge 25.09 and 25.11; five sixths of the watts) says
+0.3 to 0.5. Blackwell Ultra's boards do not: Qwen3-30B on B300 against GB300 (26.06) and Llama 3.1 8B on B300 (MLPerf) say 0.9 and more.
+In 16 bits on Blackwell runs disagree by more than the watts do, and FP4's number is that of more than products. Those joules are taken
+for every board's."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Silicon:
@@ -27,6 +35,8 @@ class Silicon:
     joules_bf16: float = 0.0  # J that the board draws for a FLOP of a large 16-bit product; 0: no limit that shows
     joules_fp8: float = 0.0
     joules_fp4: float = 0.0
+    watts_bf16: float = 0.0  # of the board that these joules are of; 0: they are every board's
+    watts_fp8: float = 0.0  # the same in 8 bits
     flash: float = 1.0  # attention forward over the measured burst
     flash_backward: float  # rate of attention backward over forward (FlashAttention-3, cuDNN)
     epilogue: float  # share of the traffic of a fp32 sum that no other tile's work hides
@@ -40,23 +50,27 @@ class Silicon:
         """Share of the burst rate (FLOP/s) that a format's products keep in training on a board of that many watts."""
         if fmt == "fp4":
             return power / (self.joules_fp4 * burst) if power and self.joules_fp4 else 1.0
-        narrow = fmt in ("fp8", "mx")
-        joules, kept = (self.joules_fp8, self.sustained_fp8) if narrow else (self.joules_bf16, self.sustained_bf16)
+        if fmt in ("fp8", "mx"):
+            joules, watts, kept = self.joules_fp8, self.watts_fp8, self.sustained_fp8
+        else:
+            joules, watts, kept = self.joules_bf16, self.watts_bf16, self.sustained_bf16
+        if power and watts:
+            power = watts * (power / watts) ** CLOCK
         return kept * (min(1.0, power / (joules * burst)) if power and joules else 1.0)
 
 
 GENERATIONS: dict[str, Silicon] = {
     "volta": Silicon(sustained_bf16=0.90, flash=0.7, flash_backward=0.85, epilogue=0.7, hbm=0.82, kernel=2.5e-6),
     "turing": Silicon(sustained_bf16=0.85, flash=0.7, flash_backward=0.85, epilogue=0.7, hbm=0.82, kernel=2.5e-6),
-    "ampere": Silicon(sustained_bf16=1.03, joules_bf16=1.25e-12, flash_backward=0.85, epilogue=0.9),
+    "ampere": Silicon(sustained_bf16=1.03, joules_bf16=1.25e-12, watts_bf16=400.0, flash_backward=0.85, epilogue=0.9),
     "ada": Silicon(sustained_bf16=0.95, flash_backward=0.82, epilogue=0.6, hbm=0.82),
     "hopper": Silicon(
-        joules_bf16=1.09e-12, joules_fp8=0.56e-12, flash=0.97, flash_backward=0.83, epilogue=0.6, hbm=0.78, kernel=1.8e-6,
-        nvlink=0.824, host=6e-6,
+        joules_bf16=1.09e-12, joules_fp8=0.56e-12, watts_bf16=700.0, watts_fp8=700.0, flash=0.97, flash_backward=0.83, epilogue=0.6,
+        hbm=0.78, kernel=1.8e-6, nvlink=0.824, host=6e-6,
     ),
     "blackwell": Silicon(
-        joules_bf16=0.91e-12, joules_fp8=0.44e-12, joules_fp4=0.16e-12, flash=0.97, flash_backward=0.81, epilogue=0.3,
-        hbm=0.79, kernel=1.8e-6, nvlink=0.802,
+        joules_bf16=0.91e-12, joules_fp8=0.44e-12, joules_fp4=0.16e-12, watts_fp8=1200.0, flash=0.97, flash_backward=0.81,
+        epilogue=0.3, hbm=0.79, kernel=1.8e-6, nvlink=0.802,
     ),
     "rubin": Silicon(
         joules_bf16=0.91e-12, joules_fp8=0.44e-12, joules_fp4=0.16e-12, flash=0.97, flash_backward=0.81, epilogue=0.3,
@@ -65,7 +79,7 @@ GENERATIONS: dict[str, Silicon] = {
 }  # fmt: skip
 
 
-GENERATIONS["blackwell_ultra"] = GENERATIONS["blackwell"]
+GENERATIONS["blackwell_ultra"] = replace(GENERATIONS["blackwell"], watts_fp8=0.0)
 """B300 and GB300: their watts and their own tables say what is different."""
 
 
@@ -82,6 +96,8 @@ def silicon_of(rates: Rates) -> Silicon:
     """The generation's constants, with what a machine file measured in their place, for ranks that are bound or roam."""
     base = GENERATIONS.get(rates.product.silicon, GENERATIONS["hopper"])
     changes = {name: value for name, value in rates.measured.items() if name in Silicon.__dataclass_fields__}
+    # Joules that a machine file has are those of its own boards.
+    changes |= {f"watts_{fmt}": 0.0 for fmt in ("bf16", "fp8") if f"joules_{fmt}" in changes}
     made = replace(base, **changes)
     return made if rates.roaming is None else replace(made, host=made.host * across(rates))
 

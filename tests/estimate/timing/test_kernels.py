@@ -62,3 +62,12 @@ def test_attention_is_less_efficient_when_short_or_narrow() -> None:
 
     assert rate(1024, 128) < rate(8192, 128)
     assert rate(8192, 64) < rate(8192, 128)
+
+
+def test_a_board_of_fewer_watts_does_a_flop_of_fp8_for_fewer_joules() -> None:
+    """B200 and GB200, one chip at two clocks and voltages: slower, by less than its watts are fewer."""
+    low, high = (Kernels(rates(machine)) for machine in ("dgx-b200", "gb200-nvl72"))
+    watts = (low.product.power_w or 0.0) / (high.product.power_w or 1.0)
+    rate = low.reached("fp8") * low.rate["fp8"] / (high.reached("fp8") * high.rate["fp8"])
+    assert watts < rate < 1.0
+    assert rate == pytest.approx(watts**0.5, rel=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import pytest
@@ -12,7 +13,17 @@ from hypothesis import strategies as st
 from parlaunch.data import load
 from parlaunch.estimate.timing.iteration import largest
 from parlaunch.estimate.timing.kernels import Kernels
-from parlaunch.estimate.timing.operators import STEP, Grid, Lines, attention, encode, measured_as, products, waves
+from parlaunch.estimate.timing.operators import (
+    STEP,
+    Grid,
+    Lines,
+    attention,
+    encode,
+    measured_as,
+    narrow_attention,
+    products,
+    waves,
+)
 from parlaunch.hardware.datasheet import preset
 from parlaunch.hardware.rates import rates_of
 
@@ -130,3 +141,43 @@ def test_what_tiles_reach_over_the_edge_shows_before_the_last_round_does() -> No
         assert shown == sorted(shown)
     assert waves(*late, 0.5) == pytest.approx(waves(*late) ** 0.5)
     assert waves(2049, 1 << 20, 128, 0.5) == pytest.approx(17 / 16, rel=0.01)  # so many rounds that the last is nothing
+
+
+def _gain(machine: str, fmt: str, sequence: int = 8192, form: str = "128", *, backward: bool = False) -> float:
+    product = rates_of(preset(machine)).product
+    found = narrow_attention(product, form, fmt, sequence=sequence, backward=backward, whole=False)
+    assert found is not None
+    return found
+
+
+def test_attention_in_fp8_is_what_cudnn_measured() -> None:
+    """Milliseconds of two sequences of 8,192 tokens in 64 heads of 128 on GB200, causal (cudnn-frontend, benchmark/sdpa_benchmark_training)."""
+    kernels = Kernels(rates_of(preset("gb200-nvl72")))
+    flops, kept = 2.0 * 2 * 8192**2 * 64 * 128, kernels.silicon.flash
+    attention = partial(kernels.attention, sequence=8192, head_dim=128, heads=128, fmt="fp8")
+    assert attention(flops=flops, backward=False) * kept == pytest.approx(1.074e-3, rel=0.03)
+    assert attention(flops=2.5 * flops, backward=True) * kept == pytest.approx(3.781e-3, rel=0.03)
+
+
+@pytest.mark.parametrize("machine", ["dgx-h100", "gb200-nvl72", "gb300-nvl72"])
+def test_attention_in_fp8_gains_forward_more_than_backward(machine: str) -> None:
+    both = [_gain(machine, "fp8", backward=way) for way in (False, True)]
+    assert 1.3 < both[0] < 2.0
+    assert both[1] < both[0]
+
+
+def test_a_causal_backward_pass_in_fp8_is_slower_than_in_16_bits_on_hopper() -> None:
+    kernels = Kernels(rates_of(preset("dgx-h100")))
+    assert _gain("dgx-h100", "fp8", backward=True) < kernels.silicon.flash_backward
+
+
+def test_mxfp8_gains_less_than_one_scale_a_tensor() -> None:
+    for backward in (False, True):
+        assert _gain("gb300-nvl72", "mx", backward=backward) < _gain("gb300-nvl72", "fp8", backward=backward)
+
+
+@pytest.mark.parametrize(("machine", "there"), [("rtxpro6000-8", False), ("g6e.48xlarge", False), ("dgx-r100", True)])
+def test_nothing_is_said_of_attention_in_fp8_where_cudnn_has_none(machine: str, there: bool) -> None:
+    product = rates_of(preset(machine)).product
+    found = narrow_attention(product, "128", "fp8", sequence=8192, backward=False, whole=False)
+    assert (found is not None) == there
