@@ -129,17 +129,17 @@ def _schedule(_r: Recipe, made: Recipe, given: Given) -> None:
             f"{key}={given[key]}: the schedule would end before the training, which has {iterations} iterations",
             hint=f"say train.train_iters={steps} too",
         )
-    # megatron/core/optimizer_param_scheduler.py:200
+    # megatron/core/optimizer_param_scheduler.py:200; no recipe lets it grow
+    grows = said(given, "scheduler.weight_decay_incr_style") not in (None, "constant")
     start, end = (f"scheduler.{name}_weight_decay" for name in ("start", "end"))
     for one, other in ((start, end), (end, start)):
-        if said(given, one) is not None and other not in given:
+        if not grows and said(given, one) is not None and said(given, one) != said(given, other):
             raise UsageError(
-                f"{one}={given[one]}: {other} stays as the recipe has it, and Megatron takes one from the other upwards",
-                hint=f"add {other}={given[one]}: that decay is constant",
+                f"{one}={given[one]}: decay of weights is constant here, and {other} another",
+                hint=f"add {other}={given[one]}"
+                if other not in given
+                else "give both the same, or say scheduler.weight_decay_incr_style",
             )
-    first, last = said(given, start), said(given, end)
-    if isinstance(first, int | float) and isinstance(last, int | float) and first > last:
-        raise UsageError(f"{start}={given[start]} is above {end}={given[end]}", hint="decay of weights only grows")
 
 
 PROFILED = {"profiling.profile_step_start": 10, "profiling.profile_step_end": 12}

@@ -32,7 +32,7 @@ from parlaunch.environment.override_grammar import hydra, pairs_of, value
 from parlaunch.environment.value_types import check_values
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
-from parlaunch.model.architecture import Architecture
+from parlaunch.model.architecture import FOLLOWING, Architecture
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute, selective
 from parlaunch.model.precision import BRIDGE_NAMES, short_name, switched
 from parlaunch.model.recipe import Features, Recipe
@@ -81,12 +81,12 @@ SHAPE: Mapping[str, str] = {
     f"model.{name}": kind
     for kind, names in {
         "size": (
-            "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels", "vocab_size",
+            "num_layers", "hidden_size", "num_attention_heads", "vocab_size",
             "make_vocab_size_divisible_by", "moe_router_topk", "linear_num_key_heads", "linear_key_head_dim", "linear_num_value_heads",
             "linear_value_head_dim",
         ),
         "size or null": (
-            "num_moe_experts", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_latent_size",
+            *FOLLOWING, "num_moe_experts", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_latent_size",
             "moe_router_num_groups", "moe_router_group_topk", "q_lora_rank", "kv_lora_rank", "qk_head_dim",
             "qk_pos_emb_head_dim", "v_head_dim", "mtp_num_layers", "mamba_num_heads", "mamba_head_dim", "mamba_state_dim",
             "mamba_num_groups",
@@ -342,11 +342,21 @@ def _architecture(recipe: Recipe, given: Mapping[str, str]) -> Architecture:
             f"model.mtp_num_layers={given['model.mtp_num_layers']}: a hybrid model's pattern says how it predicts further tokens",
             hint="leave it out",
         )
+    if "num_moe_experts" in changes and a.num_moe_experts and changes["num_moe_experts"] is None:
+        # megatron/core/transformer/transformer_config.py:1538, :2349
+        raise UsageError(
+            f"model.num_moe_experts={given['model.num_moe_experts']}: the recipe's router, dispatcher and sizes of experts stand",
+            hint="choose a recipe whose model is dense: `parlaunch recipes` lists them",
+        )
     if changes.get("moe_ffn_hidden_size") and not (a.num_moe_experts or changes.get("num_moe_experts")):
         raise UsageError(
             f"model.moe_ffn_hidden_size={changes['moe_ffn_hidden_size']}: the model of {recipe.name} has no experts",
             hint="leave it out",
         )
+    derived = tuple(name for name in FOLLOWING if name in changes and changes[name] is None)
+    if derived:
+        a = replace(a, derived=(*a.derived, *derived))
+        changes = {name: size for name, size in changes.items() if name not in derived}
     if "moe_ffn_hidden_size" in changes and changes["moe_ffn_hidden_size"] is None and a.num_moe_experts:
         # megatron/core/transformer/transformer_config.py:1527
         changes["moe_ffn_hidden_size"] = changes.get("ffn_hidden_size", a.ffn_hidden_size)
@@ -362,7 +372,7 @@ def _architecture(recipe: Recipe, given: Mapping[str, str]) -> Architecture:
             )
         pattern = tuple(int(i % freq == 0) for i in range(layers)) if isinstance(freq, int) else freq
         changes |= {"moe_layer_pattern": pattern, "first_k_dense": None}
-    if not changes:
+    if not changes and not derived:
         return a
     if changes.get("num_moe_experts") and not a.num_moe_experts:
         raise UsageError(
@@ -407,7 +417,8 @@ def _agrees(before: Architecture, a: Architecture, changes: Mapping[str, Any]) -
     if a.moe_router_group_topk:
         _groups(a)
     keys, values = a.linear_num_key_heads, a.linear_num_value_heads
-    if keys and values and values % keys:  # megatron/core/transformer/transformer_config.py:1368
+    # megatron/core/transformer/transformer_config.py:1368
+    if a.linear_attention_pattern and keys and values and values % keys:
         raise UsageError(
             f"{values} value heads of the linear attention are no multiple of its {keys} key heads",
             hint=f"model.linear_num_value_heads={math.ceil(values / keys) * keys}",

@@ -42,9 +42,9 @@ def made(name: str, *pairs: str) -> Recipe:
         (DENSE, ("model.moe_flex_dispatcher_backend=ncclep",), "not known", "say deepep or hybridep"),
         (LOW, ("optimizer.use_distributed_optimizer=False",), "is distributed", "add optimizer.use_precision_aware_optimizer=False"),
         (DENSE, ("scheduler.max_steps=100",), "end before", "say train.train_iters=100 too"),
-        (DENSE, ("scheduler.start_weight_decay=0.5",), "stays as", "add scheduler.end_weight_decay=0.5"),
-        (DENSE, ("scheduler.end_weight_decay=0.0",), "stays as", "add scheduler.start_weight_decay=0.0"),
-        (DENSE, ("scheduler.start_weight_decay=0.5", "scheduler.end_weight_decay=0.1"), "is above", "only grows"),
+        (DENSE, ("scheduler.start_weight_decay=0.5",), "is constant", "add scheduler.end_weight_decay=0.5"),
+        (DENSE, ("scheduler.end_weight_decay=0.0",), "is constant", "add scheduler.start_weight_decay=0.0"),
+        (DENSE, ("scheduler.start_weight_decay=0.5", "scheduler.end_weight_decay=0.1"), "is constant", "give both the same"),
         (DENSE, ("scheduler.lr_warmup_fraction=0.0",), "one way", "add scheduler.lr_warmup_iters=0"),
         (DENSE, ("train.train_iters=null",), "how long", "add train.train_samples=NUMBER"),
         (DENSE, ("profiling.profile_step_start=20",), "is behind", "add profiling.profile_step_end=20"),
@@ -52,6 +52,7 @@ def made(name: str, *pairs: str) -> Recipe:
         (DENSE, ("model.inference_fuse_tp_communication=True",), "do not train", "leave it out"),
         (MOE, ("model.moe_router_group_topk=2",), "num_groups is not said", "add model.moe_router_num_groups=8"),
         (DENSE, ("model.moe_router_group_topk=2",), "no experts", "leave it out"),
+        (MOE, ("model.num_moe_experts=null",), "stand", "choose a recipe whose model is dense"),
         (MLA, ("model.moe_router_num_groups=3",), "groups are equal", "a divisor of 256"),
         (MLA, ("model.attention_output_gate=True",), "has no gate", "leave it out"),
         (LINEAR, ("model.linear_num_value_heads=2",), "no multiple of its 16", "model.linear_num_value_heads=16"),
@@ -89,6 +90,17 @@ def test_main_weights_below_fp32_need_the_precision_aware_optimizer() -> None:
 def test_one_expert_a_token_is_chosen_by_scores_of_all() -> None:
     assert "model.moe_router_pre_softmax=True" in made(MOE, "model.moe_router_topk=1").spoken
     assert made(MOE, "model.moe_router_topk=1", "model.moe_router_pre_softmax=False").spoken == ()
+
+
+def test_sizes_that_are_left_to_megatron_follow_from_the_others() -> None:
+    said = (f"model.{name}=null" for name in ("ffn_hidden_size", "kv_channels", "num_query_groups"))
+    a = made(DENSE, "model.hidden_size=2048", *said).architecture
+    assert (a.ffn_hidden_size, a.kv_channels, a.num_query_groups) == (8192, 64, 32)
+    assert made(DENSE, "model.num_query_groups=null").architecture.num_query_groups == 32
+
+
+def test_decay_of_weights_may_grow_where_that_is_said() -> None:
+    made(DENSE, "scheduler.weight_decay_incr_style=linear", "scheduler.end_weight_decay=0.2")
 
 
 def test_experts_without_a_size_of_their_own_have_that_of_dense_layers() -> None:
