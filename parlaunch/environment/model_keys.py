@@ -85,7 +85,6 @@ def activation(text: str) -> str:
     return ACTIVATIONS[named]
 
 
-BESIDE_ACTIVATION = ("model.gated_linear_unit", "model.add_bias_linear")
 SHIFTED = ("gpt_oss", "minimax_m3_vl")
 """Models that shift what their activation gates, for which its own is the only kernel (bridge/models/gpt_oss/gpt_oss_bridge.py:84)."""
 
@@ -98,10 +97,10 @@ def _activated(r: Recipe, given: Given) -> dict[str, object]:
         "gelu": a.model_type not in SHIFTED and (a.gated_linear_unit or a.add_bias_linear),
         "quick_gelu": a.gated_linear_unit,
     }
-    if not {ACTIVATION, *BESIDE_ACTIVATION} & given.keys() or fits.get(a.activation_func):
+    if ACTIVATION not in given or fits.get(a.activation_func):
         return {}
     if said(given, FUSED_BIAS) is True:
-        raise one_of(given, next(key for key in (ACTIVATION, *BESIDE_ACTIVATION) if key in given), FUSED_BIAS)
+        raise one_of(given, ACTIVATION, FUSED_BIAS)
     return {FUSED_BIAS: False}
 
 

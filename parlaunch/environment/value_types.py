@@ -21,6 +21,31 @@ EXPECTED = {
 }
 """What each type is called, and an example."""
 
+MODULES = "attn|mlp|moe|moe_router|moe_preprocess|mamba|full|full_iteration|full_iteration_inference"
+WORDS: Mapping[str, str] = {
+    "model.cuda_graph_modules": MODULES,  # megatron/core/transformer/enums.py:61, cuda_graph_config.py:11
+    "model.cuda_graph_scope": MODULES,
+    # megatron/core/transformer/transformer_config.py:1853
+    "model.offload_modules": "core_attn|attn_proj|expert_fc1|fused_group_mlp|moe_act|attn_norm|mlp_norm|qkv_linear",
+    # megatron/core/transformer/transformer_config.py:991, and what GLM's benchmarks say
+    "model.cp_comm_type": "p2p|all_gather|a2a|a2a+p2p|allgather",
+    # megatron/core/transformer/moe/router.py:172, and what DeepSeek V4 has (bridge/models/deepseek/deepseek_v4_bridge.py:488)
+    "model.moe_router_load_balancing_type": "aux_loss|seq_aux_loss|global_aux_loss|sinkhorn|quantile_balancing|none|noaux_tc",
+    # More than Megatron's own types have: DeepSeek V4, and benchmarks of Qwen3 (bridge/perf_recipes/qwen/gb200/qwen3_moe.py:755).
+    "model.experimental_attention_variant": "gated_delta_net|dsa|dsv4_hybrid",
+    "model.moe_router_dtype": "fp32|fp64|float32|float64|bf16",
+    "dataset.dataloader_type": "single|cyclic|batch|external",  # bridge/data/base.py:31
+    # megatron/core/distributed/fsdp/src/megatron_fsdp/param_and_grad_buffer.py:2323
+    "ddp.data_parallel_sharding_strategy": "no_shard|optim|optim_grads|optim_grads_params",
+}
+"""What fields take that are called words in Megatron, or lists of them, and of which it knows some."""
+
+DTYPES = (
+    "fp32", "float32", "32", "32-true", "fp16", "float16", "16", "16-mixed", "bf16", "bfloat16", "bf16-mixed", "fp8",
+    "float8_e4m3fn", "float8_e5m2",
+)  # fmt: skip
+"""Names that Bridge makes torch's types of, with `torch.` in front or without (bridge/utils/activation_map.py:95)."""
+
 INSIDE = "model.transformer."
 """Where newer models keep their sizes; Bridge hears them one level up too."""
 
@@ -28,30 +53,42 @@ INSIDE = "model.transformer."
 def check_values(given: Mapping[str, str]) -> None:
     """Raise `UsageError` for the first value that its field does not take. Null is nobody's wrong type, and what Hydra fills in
     (`${…}`) is not known."""
-    known = types()
     for key, text in given.items():
-        kind = known.get(f"model.{key.removeprefix(INSIDE)}" if key.startswith(INSIDE) else key)
-        if kind is None or text.strip().startswith("${") or _is(kind, found := value(text)):
+        if text.strip().startswith("${") or takes(key, value(text)):
             continue
+        kind = str(type_of(key))
         if kind in EXPECTED:
             what, example = EXPECTED[kind]
             word = f"[{text}]" if kind == "list" else example
             raise UsageError(f"{key}={text}: {text!r} is not {what}", hint=f"for example {key}={word}")
-        words = kind.split("|")
-        near = difflib.get_close_matches(str(found), words, n=1)
+        words = DTYPES if kind == "dtype" else kind.split("|")
+        near = difflib.get_close_matches(text.strip("[]"), words, n=1)
         hint = f"nearest: {near[0]}; one of: {', '.join(words)}" if near else f"one of: {', '.join(words)}"
         raise UsageError(f"{key}={text}: it has no value {text!r}", hint=hint)
 
 
 @cache
 def types() -> Mapping[str, str]:
-    """Key to the type that its field has in every listed version: bool, int, float, list, or words with | between."""
-    return {
+    """Key to the type that its field has in every listed version: bool, int, float, list, dtype, or words with | between."""
+    listed = {
         f"{section}.{name}": kind
         for kind, sections in load("bridge_fields.json")["values"].items()
         for section, names in sections.items()
         for name in names.split()
     }
+    return {**listed, **WORDS}
+
+
+def type_of(key: str) -> str | None:
+    """What the field of that key takes; None: not known, or of no simple type."""
+    return types().get(f"model.{key.removeprefix(INSIDE)}" if key.startswith(INSIDE) else key)
+
+
+def takes(key: str, found: object) -> bool:
+    """Whether a field takes the value, as far as its type is known."""
+    kind = type_of(key)
+    parts = found if isinstance(found, list) and key in WORDS else [found]
+    return kind is None or all(_is(kind, part) for part in parts)
 
 
 def _is(kind: str, found: object) -> bool:
@@ -66,4 +103,6 @@ def _is(kind: str, found: object) -> bool:
             return isinstance(found, int | float) or str(found).lower().lstrip("+-") in ("inf", "nan")
         case "list":
             return isinstance(found, list)
+        case "dtype":
+            return str(found).removeprefix("torch.") in DTYPES
     return str(found).rpartition(".")[2] in kind.split("|")

@@ -7,7 +7,8 @@ A case is a command line of `parlaunch plan`: a recipe that loads here, a machin
 made as the command makes it; the runner's arguments go through our runner up to the configuration it would train, or with
 `--bridge` through that checkout's own `scripts/training/run_recipe.py`; Bridge finishes the configuration for the plan's
 number of GPUs (mixed precision, communication overlap, validation, the model provider's own checks); and every planned
-quantity is compared with it, the layers of each pipeline stage as Megatron Core counts them.
+quantity is compared with it, the layers of each pipeline stage as Megatron Core counts them. What the recipe has itself has to
+be of the types that we hold a user's values against.
 
 Case N of a seed is the same whatever `--jobs` is and wherever `--first` begins: a long run may be made in parts.
 
@@ -49,6 +50,7 @@ from parlaunch.cli.options import described
 from parlaunch.cli.request import Request
 from parlaunch.environment.bridge_versions import said
 from parlaunch.environment.override_grammar import hydra
+from parlaunch.environment.value_types import takes, types
 from parlaunch.errors import ParlaunchError
 from parlaunch.hardware.installed import releases
 from parlaunch.hardware.rates import rates_of
@@ -299,6 +301,7 @@ class Bridge:
 
             self.script = run_recipe
         self.loaded: dict[str, bool] = {}
+        self.untaken: dict[str, tuple[str, ...]] = {}
         self.missing: dict[str, str] = {}
 
     def loads(self, name: str) -> bool:
@@ -311,7 +314,7 @@ class Bridge:
                 config, module = found(name)
                 answer = bridge_child.describe(config, module) | {"keys": bridge_child.keys(config)}
                 probe.keep(name, answer, os.environ)
-                self.loaded[name] = True
+                self.loaded[name], self.untaken[name] = True, untaken(config)
             except Exception as error:
                 self.loaded[name], self.missing[name] = False, kind_of(error)
         return self.loaded[name]
@@ -435,7 +438,23 @@ def outcome(names: list[str], seed: int, share: float, overridden: float, index:
         plan = planned(case)
     except ParlaunchError as error:
         return Outcome(str(case), (), ("refused by us", f"  {kind_of(error)[:100]}"), tuple(missing))
-    return Outcome(str(case), wrong(plan), ("compared",), tuple(missing))
+    own = BRIDGE.untaken.get(str(case.request.recipe), ())
+    return Outcome(str(case), (*own, *wrong(plan)), ("compared",), tuple(missing))
+
+
+def untaken(config: Any) -> tuple[str, ...]:
+    """Values that the recipe has itself, and that we would refuse from a user."""
+    found = []
+    for key in types():
+        section, _, field = key.partition(".")
+        place = getattr(config, section, None)
+        value = getattr(getattr(place, "transformer", place), field, None)
+        listed = (
+            [getattr(v, "name", v) for v in value] if isinstance(value, list | tuple) else getattr(value, "name", value)
+        )
+        if not takes(key, listed):
+            found.append(f"{key}={listed}: our own types do not take a recipe's value")
+    return tuple(found)
 
 
 def wrong(plan: Plan) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ ASK = """
 import dataclasses, enum, importlib, json, pkgutil, sys, types, typing
 from parlaunch_launch.cpu.bridge_runner import importable
 importable()
-import megatron.bridge
+import megatron.bridge, torch
 from megatron.bridge.training.config import ConfigContainer
 for found in pkgutil.walk_packages(megatron.bridge.__path__, "megatron.bridge.", onerror=lambda _: None):
     if any(part in found.name for part in (".models.", ".data.", ".training.", ".diffusion.", ".peft.")):
@@ -50,8 +50,8 @@ def hints(cls):
     return found
 
 def kind(hint):
-    # bool, int, float, list, the words of an enumeration; None: anything else, or not known.
-    if hint in (bool, int, float):
+    # bool, int, float, str, list, dtype, the words of an enumeration; None: anything else.
+    if hint in (bool, int, float, str, torch.dtype):
         return hint.__name__
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return "|".join(hint.__members__)
@@ -123,7 +123,7 @@ def values_of(answers: Sequence[Answer]) -> dict[str, dict[str, str]]:
     for answer in answers:
         for section, fields in answer.items():
             for field, kinds in fields.items():
-                if "." not in field:
+                if "." not in field or section != "model":
                     said.setdefault((section, field), set()).update(kinds)
     found: dict[str, dict[str, list[str]]] = {}
     for (section, field), kinds in sorted(said.items()):
@@ -133,12 +133,13 @@ def values_of(answers: Sequence[Answer]) -> dict[str, dict[str, str]]:
 
 
 def one_of(kinds: set[str | None]) -> str | None:
-    """The kind that all agree on; enumerations of different versions together."""
-    if len(kinds) == 1:
-        return next(iter(kinds))
+    """The kind that all agree on; enumerations of different versions together, and of what others call a word. None: there is
+    nothing to hold a value against."""
     words = [kind.split("|") for kind in kinds if kind and "|" in kind]
-    if len(words) == len(kinds):
+    if words and len(words) == len(kinds - {"str"}):
         return "|".join(dict.fromkeys(word for some in sorted(words) for word in some))
+    if len(kinds) == 1:
+        return next(iter(kinds - {"str"}), None)
     return "float" if kinds == {"int", "float"} else None
 
 

@@ -23,6 +23,12 @@ from parlaunch.front import plan
         ("model.transformer.cuda_graph_impl", "transformer-engine", "no value", "nearest: transformer_engine"),
         ("scheduler.lr_decay_style", "cosin", "no value 'cosin'", "nearest: cosine"),
         ("model.attention_backend", "flush", "no value 'flush'", "nearest: flash"),
+        ("model.cross_entropy_fusion_impl", "foo", "no value 'foo'", "one of: native, te"),
+        ("model.moe_token_dispatcher_type", "all2all", "no value", "nearest: alltoall"),
+        ("model.cuda_graph_modules", "[attn,moe_rooter]", "no value", "one of: attn, mlp"),
+        ("model.offload_modules", "[core_atn]", "no value", "nearest: core_attn"),
+        ("ddp.data_parallel_sharding_strategy", "optim_grad", "no value", "nearest: optim_grads"),
+        ("optimizer.exp_avg_dtype", "bf", "no value 'bf'", "nearest: bf16"),
     ],
 )
 def test_what_a_field_does_not_take_is_refused(key: str, text: str, said: str, hint: str) -> None:
@@ -39,7 +45,9 @@ def test_what_a_field_does_not_take_is_refused(key: str, text: str, said: str, h
         ("ddp.bucket_size", "null"), ("ddp.bucket_size", "1_000_000"), ("train.train_iters", "1e3"), ("optimizer.lr", "1e-4"),
         ("optimizer.lr", "1"), ("optimizer.clip_grad", "inf"), ("ddp.overlap_grad_reduce", "1"), ("ddp.bucket_size", "${train.train_iters}"),
         ("model.attention_backend", "AttnBackend.flash"), ("peft.target_modules", "[linear_qkv]"), ("model.no_such_field", "abc"),
-        ("checkpoint.save", "7"), ("model.cuda_graph_impl", "none"),
+        ("checkpoint.save", "7"), ("model.cuda_graph_impl", "none"), ("model.cuda_graph_modules", "[attn,moe_router]"),
+        ("model.cuda_graph_scope", "full_iteration"), ("model.offload_modules", "[]"), ("optimizer.exp_avg_dtype", "torch.bfloat16"),
+        ("model.moe_router_load_balancing_type", "[aux_loss,seq_aux_loss]"), ("model.cp_comm_type", "a2a+p2p"),
     ],
 )  # fmt: skip
 def test_what_it_takes_is_handed_on(key: str, text: str) -> None:
