@@ -15,7 +15,7 @@ from parlaunch.errors import UsageError
 
 EXPECTED = {
     "bool": ("True or False", "True"),
-    "int": ("a whole number", "8"),
+    "int": ("a number", "8"),
     "float": ("a number", "0.1"),
     "list": ("a list", "[…]"),
 }
@@ -39,6 +39,9 @@ WORDS: Mapping[str, str] = {
     "ddp.data_parallel_sharding_strategy": "no_shard|optim|optim_grads|optim_grads_params",
 }
 """What fields take that are called words in Megatron, or lists of them, and of which it knows some."""
+
+NAMED, NUMBERED = "logger.logging_level", ("train.exit_signal", "model.attention_backend")
+"""A level that Python knows by name too; enumerations whose words have numbers."""
 
 DTYPES = (
     "fp32", "float32", "32", "32-true", "fp16", "float16", "16", "16-mixed", "bf16", "bfloat16", "bf16-mixed", "fp8",
@@ -87,6 +90,8 @@ def type_of(key: str) -> str | None:
 def takes(key: str, found: object) -> bool:
     """Whether a field takes the value, as far as its type is known."""
     kind = type_of(key)
+    if key == NAMED or (key in NUMBERED and isinstance(found, int)):
+        return True
     parts = found if isinstance(found, list) and key in WORDS else [found]
     return kind is None or all(_is(kind, part) for part in parts)
 
@@ -98,7 +103,7 @@ def _is(kind: str, found: object) -> bool:
         case "bool":
             return isinstance(found, int)  # some fields of that type hold numbers, as `train.manual_gc_eval` does
         case "int":
-            return isinstance(found, int | float) and float(found).is_integer()  # True is one
+            return isinstance(found, int | float)  # minutes, say, that are compared with a clock need not be whole
         case "float":
             return isinstance(found, int | float) or str(found).lower().lstrip("+-") in ("inf", "nan")
         case "list":

@@ -13,8 +13,8 @@ from parlaunch.front import plan
 @pytest.mark.parametrize(
     ("key", "text", "said", "hint"),
     [
-        ("ddp.bucket_size", "abc", "'abc' is not a whole number", "ddp.bucket_size=8"),
-        ("train.train_iters", "1.5", "not a whole number", "train.train_iters=8"),
+        ("ddp.bucket_size", "abc", "'abc' is not a number", "ddp.bucket_size=8"),
+        ("ddp.bucket_size", "[8]", "not a number", "ddp.bucket_size=8"),
         ("optimizer.lr", "fast", "not a number", "optimizer.lr=0.1"),
         ("ddp.overlap_grad_reduce", "maybe", "not True or False", "ddp.overlap_grad_reduce=True"),
         ("ddp.overlap_grad_reduce", "[True]", "not True or False", "ddp.overlap_grad_reduce=True"),
@@ -44,7 +44,7 @@ def test_what_a_field_does_not_take_is_refused(key: str, text: str, said: str, h
     [
         ("ddp.bucket_size", "null"), ("ddp.bucket_size", "1_000_000"), ("train.train_iters", "1e3"), ("optimizer.lr", "1e-4"),
         ("optimizer.lr", "1"), ("optimizer.clip_grad", "inf"), ("ddp.overlap_grad_reduce", "1"), ("ddp.bucket_size", "${train.train_iters}"),
-        ("model.attention_backend", "AttnBackend.flash"), ("peft.target_modules", "[linear_qkv]"), ("model.no_such_field", "abc"),
+        ("model.attention_backend", "2"), ("model.attention_backend", "AttnBackend.flash"), ("logger.logging_level", "INFO"), ("train.exit_duration_in_mins", "237.5"), ("peft.target_modules", "[linear_qkv]"), ("model.no_such_field", "abc"),
         ("checkpoint.save", "7"), ("model.cuda_graph_impl", "none"), ("model.cuda_graph_modules", "[attn,moe_router]"),
         ("model.cuda_graph_scope", "full_iteration"), ("model.offload_modules", "[]"), ("optimizer.exp_avg_dtype", "torch.bfloat16"),
         ("model.moe_router_load_balancing_type", "[aux_loss,seq_aux_loss]"), ("model.cp_comm_type", "a2a+p2p"),
