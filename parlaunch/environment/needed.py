@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from parlaunch.environment.bridge_versions import Version
-from parlaunch.environment.exclusive import Given, said
+from parlaunch.environment.exclusive import FINE, FINE_MODULES, Given, said
 from parlaunch.environment.override_grammar import value
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
 from parlaunch.model.recipe import Recipe
 from parlaunch.model.sections import PRECISION
+from parlaunch.rules.switches import EXPERTS_OWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,29 @@ def _backend(_r: Recipe, _made: Recipe, given: Given) -> None:
         raise UsageError(
             f"{key}={given[key]}: how long NCCL's dispatch takes is not known, and no plan is made with it",
             hint="say deepep or hybridep, or model.moe_token_dispatcher_type=alltoall",
+        )
+
+
+def _offloaded(r: Recipe, made: Recipe, given: Given) -> None:
+    fused, modules = (
+        "model.use_transformer_engine_op_fuser",
+        value(given[FINE_MODULES]) if FINE_MODULES in given else (),
+    )
+    # megatron/core/transformer/transformer_config.py:1912, where it is not asked whether modules are offloaded at all
+    if made.features.paged_stash and (inner := [name for name in modules or () if name in EXPERTS_OWN]):
+        raise UsageError(
+            f"{FINE_MODULES}={given[FINE_MODULES]}: the paged stash holds {', '.join(inner)} already",
+            hint="leave them out",
+        )
+    # megatron/core/transformer/transformer_config.py:1849, :1917
+    if modules is None and (r.features.offload_modules or made.features.paged_stash) and FINE not in given:
+        raise UsageError(
+            f"{FINE_MODULES}={given[FINE_MODULES]}: no module is named", hint=f"say {FINE}=False in its place"
+        )
+    # megatron/core/transformer/transformer_config.py:1894
+    if modules and "fused_group_mlp" in made.features.offload_modules and fused not in given:
+        raise UsageError(
+            f"{FINE_MODULES}={given[FINE_MODULES]}: fused_group_mlp is a fused kernel's", hint=f"add {fused}=True"
         )
 
 
@@ -177,7 +201,7 @@ def _inference(_r: Recipe, _made: Recipe, given: Given) -> None:
 
 
 CHECKS: tuple[Callable[[Recipe, Recipe, Given], None], ...] = (
-    _needs, _formats, _activation, _activation_fused, _backend, _optimizer, _schedule, _profiled, _inference,
+    _needs, _formats, _activation, _activation_fused, _backend, _offloaded, _optimizer, _schedule, _profiled, _inference,
 )  # fmt: skip
 
 

@@ -530,6 +530,7 @@ def _graph(given: Given, f: Features) -> dict[str, Any]:
         if key in given:
             named = value(given[key])
             scope = tuple(str(n) for n in named) if isinstance(named, list) else (str(named),) if named else ()
+            _captures(kind, key, scope, given)
     if kind == "local" and "full_iteration" not in scope:
         raise UsageError(  # bridge/utils/cuda_graph.py:146
             f"{GRAPH}=local: Megatron Bridge captures single modules with Transformer Engine only",
@@ -543,6 +544,17 @@ def _graph(given: Given, f: Features) -> dict[str, Any]:
     if kind == "full_iteration" or "full_iteration" in scope:
         return {"cuda_graph": "full_iteration", "cuda_graph_scope": ()}
     return {"cuda_graph": kind, "cuda_graph_scope": tuple(n for n in scope if n != "full")}
+
+
+def _captures(kind: Any, key: str, modules: Sequence[str], given: Given) -> None:
+    """Raise `UsageError` for modules that graphs of this kind cannot be of (megatron/core/transformer/cuda_graph_config.py:117, :156)."""
+    if "full_iteration_inference" in modules:
+        raise UsageError(f"{key}={given[key]}: that is no graph of training", hint="leave it out")
+    if kind == "full_iteration" and set(modules) - {"full", "full_iteration"}:
+        raise UsageError(
+            f"{key}={given[key]}: the graph is of the whole iteration, and has no modules",
+            hint=f"leave {key} out" if GRAPH in given else f"add {GRAPH}=transformer_engine",
+        )
 
 
 def _optimizer_offload(given: Given, f: Features) -> dict[str, Any]:

@@ -16,6 +16,10 @@ DENSE = "llama3_8b_pretrain_config"
 MOE = "qwen3_30b_a3b_pretrain_config"
 MLA = "deepseek_v3_pretrain_config"
 LINEAR = "qwen3_next_80b_a3b_pretrain_config"
+WHOLE = "deepseek_v3_pretrain_256gpu_gb200_fp8mx_config"  # a graph of the whole iteration
+GRAPHED = "deepseek_v3_pretrain_256gpu_gb200_bf16_config"
+STASHED = "qwen3_30b_a3b_pretrain_16gpu_gb200_fp8mx_paged_stash_dev_config"
+OFFLOADED = "deepseek_v3_pretrain_64gpu_gb300_fp8mx_fsdp_config"
 QUICK = "gpt_oss_20b_pretrain_config"
 GELU = "wan_1_3b_pretrain_config"
 LOW = "nemotron_3_nano_pretrain_16gpu_h100_bf16_config"  # its optimizer is precision-aware; squared ReLU
@@ -52,6 +56,12 @@ def made(name: str, *pairs: str) -> Recipe:
         (DENSE, ("model.inference_fuse_tp_communication=True",), "do not train", "leave it out"),
         (MOE, ("model.moe_router_group_topk=2",), "num_groups is not said", "add model.moe_router_num_groups=8"),
         (DENSE, ("model.moe_router_group_topk=2",), "no experts", "leave it out"),
+        (WHOLE, ("model.cuda_graph_modules=[attn]",), "of the whole iteration", "add model.cuda_graph_impl=transformer_engine"),
+        (DENSE, ("model.cuda_graph_impl=full_iteration", "model.cuda_graph_scope=[attn]"), "of the whole", "leave model.cuda_graph_scope out"),
+        (GRAPHED, ("model.cuda_graph_scope=[full_iteration_inference]",), "no graph of training", "leave it out"),
+        (STASHED, ("model.offload_modules=[moe_act]",), "holds moe_act already", "leave them out"),
+        (OFFLOADED, ("model.offload_modules=[fused_group_mlp]",), "a fused kernel's", "add model.use_transformer_engine_op_fuser=True"),
+        (OFFLOADED, ("model.offload_modules=null",), "no module is named", "say model.fine_grained_activation_offloading=False"),
         (MOE, ("model.num_moe_experts=null",), "stand", "choose a recipe whose model is dense"),
         (MLA, ("model.moe_router_num_groups=3",), "groups are equal", "a divisor of 256"),
         (MLA, ("model.attention_output_gate=True",), "has no gate", "leave it out"),
