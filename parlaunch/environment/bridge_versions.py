@@ -20,6 +20,9 @@ Version = tuple[int, int, int]
 OLDEST: Version = (0, 3, 0)
 """The first with a script that trains a recipe by name (scripts/training/run_recipe.py)."""
 
+GRAPHED_BY_MODULE: Version = (0, 5, 0)
+"""The first that knows `cuda_graph_modules` (bridge/utils/cuda_graph.py)."""
+
 STEP_BY_NAME: Version = (0, 6, 0)
 """The first whose script finds a recipe's forward step itself; older ones take `--step_func`, or train text."""
 
@@ -61,15 +64,32 @@ def heard(version: Version | None, recipe: Recipe, layout: Layout, pairs: Sequen
 
     Hydra refuses a key that is no field of its section. Since 0.7 some models keep their sizes one level down and pass on
     what is set on them (models/gpt/model_config.py); before 0.6 data sets of pretraining have `seq_length` as a property
-    (training/config.py). `++` says such a key all the same, and both take it.
+    (training/config.py). `++` says such a key all the same, and both take it. What graphs capture has another key before 0.5.
     """
     if version is None:
         return tuple(pairs)
+    if version < GRAPHED_BY_MODULE:
+        pairs = _by_scope(pairs)
     added = _padding(version, recipe, layout)
     hidden = "model." if version >= (0, 7, 0) else "dataset.seq_length=" if version < (0, 6, 0) else None
     if hidden is None:
         return (*added, *pairs)
     return (*added, *(f"++{pair}" if pair.startswith(hidden) else pair for pair in pairs))
+
+
+IMPL, MODULES, SCOPE = (f"model.cuda_graph_{name}" for name in ("impl", "modules", "scope"))
+
+
+def _by_scope(pairs: Sequence[str]) -> tuple[str, ...]:
+    """What graphs capture under the only key that Megatron Core 0.16 has for it, where one of the whole iteration is a scope too
+    (megatron/core/transformer/transformer_config.py:776 of 0.16.1, bridge/training/config.py:1103 of 0.4.2)."""
+    said = {key: value for key, _, value in (pair.partition("=") for pair in pairs) if key in (IMPL, MODULES, SCOPE)}
+    whole = said.get(IMPL) == "full_iteration"
+    scope = "[full_iteration]" if whole else said.get(MODULES) if said.get(SCOPE) in (None, "null") else said[SCOPE]
+    kept = [pair for pair in pairs if pair.partition("=")[0] not in said]
+    kind = {IMPL: "local"} if whole else {IMPL: said[IMPL]} if IMPL in said else {}
+    named = {SCOPE: scope} if scope not in (None, "null") else {}
+    return (*kept, *(f"{key}={value}" for key, value in (kind | named).items()))
 
 
 def _padding(version: Version, recipe: Recipe, layout: Layout) -> tuple[str, ...]:

@@ -340,6 +340,26 @@ def test_each_version_is_spoken_to_as_it_wants() -> None:
     assert heard((0, 5, 1), DENSE, x, said) == (said[0], "++dataset.seq_length=8", said[2])
 
 
+@pytest.mark.parametrize(
+    ("said", "then"),
+    [
+        (("cuda_graph_impl=transformer_engine", "cuda_graph_modules=[attn]", "cuda_graph_scope=null"),
+         ("cuda_graph_impl=transformer_engine", "cuda_graph_scope=[attn]")),
+        (("cuda_graph_scope=[attn]", "cuda_graph_modules=null"), ("cuda_graph_scope=[attn]",)),
+        (("cuda_graph_impl=full_iteration", "cuda_graph_modules=[]", "cuda_graph_scope=null"),
+         ("cuda_graph_impl=local", "cuda_graph_scope=[full_iteration]")),
+        (("cuda_graph_impl=none",), ("cuda_graph_impl=none",)),
+        ((), ()),
+    ],
+)  # fmt: skip
+def test_what_graphs_capture_is_said_to_older_versions_under_their_key(
+    said: tuple[str, ...], then: tuple[str, ...]
+) -> None:
+    x, pairs = Layout(world=8), (*(f"model.{pair}" for pair in said), "train.train_iters=5")
+    assert heard((0, 4, 2), DENSE, x, pairs) == ("train.train_iters=5", *(f"model.{pair}" for pair in then))
+    assert heard((0, 5, 1), DENSE, x, pairs) == pairs
+
+
 def test_packs_of_old_versions_get_the_padding_that_context_parallelism_needs() -> None:
     packed = catalog.recipe("llama3_8b_sft_config")
     x = Layout(world=8, cp=4, tp=2)
