@@ -182,20 +182,23 @@ class Mixers(Pieces):
         seq, rows = self.o.recipe.seq_length, self.s.mbs * self.seq
         seen = self._seen(kind)
         reach = 2 * seen
-        if kind.window is not None and kind.window < seq and kind.mixer != "csa":
+        windowed = kind.window is not None and kind.window < seq and kind.mixer != "csa"
+        if windowed:
             seen, reach = min(seen + WINDOW_EDGE, seq / 2.0), seq
-        flops = 2.0 * rows * seen * heads * (qk + value)
+        each = 2.0 * rows * heads * (qk + value)  # FLOPs forward for a key that every query sees
         # A rank of a ring attends to one block at a time; where heads are exchanged, to the whole with a part of the heads.
         ring, beside = self._ring()
         span, together = int(min(seq // ring, reach)), max(1, self.s.mbs * heads // beside)
         fmt = "bf16"
         if self.o.features.fp8_attention and self.o.narrow in LOW:
             fmt = "mx" if self.o.narrow == "mx" else "fp8"
+        # In FP8 a window saves nothing backward: GPT-OSS with 128 keys takes as long as with all (cudnn-frontend, cuDNN 9.22).
+        back = seq / 2.0 if windowed and fmt != "bf16" else seen
         whole = ring > 1 or self.arch.kind == "diffusion"  # of the blocks of a ring all but one
         attention = partial(
             self.k.attention, sequence=span, head_dim=qk, value_dim=value, heads=together, fmt=fmt, whole=whole
         )
-        f, b = attention(flops=flops, backward=False), attention(flops=2.5 * flops, backward=True)
+        f, b = attention(flops=each * seen, backward=False), attention(flops=2.5 * each * back, backward=True)
         if fmt != "bf16":
             cast = self._cast_for_attention(kind, heads, qk, value)
             f, b = f + cast[0], b + cast[1]

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parlaunch.data import load
+from parlaunch.estimate.timing.collectives import Links
 from parlaunch.estimate.timing.iteration import largest
 from parlaunch.estimate.timing.kernels import Kernels
+from parlaunch.estimate.timing.layers import Layers
 from parlaunch.estimate.timing.operators import (
     STEP,
     Grid,
@@ -24,8 +26,11 @@ from parlaunch.estimate.timing.operators import (
     products,
     waves,
 )
+from parlaunch.estimate.timing.pieces import split_of
+from parlaunch.estimate.timing.software import software_of
 from parlaunch.hardware.datasheet import preset
 from parlaunch.hardware.rates import rates_of
+from tests.estimate.timing.make import features, layout, recipe
 
 AXES = ((128, 256, 512), (1024, 4096))
 shares = st.lists(st.floats(0.02, 1.0), min_size=6, max_size=6)
@@ -181,3 +186,16 @@ def test_nothing_is_said_of_attention_in_fp8_where_cudnn_has_none(machine: str, 
     product = rates_of(preset(machine)).product
     found = narrow_attention(product, "128", "fp8", sequence=8192, backward=False, whole=False)
     assert (found is not None) == there
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_in_fp8_a_window_saves_nothing_backward(narrow: bool) -> None:
+    """GPT-OSS with windows of 128 keys in half of its layers, as cuDNN 9.22 was measured on GB200 and GB300."""
+    machine = rates_of(preset("gb200-nvl72"))
+    made = recipe("openai/gpt-oss-120b", precision="fp8mx", seq_length=32768, features=features(fp8_attention=narrow))
+    layers = Layers(made, software_of(None), Kernels(machine), Links(machine))
+    assert {kind.window is None for kind in layers.kinds} == {True, False}
+    times = {kind.window is None: time for kind, time in zip(layers.kinds, layers.of(split_of(layout())), strict=True)}
+    assert times[False].forward.compute < 0.97 * times[True].forward.compute
+    shorter = times[False].backward.compute / times[True].backward.compute
+    assert shorter == pytest.approx(1.0) if narrow else shorter < 0.97
