@@ -7,39 +7,32 @@ becomes of the others, is said in `parlaunch.environment.override_keys`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from parlaunch.environment.exclusive import (
-    DISPATCHER,
     EXTERNAL,
-    FINE,
-    FINE_MODULES,
     FUSED,
     GRAPH,
-    MODULES,
-    OFFLOAD,
-    OFFLOAD_SHARE,
     PADDED,
-    SCOPE,
-    WHOLE,
     goes_with,
 )
 from parlaunch.environment.model_keys import ACTIVATION, MODEL_KEYS, activation
 from parlaunch.environment.needed import check_needed
 from parlaunch.environment.override_grammar import hydra, pairs_of, value
+from parlaunch.environment.planned_values import read
+from parlaunch.environment.user_switches import EFFECTS, NOT_EXTERNAL, features_of
 from parlaunch.environment.value_types import check_values
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
 from parlaunch.model.architecture import FOLLOWING, Architecture
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute, selective
 from parlaunch.model.precision import BRIDGE_NAMES, short_name, switched
-from parlaunch.model.recipe import Features, Recipe
+from parlaunch.model.recipe import Recipe
 from parlaunch.model.sections import OVERLAP, OVERLAP_OF_DP, PRECISION, SHARDED_DDP, places
 from parlaunch.model.stages import EMBEDDING, FIRST, LAST, LAYOUT, LOSS, PREFIX, StageWish
 from parlaunch.rules.switches import DETERMINISTIC, DROPOUTS, QUANTIZED, SHARED_OVERLAP, SPREAD, UNGROUPED
-from parlaunch.switches.graphs import layerwise
 
 PINS: Mapping[str, tuple[str, str]] = {
     "model.tensor_model_parallel_size": ("tp", "size"),
@@ -101,27 +94,6 @@ SHAPE: Mapping[str, str] = {
 }  # fmt: skip
 """Keys that change the model's shape: the field of `Architecture` has the same name; the kind of its value."""
 
-_EXPECTED = {
-    "size": "a whole number of 1 or more",
-    "size or null": "a whole number of 1 or more, or null",
-    "bool": "True or False",
-    "granularity": "full, selective or null",
-    "method": "uniform, block or null",
-    "names": "a list: [core_attn,mlp]",
-    "share": "a share between 0 and 1",
-    "text": "a word",
-    "text or null": "a word, or null",
-    "layers": "a list with 0 or 1 for each layer, or how many layers go to one with experts",
-}
-_EXAMPLE_OF = {
-    PREFIX + LAYOUT: "'Et*16|t*16L'", "model.cp_comm_type": "p2p", GRAPH: "transformer_engine", "model.cross_entropy_fusion_impl": "te",
-    "model.transformer_impl": "local", "model.hybrid_layer_pattern": "'M*M-'",
-    "model.activation_func": "squared_relu",
-}  # fmt: skip
-_EXAMPLE = {
-    "bool": "True", "granularity": "selective", "method": "uniform", "names": "[core_attn]", "share": "0.5", "layers": "[0,1,1,1]",
-}  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserOverrides:
@@ -142,8 +114,8 @@ def read_overrides(pairs: Sequence[str]) -> UserOverrides:
     fix one size differently (`model.seq_length` and `dataset.seq_length`).
     """
     given = pairs_of(pairs)
-    planned = {key: _read(key, given[key], PINS[key][1]) for key in given if key in PINS}
-    stages = {STAGES[key][0]: _read(key, given[key], STAGES[key][1]) for key in given if key in STAGES}
+    planned = {key: read(key, given[key], PINS[key][1]) for key in given if key in PINS}
+    stages = {STAGES[key][0]: read(key, given[key], STAGES[key][1]) for key in given if key in STAGES}
     return UserOverrides(
         pairs=tuple(pairs), given=given, pins=_pins(planned),
         stages=StageWish(**stages) if any(v for v in stages.values()) else None, precision=_precision(given),
@@ -154,46 +126,6 @@ def pins_from(pairs: Sequence[str]) -> dict[str, Any]:
     """The pins among a user's overrides: tp, pp, vp (1: no interleaving), cp, ep, etp, micro_batch_size,
     global_batch_size, seq_length, sequence_parallel, fsdp, frozen_language_model, frozen_encoder, recompute (a `Recompute`); absent keys are not pinned."""
     return dict(read_overrides(pairs).pins)
-
-
-def _read(key: str, text: str, kind: str) -> Any:
-    """One value of the kind. Raises `UsageError`."""
-    try:
-        return _of_kind(kind, value(text))
-    except (ValueError, KeyError, UsageError):
-        raise UsageError(
-            f"{key}={text}: {text!r} is not {_EXPECTED[kind]}",
-            hint=f"for example {key}={_EXAMPLE_OF.get(key) or _EXAMPLE.get(kind, '2')}",
-        ) from None
-
-
-def _of_kind(kind: str, found: Any) -> Any:
-    """The value as one of its kind. Raises ValueError."""
-    if kind.endswith(" or null") or kind in ("granularity", "method", "names"):
-        if found is None or (isinstance(found, str) and found.lower() in ("none", "")):
-            return None
-        kind = kind.removesuffix(" or null")
-    whole = isinstance(found, int) and not isinstance(found, bool)
-    match kind:
-        case "size" if whole and found >= 1:
-            return found
-        case "bool" if isinstance(found, bool):
-            return found
-        case "share" if (whole or isinstance(found, float)) and 0 <= found <= 1:
-            return float(found)
-        case "names" if isinstance(found, list):
-            return tuple(str(n) for n in found if str(n))
-        case "layers" if whole and found >= 1:
-            return found
-        case "layers" if isinstance(found, list) and set(found) <= {0, 1}:
-            return tuple(found)
-        case "granularity" if found in ("full", "selective"):
-            return found
-        case "method" if found in ("uniform", "block"):
-            return found
-        case "text" if isinstance(found, str) and found:
-            return found
-    raise ValueError
 
 
 def _pins(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,7 +184,7 @@ def changed(recipe: Recipe, said: UserOverrides) -> Recipe:
         recipe,
         architecture=_architecture(recipe, said.given),
         precision=_made_in(recipe, said),
-        features=_features(recipe, said.given),
+        features=features_of(recipe, said.given),
         bare=_bare(recipe, said.given),
         packing=_packing(recipe, said.given),
         unsettled=_unsettled(recipe, said.given),
@@ -289,7 +221,7 @@ def _packing(recipe: Recipe, given: Mapping[str, str]) -> str | None:
     """How samples are packed: Bridge takes one of its two ways, under names that differ by version."""
     for key in IN_BATCH:
         if key in given:
-            on = _read(key, given[key], "bool")
+            on = read(key, given[key], "bool")
             return "in_batch" if on else None if recipe.packing == "in_batch" else recipe.packing
     left = any(key in given and value(given[key]) in (None, False) for key in OFFLINE)
     return None if left and recipe.packing == "offline" else recipe.packing
@@ -299,12 +231,12 @@ def _unsettled(recipe: Recipe, given: Mapping[str, str]) -> tuple[str, ...]:
     """With what the user turns on that no feature has, and that excludes others."""
     kinds = {**dict.fromkeys((SHARED_OVERLAP, DETERMINISTIC, SPREAD), "bool"), **dict.fromkeys(DROPOUTS, "share")}
     said = {
-        name: _read(f"model.{name}", given[f"model.{name}"], kind)
+        name: read(f"model.{name}", given[f"model.{name}"], kind)
         for name, kind in kinds.items()
         if f"model.{name}" in given
     }
     if GROUPED in given:
-        said[UNGROUPED] = not _read(GROUPED, given[GROUPED], "bool")
+        said[UNGROUPED] = not read(GROUPED, given[GROUPED], "bool")
     on = dict.fromkeys((*recipe.unsettled, *said))
     return tuple(name for name in on if said.get(name, True))
 
@@ -329,14 +261,14 @@ def _bare(recipe: Recipe, given: Mapping[str, str]) -> tuple[str, ...]:
     """Sections in which a key does nothing, with what the user's own keys change of that."""
     named = (PRECISION,) if PRECISION in given else ()
     kept = [name for name in recipe.bare if name != OVERLAP_OF_DP or SHARDED_DDP not in given]
-    if SHARDED_DDP in given and OVERLAP not in recipe.bare and not _read(SHARDED_DDP, given[SHARDED_DDP], "bool"):
+    if SHARDED_DDP in given and OVERLAP not in recipe.bare and not read(SHARDED_DDP, given[SHARDED_DDP], "bool"):
         kept.append(OVERLAP_OF_DP)
     return tuple(dict.fromkeys((*kept, *named)))
 
 
 def _architecture(recipe: Recipe, given: Mapping[str, str]) -> Architecture:
     a = recipe.architecture
-    changes = {key.removeprefix("model."): _read(key, given[key], SHAPE[key]) for key in given if key in SHAPE}
+    changes = {key.removeprefix("model."): read(key, given[key], SHAPE[key]) for key in given if key in SHAPE}
     if a.hybrid_layer_pattern and changes.get("mtp_num_layers", a.mtp_num_layers) != a.mtp_num_layers:
         raise UsageError(
             f"model.mtp_num_layers={given['model.mtp_num_layers']}: a hybrid model's pattern says how it predicts further tokens",
@@ -363,7 +295,7 @@ def _architecture(recipe: Recipe, given: Mapping[str, str]) -> Architecture:
     if ACTIVATION in given:
         changes["activation_func"] = activation(given[ACTIVATION])
     if MOE_LAYERS in given:
-        freq = _read(MOE_LAYERS, given[MOE_LAYERS], "layers")
+        freq = read(MOE_LAYERS, given[MOE_LAYERS], "layers")
         layers = changes.get("num_layers", a.num_layers)
         if isinstance(freq, tuple) and len(freq) != layers:
             raise UsageError(
@@ -491,196 +423,6 @@ def _precision(given: Mapping[str, str]) -> str | None:
     if f"{PRECISION}.fp8" in given and value(given[f"{PRECISION}.fp8"]) is None:
         return "bf16"
     return None
-
-
-Given = Mapping[str, str]
-_Effect = Callable[[Given, Features], dict[str, Any]]
-
-
-def _switch(key: str, feature: str, kind: str = "bool") -> tuple[tuple[str, ...], _Effect]:
-    """One key that is one feature."""
-    return (key,), lambda given, _f: {feature: _read(key, given[key], kind)}
-
-
-def _dispatcher(given: Given, f: Features) -> dict[str, Any]:
-    kind, backend = given.get(DISPATCHER), given.get(BACKEND)
-    flexible = f.dispatcher in ("deepep", "hybridep", "ncclep")
-    named = value(kind) if kind is not None else "flex" if flexible else f.dispatcher
-    if named != "flex":
-        return {"dispatcher": named}
-    chosen = value(backend) if backend is not None else f.dispatcher if flexible else "deepep"
-    return {"dispatcher": chosen or "alltoall"}
-
-
-NOT_EXTERNAL: Mapping[str, Any] = {"external_cuda_graph": False, "cuda_graph": None, "cuda_graph_scope": ()}
-"""A recipe's features without Megatron's older switch for graphs, and so without them."""
-
-
-def _external(given: Given, f: Features) -> dict[str, Any]:
-    left = f.external_cuda_graph and not _read(EXTERNAL, given[EXTERNAL], "bool")
-    return dict(NOT_EXTERNAL) if left else {}
-
-
-def _graph(given: Given, f: Features) -> dict[str, Any]:
-    kind = _read(GRAPH, given[GRAPH], "text or null") if GRAPH in given else f.cuda_graph
-    if kind in (None, "none"):
-        return {"cuda_graph": None, "cuda_graph_scope": ()}
-    scope: tuple[str, ...] = f.cuda_graph_scope
-    for key in GRAPH_MODULES:
-        if key in given:
-            named = value(given[key])
-            scope = tuple(str(n) for n in named) if isinstance(named, list) else (str(named),) if named else ()
-            _captures(kind, key, scope, given)
-    if kind == "local" and "full_iteration" not in scope:
-        raise UsageError(  # bridge/utils/cuda_graph.py:146
-            f"{GRAPH}=local: Megatron Bridge captures single modules with Transformer Engine only",
-            hint=f"say {GRAPH}=transformer_engine, or {GRAPH}=full_iteration",
-        )
-    if kind == "transformer_engine" and "full_iteration" in scope:
-        raise UsageError(  # megatron/core/transformer/cuda_graph_config.py:109
-            f"{GRAPH}=transformer_engine: it captures single modules, and a graph of the whole iteration is named",
-            hint=f"say {GRAPH}=full_iteration",
-        )
-    if kind == "full_iteration" or "full_iteration" in scope:
-        return {"cuda_graph": "full_iteration", "cuda_graph_scope": ()}
-    return {"cuda_graph": kind, "cuda_graph_scope": tuple(n for n in scope if n != "full")}
-
-
-def _captures(kind: Any, key: str, modules: Sequence[str], given: Given) -> None:
-    """Raise `UsageError` for modules that graphs of this kind cannot be of (megatron/core/transformer/cuda_graph_config.py:117, :156)."""
-    if "full_iteration_inference" in modules:
-        raise UsageError(f"{key}={given[key]}: that is no graph of training", hint="leave it out")
-    if kind == "full_iteration" and set(modules) - {"full", "full_iteration"}:
-        raise UsageError(
-            f"{key}={given[key]}: the graph is of the whole iteration, and has no modules",
-            hint=f"leave {key} out" if GRAPH in given else f"add {GRAPH}=transformer_engine",
-        )
-
-
-def _optimizer_offload(given: Given, f: Features) -> dict[str, Any]:
-    on = _read(OFFLOAD, given[OFFLOAD], "bool") if OFFLOAD in given else f.optimizer_offload > 0
-    # Megatron Core's own share is 0: the switch alone moves nothing.
-    share = _read(OFFLOAD_SHARE, given[OFFLOAD_SHARE], "share") if OFFLOAD_SHARE in given else f.optimizer_offload
-    return {"optimizer_offload": share if on else 0.0}
-
-
-def _sharded(given: Given, f: Features) -> dict[str, Any]:
-    # Bridge switches both on where one of them is; only both together leave the optimizer whole.
-    said = [_read(key, given[key], "bool") for key in SHARDED if key in given]
-    return {"distributed_optimizer": True if any(said) else len(said) < len(SHARDED) and f.distributed_optimizer}
-
-
-def _layer_offload(given: Given, f: Features) -> dict[str, Any]:
-    on = _read(LAYERS_OFF, given[LAYERS_OFF], "bool") if LAYERS_OFF in given else f.cpu_offload_layers > 0
-    number = _read(LAYERS_OFF_NUMBER, given[LAYERS_OFF_NUMBER], "size") if LAYERS_OFF_NUMBER in given else None
-    return {"cpu_offload_layers": (number if number is not None else f.cpu_offload_layers) if on else 0}
-
-
-def _fine_offload(given: Given, f: Features) -> dict[str, Any]:
-    on = _read(FINE, given[FINE], "bool") if FINE in given else bool(f.offload_modules)
-    modules = _read(FINE_MODULES, given[FINE_MODULES], "names") if FINE_MODULES in given else f.offload_modules
-    return {"offload_modules": (modules or ()) if on else ()}
-
-
-def _targets(given: Given, f: Features) -> tuple[str, ...]:
-    return tuple(_read("peft.target_modules", given["peft.target_modules"], "names") or f.adapter_targets)
-
-
-def _cross_entropy(given: Given, f: Features) -> dict[str, Any]:
-    before = None if f.cross_entropy == "unfused" else f.cross_entropy
-    kind = _read(CROSS_KIND, given[CROSS_KIND], "text") if CROSS_KIND in given else before
-    on = _read(CROSS, given[CROSS], "bool") if CROSS in given else f.cross_entropy != "unfused"
-    return {"cross_entropy": (kind or "native") if on else "unfused"}
-
-
-def _padding(given: Given, _f: Features) -> dict[str, Any]:
-    return {"router_padding": any([_read(key, text, "bool") for key, text in given.items()])}
-
-
-def _repeatable(given: Given, _f: Features) -> dict[str, Any]:
-    key = f"model.{DETERMINISTIC}"
-    return {"cross_entropy": "unfused", "tp_overlap": False} if _read(key, given[key], "bool") else {}
-
-
-def _no_transposes(given: Given, _f: Features) -> dict[str, Any]:
-    key = "model.disable_parameter_transpose_cache"
-    return {"transpose_cache": not _read(key, given[key], "bool")}
-
-
-def _unquantized(given: Given, _f: Features) -> dict[str, Any]:
-    return {"fp8_param_gather": False} if value(given[f"{PRECISION}.fp8"]) is None else {}
-
-
-def _mixed(given: Given, _f: Features) -> dict[str, Any]:
-    named = value(given[PRECISION])
-    return switched(str(named)) if named is not None else {}
-
-
-BACKEND = "model.moe_flex_dispatcher_backend"
-GRAPH_MODULES = (SCOPE, MODULES)
-SHARDED = (SHARDED_DDP, "optimizer.use_distributed_optimizer")
-LAYERS_OFF, LAYERS_OFF_NUMBER = "model.cpu_offloading", "model.cpu_offloading_num_layers"
-CROSS, CROSS_KIND = "model.cross_entropy_loss_fusion", "model.cross_entropy_fusion_impl"
-
-EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
-    ((PRECISION,), _mixed),
-    ((f"model.{DETERMINISTIC}",), _repeatable),
-    _switch("mixed_precision.grad_reduce_in_fp32", "grad_reduce_fp32"),
-    _switch("mixed_precision.fp8_param_gather", "fp8_param_gather"),
-    _switch("mixed_precision.fp4_param_gather", "fp4_param_gather"),
-    ((DISPATCHER, BACKEND), _dispatcher),
-    _switch("comm_overlap.overlap_moe_expert_parallel_comm", "ep_overlap"),
-    _switch("comm_overlap.tp_comm_overlap", "tp_overlap"),
-    _switch("comm_overlap.overlap_param_gather_with_optimizer_step", "gather_in_step"),
-    ((EXTERNAL,), _external),
-    ((GRAPH, *GRAPH_MODULES), _graph),
-    _switch("ddp.nccl_ub", "nccl_ub"),
-    (SHARDED, _sharded),
-    _switch("optimizer.use_precision_aware_optimizer", "precision_aware_optimizer"),
-    ((f"{PRECISION}.fp8",), _unquantized),
-    (("optimizer.exp_avg_dtype",), lambda given, _f: {"moments": _dtype(given["optimizer.exp_avg_dtype"])}),
-    (("optimizer.main_params_dtype",), lambda given, _f: {"master": _dtype(given["optimizer.main_params_dtype"])}),
-    _switch("mixed_precision.fp8_dot_product_attention", "fp8_attention"),
-    _switch("model.fp8_output_proj", "fp8_output"),
-    _switch(FUSED, "fused_accumulation"),
-    _switch("model.transformer_impl", "transformer_impl", "text"),
-    _switch("model.activation_func_fp8_input_store", "fp8_activation_input"),
-    _switch("peft.dim", "adapter_rank", "size"),
-    _switch("peft.a2a_experimental", "adapter_a2a"),
-    (("peft.target_modules",), lambda given, f: {"adapter_targets": _targets(given, f)}),
-    (("peft.dropout",), lambda given, _f: {"adapter_dropout": _read("peft.dropout", given["peft.dropout"], "share") > 0}),
-    ((OFFLOAD, OFFLOAD_SHARE), _optimizer_offload),
-    ((FINE, FINE_MODULES), _fine_offload),
-    ((LAYERS_OFF, LAYERS_OFF_NUMBER), _layer_offload),
-    _switch("model.moe_router_force_load_balancing", "force_balance"),
-    _switch("model.moe_paged_stash", "paged_stash"),
-    (PADDED, _padding),
-    (("model.disable_parameter_transpose_cache",), _no_transposes),
-    ((CROSS, CROSS_KIND), _cross_entropy),
-)  # fmt: skip
-"""Keys that switch something of `Features`, together where one value is made of several keys."""
-
-
-SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8_e4m3fn"}
-"""What Bridge takes for a type of torch's, and the name of that (bridge/utils/activation_map.py:107)."""
-
-
-def _dtype(text: str) -> str:
-    named = str(value(text)).removeprefix("torch.")
-    return SHORT.get(named, named)
-
-
-def _features(recipe: Recipe, given: Given) -> Features:
-    f = recipe.features
-    if OFFLOAD in given and WHOLE in recipe.unsettled:
-        f = replace(f, optimizer_offload=1.0)  # the share that the switch turns on, or leaves off
-    if GRAPH in given and f.cuda_graph in (None, "full_iteration"):
-        f = replace(f, cuda_graph_scope=layerwise(recipe))  # what is captured where the user names a way and no modules
-    for keys, effect in EFFECTS:
-        said = {key: given[place] for key in keys for place in places(key, recipe) if place in given}
-        if said:
-            f = replace(f, **effect(said, f))
-    return f
 
 
 def planned_keys(recipe: Recipe) -> frozenset[str]:

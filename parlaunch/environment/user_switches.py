@@ -1,0 +1,220 @@
+"""A user's switches: each key, or each few that make one value, and the field of `Features` that it is planned with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from parlaunch.environment.exclusive import (
+    DISPATCHER,
+    EXTERNAL,
+    FINE,
+    FINE_MODULES,
+    FUSED,
+    GRAPH,
+    MODULES,
+    OFFLOAD,
+    OFFLOAD_SHARE,
+    PADDED,
+    SCOPE,
+    WHOLE,
+    Given,
+)
+from parlaunch.environment.override_grammar import value
+from parlaunch.environment.planned_values import read
+from parlaunch.errors import UsageError
+from parlaunch.model.precision import switched
+from parlaunch.model.recipe import Features, Recipe
+from parlaunch.model.sections import PRECISION, SHARDED_DDP, places
+from parlaunch.rules.switches import DETERMINISTIC
+from parlaunch.switches.graphs import layerwise
+
+_Effect = Callable[[Given, Features], dict[str, Any]]
+
+
+def _switch(key: str, feature: str, kind: str = "bool") -> tuple[tuple[str, ...], _Effect]:
+    """One key that is one feature."""
+    return (key,), lambda given, _f: {feature: read(key, given[key], kind)}
+
+
+def _dispatcher(given: Given, f: Features) -> dict[str, Any]:
+    kind, backend = given.get(DISPATCHER), given.get(BACKEND)
+    flexible = f.dispatcher in ("deepep", "hybridep", "ncclep")
+    named = value(kind) if kind is not None else "flex" if flexible else f.dispatcher
+    if named != "flex":
+        return {"dispatcher": named}
+    chosen = value(backend) if backend is not None else f.dispatcher if flexible else "deepep"
+    return {"dispatcher": chosen or "alltoall"}
+
+
+NOT_EXTERNAL: Mapping[str, Any] = {"external_cuda_graph": False, "cuda_graph": None, "cuda_graph_scope": ()}
+"""A recipe's features without Megatron's older switch for graphs, and so without them."""
+
+
+def _external(given: Given, f: Features) -> dict[str, Any]:
+    left = f.external_cuda_graph and not read(EXTERNAL, given[EXTERNAL], "bool")
+    return dict(NOT_EXTERNAL) if left else {}
+
+
+def _graph(given: Given, f: Features) -> dict[str, Any]:
+    kind = read(GRAPH, given[GRAPH], "text or null") if GRAPH in given else f.cuda_graph
+    if kind in (None, "none"):
+        return {"cuda_graph": None, "cuda_graph_scope": ()}
+    scope: tuple[str, ...] = f.cuda_graph_scope
+    for key in GRAPH_MODULES:
+        if key in given:
+            named = value(given[key])
+            scope = tuple(str(n) for n in named) if isinstance(named, list) else (str(named),) if named else ()
+            _captures(kind, key, scope, given)
+    if kind == "local" and "full_iteration" not in scope:
+        raise UsageError(  # bridge/utils/cuda_graph.py:146
+            f"{GRAPH}=local: Megatron Bridge captures single modules with Transformer Engine only",
+            hint=f"say {GRAPH}=transformer_engine, or {GRAPH}=full_iteration",
+        )
+    if kind == "transformer_engine" and "full_iteration" in scope:
+        raise UsageError(  # megatron/core/transformer/cuda_graph_config.py:109
+            f"{GRAPH}=transformer_engine: it captures single modules, and a graph of the whole iteration is named",
+            hint=f"say {GRAPH}=full_iteration",
+        )
+    if kind == "full_iteration" or "full_iteration" in scope:
+        return {"cuda_graph": "full_iteration", "cuda_graph_scope": ()}
+    return {"cuda_graph": kind, "cuda_graph_scope": tuple(n for n in scope if n != "full")}
+
+
+def _captures(kind: Any, key: str, modules: Sequence[str], given: Given) -> None:
+    """Raise `UsageError` for modules that graphs of this kind cannot be of (megatron/core/transformer/cuda_graph_config.py:117, :156)."""
+    if "full_iteration_inference" in modules:
+        raise UsageError(f"{key}={given[key]}: that is no graph of training", hint="leave it out")
+    if kind == "full_iteration" and set(modules) - {"full", "full_iteration"}:
+        raise UsageError(
+            f"{key}={given[key]}: the graph is of the whole iteration, and has no modules",
+            hint=f"leave {key} out" if GRAPH in given else f"add {GRAPH}=transformer_engine",
+        )
+
+
+def _optimizer_offload(given: Given, f: Features) -> dict[str, Any]:
+    on = read(OFFLOAD, given[OFFLOAD], "bool") if OFFLOAD in given else f.optimizer_offload > 0
+    # Megatron Core's own share is 0: the switch alone moves nothing.
+    share = read(OFFLOAD_SHARE, given[OFFLOAD_SHARE], "share") if OFFLOAD_SHARE in given else f.optimizer_offload
+    return {"optimizer_offload": share if on else 0.0}
+
+
+def _sharded(given: Given, f: Features) -> dict[str, Any]:
+    # Bridge switches both on where one of them is; only both together leave the optimizer whole.
+    said = [read(key, given[key], "bool") for key in SHARDED if key in given]
+    return {"distributed_optimizer": True if any(said) else len(said) < len(SHARDED) and f.distributed_optimizer}
+
+
+def _layer_offload(given: Given, f: Features) -> dict[str, Any]:
+    on = read(LAYERS_OFF, given[LAYERS_OFF], "bool") if LAYERS_OFF in given else f.cpu_offload_layers > 0
+    number = read(LAYERS_OFF_NUMBER, given[LAYERS_OFF_NUMBER], "size") if LAYERS_OFF_NUMBER in given else None
+    return {"cpu_offload_layers": (number if number is not None else f.cpu_offload_layers) if on else 0}
+
+
+def _fine_offload(given: Given, f: Features) -> dict[str, Any]:
+    on = read(FINE, given[FINE], "bool") if FINE in given else bool(f.offload_modules)
+    modules = read(FINE_MODULES, given[FINE_MODULES], "names") if FINE_MODULES in given else f.offload_modules
+    return {"offload_modules": (modules or ()) if on else ()}
+
+
+def _targets(given: Given, f: Features) -> tuple[str, ...]:
+    return tuple(read("peft.target_modules", given["peft.target_modules"], "names") or f.adapter_targets)
+
+
+def _cross_entropy(given: Given, f: Features) -> dict[str, Any]:
+    before = None if f.cross_entropy == "unfused" else f.cross_entropy
+    kind = read(CROSS_KIND, given[CROSS_KIND], "text") if CROSS_KIND in given else before
+    on = read(CROSS, given[CROSS], "bool") if CROSS in given else f.cross_entropy != "unfused"
+    return {"cross_entropy": (kind or "native") if on else "unfused"}
+
+
+def _padding(given: Given, _f: Features) -> dict[str, Any]:
+    return {"router_padding": any([read(key, text, "bool") for key, text in given.items()])}
+
+
+def _repeatable(given: Given, _f: Features) -> dict[str, Any]:
+    key = f"model.{DETERMINISTIC}"
+    return {"cross_entropy": "unfused", "tp_overlap": False} if read(key, given[key], "bool") else {}
+
+
+def _no_transposes(given: Given, _f: Features) -> dict[str, Any]:
+    key = "model.disable_parameter_transpose_cache"
+    return {"transpose_cache": not read(key, given[key], "bool")}
+
+
+def _unquantized(given: Given, _f: Features) -> dict[str, Any]:
+    return {"fp8_param_gather": False} if value(given[f"{PRECISION}.fp8"]) is None else {}
+
+
+def _mixed(given: Given, _f: Features) -> dict[str, Any]:
+    named = value(given[PRECISION])
+    return switched(str(named)) if named is not None else {}
+
+
+BACKEND = "model.moe_flex_dispatcher_backend"
+GRAPH_MODULES = (SCOPE, MODULES)
+SHARDED = (SHARDED_DDP, "optimizer.use_distributed_optimizer")
+LAYERS_OFF, LAYERS_OFF_NUMBER = "model.cpu_offloading", "model.cpu_offloading_num_layers"
+CROSS, CROSS_KIND = "model.cross_entropy_loss_fusion", "model.cross_entropy_fusion_impl"
+
+EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
+    ((PRECISION,), _mixed),
+    ((f"model.{DETERMINISTIC}",), _repeatable),
+    _switch("mixed_precision.grad_reduce_in_fp32", "grad_reduce_fp32"),
+    _switch("mixed_precision.fp8_param_gather", "fp8_param_gather"),
+    _switch("mixed_precision.fp4_param_gather", "fp4_param_gather"),
+    ((DISPATCHER, BACKEND), _dispatcher),
+    _switch("comm_overlap.overlap_moe_expert_parallel_comm", "ep_overlap"),
+    _switch("comm_overlap.tp_comm_overlap", "tp_overlap"),
+    _switch("comm_overlap.overlap_param_gather_with_optimizer_step", "gather_in_step"),
+    ((EXTERNAL,), _external),
+    ((GRAPH, *GRAPH_MODULES), _graph),
+    _switch("ddp.nccl_ub", "nccl_ub"),
+    (SHARDED, _sharded),
+    _switch("optimizer.use_precision_aware_optimizer", "precision_aware_optimizer"),
+    ((f"{PRECISION}.fp8",), _unquantized),
+    (("optimizer.exp_avg_dtype",), lambda given, _f: {"moments": _dtype(given["optimizer.exp_avg_dtype"])}),
+    (("optimizer.main_params_dtype",), lambda given, _f: {"master": _dtype(given["optimizer.main_params_dtype"])}),
+    _switch("mixed_precision.fp8_dot_product_attention", "fp8_attention"),
+    _switch("model.fp8_output_proj", "fp8_output"),
+    _switch(FUSED, "fused_accumulation"),
+    _switch("model.transformer_impl", "transformer_impl", "text"),
+    _switch("model.activation_func_fp8_input_store", "fp8_activation_input"),
+    _switch("peft.dim", "adapter_rank", "size"),
+    _switch("peft.a2a_experimental", "adapter_a2a"),
+    (("peft.target_modules",), lambda given, f: {"adapter_targets": _targets(given, f)}),
+    (("peft.dropout",), lambda given, _f: {"adapter_dropout": read("peft.dropout", given["peft.dropout"], "share") > 0}),
+    ((OFFLOAD, OFFLOAD_SHARE), _optimizer_offload),
+    ((FINE, FINE_MODULES), _fine_offload),
+    ((LAYERS_OFF, LAYERS_OFF_NUMBER), _layer_offload),
+    _switch("model.moe_router_force_load_balancing", "force_balance"),
+    _switch("model.moe_paged_stash", "paged_stash"),
+    (PADDED, _padding),
+    (("model.disable_parameter_transpose_cache",), _no_transposes),
+    ((CROSS, CROSS_KIND), _cross_entropy),
+)  # fmt: skip
+"""Keys that switch something of `Features`, together where one value is made of several keys."""
+
+
+SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8_e4m3fn"}
+"""What Bridge takes for a type of torch's, and the name of that (bridge/utils/activation_map.py:107)."""
+
+
+def _dtype(text: str) -> str:
+    named = str(value(text)).removeprefix("torch.")
+    return SHORT.get(named, named)
+
+
+def features_of(recipe: Recipe, given: Given) -> Features:
+    """The recipe's features with what the user's keys switch. Raises `UsageError` for values of the wrong kind."""
+    f = recipe.features
+    if OFFLOAD in given and WHOLE in recipe.unsettled:
+        f = replace(f, optimizer_offload=1.0)  # the share that the switch turns on, or leaves off
+    if GRAPH in given and f.cuda_graph in (None, "full_iteration"):
+        f = replace(f, cuda_graph_scope=layerwise(recipe))  # what is captured where the user names a way and no modules
+    for keys, effect in EFFECTS:
+        said = {key: given[place] for key in keys for place in places(key, recipe) if place in given}
+        if said:
+            f = replace(f, **effect(said, f))
+    return f
