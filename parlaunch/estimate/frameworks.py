@@ -23,8 +23,9 @@ BRIDGE = Framework("megatron-bridge", "megatron-bridge", "megatron", None)
 FRAMEWORKS = (
     BRIDGE,
     Framework("megatron-core", "megatron-core", "megatron-core", 0.09),
-    Framework("nemo (mlperf training v4", "megatron-bridge", "nemo-2025", None),
-    Framework("nemo (mlperf training v5.0", "megatron-bridge", "nemo-2025", None),
+    Framework("nemo (mlperf training v4", "nemo-2025", "nemo-2025", None),
+    Framework("nemo (mlperf training v5.0", "nemo-2025", "nemo-2025", None),
+    Framework("nemo 2.0", "nemo-2025", "nemo", None),
     Framework("nemo", "megatron-bridge", "nemo", None),
     Framework("megatron-lm (sc21)", "megatron-lm-2021", "megatron-lm", 0.05),
     Framework("megatron-lm", "megatron-lm-2022", "megatron-lm", 0.05),

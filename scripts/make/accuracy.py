@@ -372,10 +372,11 @@ Known reasons, most harm first:
   operation fuser), and no row says whether it did.
 - Experts' products are held against two sets of measurements and not interpolated from them: the tables of fused experts hold
   permutation and activation in one time, of kernels of inference that differ by half from one another. Where an expert has a
-  thousand tokens or more, single products with their power limit are 1.0 to 1.2 of them on H100, B200 and GB200 in 16 bits and FP8,
-  and 1.0 of the 108 that SimuMax measured with Transformer Engine on B200, weight gradients 0.9.
-- gpt-oss clamps what its experts' activation reads in steps of their own, has sinks in its attention and biases everywhere: up to
-  a tenth longer than we say.
+  thousand tokens or more, single products with their power limit are 1.0 to 1.2 of them on H100, B200 and GB200 in 16 bits and FP8.
+  Of those that SimuMax measured with Transformer Engine's four streams on B200, single ones are 1.06 in the median and two side by side
+  0.99, which is what is taken; weight gradients, one by one, 0.99.
+- gpt-oss clamps what its experts' activation reads in steps of their own, has sinks in its attention and biases everywhere: it takes
+  longer than we say.
 - Attention in FP8 is as cuDNN's own benchmarks have it (H200, GB200 and GB300, 2026): forward half as fast again and more, backward on
   Hopper slower than in 16 bits, in MXFP8 no faster, and with a window as long as without. Releases of cuDNN before them were slower, and runs of 2024 and 2025 had those.
 - Tables of Megatron Bridge name no switches. Rows of experts from 26.02 to 26.06 have what their release's own scripts say

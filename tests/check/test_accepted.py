@@ -150,7 +150,7 @@ def idle(name: str, path: tuple[Any, ...]) -> bool:
             or path in (("ada", "scan"), ("ampere", "watts_bf16"))
         )
     if name == "SOFTWARE":
-        return path[1] == "softmax_batch" and path[0] in ("megatron-bridge", "megatron-core", "internevo")
+        return path[1] == "softmax_batch" and path[0] in ("megatron-bridge", "megatron-core", "nemo-2025", "internevo")
     return (name, *path) in {
         ("_PROTOCOLS", 2, 0), ("_PROTOCOLS", 2, 1), ("_PROTOCOLS", 2, 2), ("FABRIC_SHARE", "slingshot"), ("FABRIC_SHARE", "none"), ("OPERAND_BYTES", "vector"), ("UNFUSED_SOFTMAX",),
     }  # fmt: skip

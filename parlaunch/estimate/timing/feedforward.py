@@ -23,6 +23,10 @@ CLAMPED = (16.0, 30.0)
 """Bytes an element of a gated quick-GELU's output moves beside it, forward and backward: its two inputs are clamped one after the other
 and joined, and the gradients masked and joined, each by itself (Megatron-Core fusions/fused_bias_geglu.py,
 `weighted_bias_quick_geglu_impl`: GPT-OSS, MiniMax-M3)."""
+IN_PRODUCTS = (2.1, 6.2)
+"""Bytes an element of the activation's output that the experts' products move more where activation and quantising in MXFP8 are part of
+them, forward and backward: both orientations are written; its inputs are read, and their gradients written in both (Transformer Engine
+2.15, pytorch/ops/fused/forward_grouped_mlp.py and backward: `grouped_gemm_glu_kernel`, `grouped_gemm_dglu_kernel`)."""
 UNEVEN, MOST_UNEVEN = 0.026, 0.40
 """Growth of the fullest rank's load with the experts over those that a token uses, and where it ends: dropless runs over the same
 with forced balance took 1.045 times as long for Mixtral 8x22B (4), 1.245 and 1.15 for Qwen3-235B (16) at 16k and 64k tokens
@@ -64,8 +68,10 @@ class FeedForward(Pieces):
         """A dense MLP: forward and backward."""
         a, t = self.arch, self.tokens
         width = max(1, a.ffn_hidden_size // self.s.tp)
-        f0, b0, n0 = self._linear(t, width * (2 if a.gated_linear_unit else 1), self.h, module="linear_fc1")
-        f1, b1, n1 = self._linear(t, self.h, width, module="linear_fc2")
+        f0, b0, n0 = self._linear(
+            t, width * (2 if a.gated_linear_unit else 1), self.h, module="linear_fc1", side="norm"
+        )
+        f1, b1, n1 = self._linear(t, self.h, width, module="linear_fc2", side="row")
         act, norm = self._activation(t * width), self._norm()
         compute = (f0 + f1 + act[0] + norm[0], b0 + b1 + act[1] + norm[1])
         return self._pair(compute, self._tp_exposed(self.h, pair=("linear_fc1", "linear_fc2")), n0 + n1 + 5)
@@ -84,9 +90,17 @@ class FeedForward(Pieces):
         routed = own * topk * s.etp  # tokens that reach this rank's experts when the router is balanced
         imbalance = 1.0 if self.o.features.force_balance else fullest(experts, topk, routed, s.ep)
         each = routed * imbalance / local
-        f0, b0, n0 = self._linear(each, width * gated, inner, groups=local, module="linear_fc1")
-        f1, b1, n1 = self._linear(each, inner, width, groups=local, module="linear_fc2")
+        one = self.o.features.paged_stash and self.o.narrow == "mx" and a.gated_linear_unit
+        sides = ("first", "second") if one else ("", "")
+        f0, b0, n0 = self._linear(each, width * gated, inner, groups=local, module="linear_fc1", side=sides[0])
+        f1, b1, n1 = self._linear(each, inner, width, groups=local, module="linear_fc2", side=sides[1])
         act = self._activation(routed * imbalance * width)
+        if one:
+            between = routed * imbalance * width
+            act = (
+                self.k.stream(between * IN_PRODUCTS[0], kernels=0),
+                self.k.stream(between * IN_PRODUCTS[1], kernels=0),
+            )
         router = self.k.gemm(max(1, round(own)), experts, self.h, self.o.wide)
         route = self.k.stream(own * (experts * 24.0 + self.h * 4.0), kernels=8)
         dispatcher = self.o.features.dispatcher or "alltoall"
@@ -106,8 +120,8 @@ class FeedForward(Pieces):
         shared_tp: tuple[float, float] = (0.0, 0.0)
         shared_kernels = 0
         if shared_width:
-            sf0, sb0, sn0 = self._linear(self.tokens, shared_width * gated, self.h, module="linear_fc1")
-            sf1, sb1, sn1 = self._linear(self.tokens, self.h, shared_width, module="linear_fc2")
+            sf0, sb0, sn0 = self._linear(self.tokens, shared_width * gated, self.h, module="linear_fc1", side="column")
+            sf1, sb1, sn1 = self._linear(self.tokens, self.h, shared_width, module="linear_fc2", side="row")
             sact = self._activation(self.tokens * shared_width)
             shared = (sf0 + sf1 + sact[0], sb0 + sb1 + sact[1])
             shared_tp = self._tp_exposed(self.h, pair=("linear_fc1", "linear_fc2"))

@@ -335,9 +335,12 @@ def _offload(model: _Model, layout: Layout, stage: _Stage) -> float:
     )
     tokens = layout.micro_batch_size * recipe.seq_length / (layout.cp * layout.tp)
     link = model.rates.product.c2c_bytes_per_s or model.rates.node_bytes_per_s
-    one = each * tokens * arch.hidden_size / (to_host(link, model.rates) * 0.8)
+    moved = each * tokens * arch.hidden_size
+    one = moved / (to_host(link, model.rates) * 0.8)
     f, b = stage.forward.gpu, stage.backward.gpu
-    return max(0.0, one - f) + max(0.0, one - b) + 2.0 * DP_SLOWDOWN * one
+    # Copy engines carry them, which take no multiprocessor away (Transformer Engine, pytorch/cpu_offload.py: `copy_` between pinned memory
+    # and the GPU on a stream of its own): what compute loses is the memory's bandwidth.
+    return max(0.0, one - f) + max(0.0, one - b) + 2.0 * moved / model.kernels.hbm
 
 
 def _sharded(model: _Model, layout: Layout, stage: _Stage, m: int) -> float:

@@ -154,7 +154,7 @@ class _Builder(Mixers, FeedForward):
         """Final norm, output layer over this rank's slice of the vocabulary, cross entropy."""
         vocab = max(1, padded_vocab(self.arch, self.s.tp) // self.s.tp)
         fmt = self.o.narrow if self.o.features.fp8_output and self.o.recipe.precision == "fp8mx" else self.o.wide
-        f, b, _ = self._linear(self.tokens, vocab, self.h, fmt)
+        f, b, _ = self._linear(self.tokens, vocab, self.h, fmt, side="column")
         norm = self._norm()
         older = self.software.logits_bytes
         each = (older / 2.0, older / 2.0) if older else LOSS[loss_of(self.o.recipe)]

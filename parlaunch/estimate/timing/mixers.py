@@ -85,7 +85,7 @@ class Mixers(Pieces):
         groups = max(1, kind.groups // self.s.tp)
         kv = 0 if kind.borrows_kv else 2 * groups
         gate = heads if a.attention_output_gate and not a.head_wise_attn_gate else 0
-        f0, b0, n0 = self._linear(t, (heads + kv + gate) * dim, self.h, module="linear_qkv")
+        f0, b0, n0 = self._linear(t, (heads + kv + gate) * dim, self.h, module="linear_qkv", side="norm")
         rotate, turned, n1 = self._rotated(t * (heads + groups) * dim)
         gating = self.k.stream(t * heads * dim * 6.0) if a.attention_output_gate else 0.0
         return _Inputs(
@@ -129,8 +129,8 @@ class Mixers(Pieces):
             (kv_rank + rope, self.h) if not a.q_lora_rank else (a.q_lora_rank + kv_rank + rope, a.q_lora_rank)
         )
         f0, b0, n0 = self._linear(self.region, down, self.h)
-        f1, b1, n1 = self._linear(t, heads * qk, source)
-        f2, b2, n2 = self._linear(t, heads * ((a.qk_head_dim or 128) + value), kv_rank)
+        f1, b1, n1 = self._linear(t, heads * qk, source, side="norm")
+        f2, b2, n2 = self._linear(t, heads * ((a.qk_head_dim or 128) + value), kv_rank, side="norm")
         # Two norms over the compressed vectors, the rotation, and the copies that put the two parts together.
         glue = self.k.stream(t * heads * (qk + value) * 8.0 * self.fused, kernels=6)
         up = f1 + f2 + glue
@@ -169,7 +169,7 @@ class Mixers(Pieces):
         """The projection of `width` elements of attention's output back to the model: seconds, and forward kernels."""
         a, t, tp = self.arch, self.tokens, self.s.tp
         if kind.mixer != "csa" or not (a.o_groups and a.o_lora_rank):
-            return self._linear(t, self.h, width, module="linear_proj")
+            return self._linear(t, self.h, width, module="linear_proj", side="row")
         # In two stages: every group of heads to its own rank, then all to the model.
         f3, b3, n3 = self._linear(t, a.o_lora_rank, max(1, width * tp // a.o_groups), groups=max(1, a.o_groups // tp))
         f4, b4, n4 = self._linear(t, self.h, max(1, a.o_groups * a.o_lora_rank // tp))
@@ -309,14 +309,14 @@ class Mixers(Pieces):
             dim, state = a.mamba_head_dim or 64, a.mamba_state_dim or 128
             groups = max(1, (a.mamba_num_groups or 8) // tp)
             inner, mixed = heads * dim, heads * dim + 2 * groups * state
-            f0, b0, n0 = self._linear(t, inner + mixed + heads, self.h)
+            f0, b0, n0 = self._linear(t, inner + mixed + heads, self.h, side="norm")
             chunk, passes = 256, 14.0
         else:
             heads = max(1, (a.linear_num_value_heads or 1) // tp)
             dim, state = a.linear_value_head_dim or 128, a.linear_key_head_dim or 128
             keys = max(1, (a.linear_num_key_heads or 1) // tp)
             inner, mixed = heads * dim, heads * dim + 2 * keys * state
-            f0, b0, n0 = self._linear(t, inner + mixed + 2 * heads, self.h)
+            f0, b0, n0 = self._linear(t, inner + mixed + 2 * heads, self.h, side="norm")
             chunk, passes = 64, 18.0
         # Inside a chunk as attention of `chunk` keys, between chunks as products with the state.
         flops = 2.0 * t * heads * (chunk * (dim + state) / 2.0 + 2.0 * dim * state)
@@ -327,7 +327,7 @@ class Mixers(Pieces):
             self.k.stream(t * mixed * passes + states, kernels=8),
         )
         backward = 2.5 * forward
-        f1, b1, n1 = self._linear(t, self.h, inner)
+        f1, b1, n1 = self._linear(t, self.h, inner, side="row")
         norm = self._norm()
         gate = self.k.stream(t * inner * 8.0, kernels=1)
         context = self._context(0, mixed, (0.0, 0.0)) if self.s.cp > 1 else (0.0, 0.0)

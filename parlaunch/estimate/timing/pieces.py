@@ -118,6 +118,13 @@ _QUANTISE_ONE = {"fp8cs": 5.0, "fp8ds": 3.0, "fp8sc": 3.0, "fp8mx": 3.0, "nvfp4"
 QUANTISE_KERNELS = {"fp8cs": 3, "fp8ds": 1, "fp8sc": 2, "fp8mx": 1, "nvfp4": 3}
 _ONE_SCALE = ("fp8cs", "fp8ds")
 """Formats with one scale a tensor: one orientation does for a matrix unit that takes operands in either order."""
+_BEHIND_NORM = {"fp8cs": 2.0, "fp8ds": 4.0}
+"""Bytes less where a norm stands in front of a layer, as one module with it: its kernel finds the largest value on its way (Transformer
+Engine from 2.7 on, csrc/extensions/normalization.cpp, `FUSED_NORM_AMAX_FP8`), or writes 8 bits in place of 16 with a scale that is known
+(`FULLY_FUSED`)."""
+BLOCKS = ("fp8sc", "fp8mx", "nvfp4")
+"""Formats with a scale for every block along the depth of a product: the two that an output's gradient goes into need it in an
+orientation each, and both travel (Transformer Engine, pytorch/distributed.py: `_all_gather_mxfp8`, `_all_gather_nvfp4`)."""
 
 
 def quantised_bytes(precision: str, gpu_arch: str, *, frozen: bool) -> float:
@@ -178,6 +185,7 @@ class Pieces:
         quantised = owner.narrow in LOW
         arch = owner.kernels.product.arch
         self.quantise = quantised_bytes(recipe.precision, arch, frozen=owner.frozen) if quantised else 0.0
+        self.turns = quantised and not owner.frozen and arch in NEEDS_TRANSPOSE and recipe.precision in _ONE_SCALE
         again = owner.frozen and not owner.features.transpose_cache and arch in NEEDS_TRANSPOSE
         self.transpose = TRANSPOSED if again and recipe.precision in _ONE_SCALE else 0.0
         self.quantise_kernels = QUANTISE_KERNELS.get(recipe.precision, 1) if quantised else 0
@@ -193,10 +201,13 @@ class Pieces:
         fmt: str | None = None,
         groups: int = 1,
         module: str = "",
+        side: str = "",
     ) -> tuple[float, float, int]:
         """Forward and backward seconds of `groups` linear layers [tokens, k] -> [tokens, n], and forward kernels.
 
-        `module`: Megatron's name, by which adapters choose."""
+        `module`: Megatron's name, by which adapters choose. `side`: what TP splits of it, its outputs ("column"; "norm": with the norm
+        in front as one module) or its inputs ("row"); of experts that are one operation, whether the activation is behind ("first") or in
+        front ("second"): it comes quantised out of the product before it, either way."""
         fmt = fmt or self.o.narrow
         m = max(1, round(tokens))
         gemm, fused = self.k.gemm, self.o.features.paged_stash
@@ -211,8 +222,9 @@ class Pieces:
         kernels = 1
         if fmt in LOW:
             kernels += self.quantise_kernels
-            forward += self.k.stream(self.quantise * tokens * k * groups, kernels=self.quantise_kernels)
-            backward += self.k.stream(self.quantise * tokens * n * groups, kernels=self.quantise_kernels)
+            quantised = self._quantised(tokens, n, k, "" if module in self.o.adapted else side)
+            forward += self.k.stream(quantised[0] * groups, kernels=self.quantise_kernels)
+            backward += self.k.stream(quantised[1] * groups, kernels=self.quantise_kernels)
             if self.transpose:
                 backward += self.k.stream(self.transpose * n * k * groups, kernels=groups)
         if module in self.o.adapted:
@@ -229,6 +241,23 @@ class Pieces:
             kernels += 7
         return forward, backward, kernels
 
+    def _quantised(self, tokens: float, n: int, k: int, side: str) -> tuple[float, float]:
+        """Bytes moved to quantise a layer's input, forward, and its output's gradient, backward.
+
+        With sequence parallelism a rank quantises its own part of what is gathered, the input of a layer whose outputs are split and
+        the gradient of one whose inputs are (Transformer Engine, module/layernorm_linear.py; base.py, `grad_output_preprocess`). What
+        has to be transposed as well is so behind the gather, in the backward pass (distributed.py, `_all_gather_fp8`)."""
+        column, row, precision = side in ("column", "norm"), side == "row", self.o.recipe.precision
+        each = [0.0 if side == "second" else self.quantise, 0.0 if side == "first" else self.quantise]
+        turned = 0.0
+        if self.sp > 1 and (column or row) and self.turns:
+            each[row] -= 1.0
+            turned = TRANSPOSED * tokens * (n if row else k)
+        if side == "norm" and (precision != "fp8cs" or self.software.amax_in_norm):
+            each[0] -= _BEHIND_NORM.get(precision, 0.0)
+        mine = tokens / self.sp
+        return each[0] * (mine if column else tokens) * k, each[1] * (mine if row else tokens) * n + turned
+
     def _tp_exposed(self, width: int, fmt: str | None = None, pair: tuple[str, str] = ("", "")) -> tuple[float, float]:
         """Forward and backward seconds of TP communication around a pair of column- and row-parallel layers, by the names by which
         adapters choose."""
@@ -244,16 +273,20 @@ class Pieces:
             return kept * one, one * (kept if self.o.frozen else 1 - hidden)
         # What is gathered is an operand, quantised before it travels (Transformer Engine's quantised all-gather); what is
         # scattered are sums in 16 bits.
+        fmt = fmt or self.o.narrow
+        operand = moved * OPERAND_BYTES[fmt] / 2.0
         scatter = links.gather(moved, group) + wait
-        gather = links.gather(moved * OPERAND_BYTES[fmt or self.o.narrow] / 2.0, group) + wait
+        gather = links.gather(operand, group) + wait
         if not self.o.frozen:
             # Forward: gather in front, scatter behind. Backward: the gather of the output gradient stands free, the
             # second gather of the input and the scatter of its gradient run beside the two products.
             beside = gather + scatter
+            twice = fmt in LOW and self.o.recipe.precision in BLOCKS
+            free = links.gather(2.0 * operand, group) + wait if twice else gather
             if self.o.user_buffers:
-                return beside * kept, (gather + beside) * (1 - hidden)
+                return beside * kept, (free + beside) * (1 - hidden)
             late = 0.0 if self.o.ordered else 2.0 * LATE
-            return beside, gather + min(beside, beside * (1 - hidden) + late)
+            return beside, free + min(beside, beside * (1 - hidden) + late)
         # A frozen weight's gradient needs no input gathered again, nor is there a product that the scatter could run beside.
         both = (gather + scatter) * kept
         more = self._adapted_exposed(moved, gather, scatter, kept, pair)

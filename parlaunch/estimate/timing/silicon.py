@@ -65,15 +65,15 @@ GENERATIONS: dict[str, Silicon] = {
     "ampere": Silicon(sustained_bf16=1.03, joules_bf16=1.25e-12, watts_bf16=400.0, flash_backward=0.85, epilogue=0.9),
     "ada": Silicon(sustained_bf16=0.95, flash_backward=0.82, epilogue=0.6, hbm=0.82),
     "hopper": Silicon(
-        joules_bf16=1.09e-12, joules_fp8=0.56e-12, watts_bf16=700.0, watts_fp8=700.0, flash=0.97, flash_backward=0.83, epilogue=0.6,
+        joules_bf16=1.09e-12, joules_fp8=0.57e-12, watts_bf16=700.0, watts_fp8=700.0, flash=0.97, flash_backward=0.83, epilogue=0.6,
         hbm=0.78, kernel=1.8e-6, nvlink=0.824, host=6e-6,
     ),
     "blackwell": Silicon(
-        joules_bf16=0.91e-12, joules_fp8=0.44e-12, joules_fp4=0.16e-12, watts_fp8=1200.0, flash=0.97, flash_backward=0.81,
+        joules_bf16=0.91e-12, joules_fp8=0.445e-12, joules_fp4=0.17e-12, watts_fp8=1200.0, flash=0.97, flash_backward=0.81,
         epilogue=0.3, hbm=0.79, kernel=1.8e-6, nvlink=0.802,
     ),
     "rubin": Silicon(
-        joules_bf16=0.91e-12, joules_fp8=0.44e-12, joules_fp4=0.16e-12, flash=0.97, flash_backward=0.81, epilogue=0.3,
+        joules_bf16=0.91e-12, joules_fp8=0.445e-12, joules_fp4=0.17e-12, flash=0.97, flash_backward=0.81, epilogue=0.3,
         hbm=0.86, kernel=1.8e-6, nvlink=0.802,
     ),
 }  # fmt: skip

@@ -27,6 +27,7 @@ class Software:
     p2p_overlap: bool = True  # interleaved pipelines send while they compute
     distributed_optimizer: bool = True
     fused_accumulation: bool = True  # products of weight gradients add to the main gradient themselves
+    amax_in_norm: bool = True  # norms find the largest value of what current scaling quantises (Transformer Engine 2.7)
     fused_elementwise: float = 1.0  # bytes moved by norms, activations, dropout over those of fused kernels
     softmax_batch: int = 1  # the fused softmax kernel wants this many (sequence, head) pairs, or a multiple
     dropout: bool = False  # GPT-2-era recipes drop out after attention and MLP, and inside attention
@@ -49,6 +50,8 @@ SOFTWARE: Mapping[str, Software] = {
     # Megatron Bridge over Megatron-Core and Transformer Engine.
     "megatron-bridge": Software(collective_s=5e-5),
     "megatron-core": Software(collective_s=5e-5),
+    # NeMo's containers up to 25.04, with Transformer Engine up to 2.3.
+    "nemo-2025": Software(collective_s=5e-5, amax_in_norm=False),
     # Megatron-LM with sequence parallelism and selective recompute (Korthikanti et al. 2022).
     "megatron-lm-2022": Software(
         fused_attention=False, backward_overlap=0.5, softmax_batch=4, dp_overlap=False, distributed_optimizer=False, fused_elementwise=1.1, dropout=True,

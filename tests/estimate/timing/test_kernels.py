@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parlaunch.estimate.timing import kernels
 from parlaunch.estimate.timing.kernels import OPERAND_BYTES, Kernels
 from tests.estimate.timing.make import rates
 
@@ -51,6 +54,26 @@ def test_a_part_of_a_wave_costs_more_than_its_share() -> None:
     full, spilled = kernels.gemm(128 * 108, 256, 8192, "bf16"), kernels.gemm(128 * 120, 256, 8192, "bf16")
     assert spilled / full > 1.3 * 120 / 108 or spilled / full == pytest.approx(120 / 108, rel=0.35)
     assert spilled > full
+
+
+GROUPED = (
+    (64, 512, 4096, 7168, 2.330e-3), (64, 512, 7168, 2048, 1.000e-3), (20, 1232, 3072, 5120, 0.671e-3),
+    (20, 1232, 5120, 1536, 0.433e-3), (32, 1024, 4096, 7168, 1.871e-3), (32, 1024, 7168, 2048, 1.113e-3),
+    (64, 512, 7168, 4096, 2.113e-3), (20, 1232, 5120, 3072, 0.817e-3), (20, 1232, 1536, 5120, 0.443e-3),
+    (32, 1024, 7168, 4096, 1.964e-3), (32, 1024, 2048, 7168, 0.994e-3), (40, 2460, 5120, 3072, 3.044e-3),
+)  # fmt: skip
+"""Experts, tokens of each, outputs, inputs, seconds: Transformer Engine's `general_grouped_gemm` on B200 in bf16, forward and for the
+input (SimuMax, configs/system/b200_bf16_ceperm.json)."""
+
+
+@pytest.mark.parametrize(("side_by_side", "least", "most"), [(2, 0.96, 1.02), (1, 1.05, 1.15), (4, 0.85, 0.96)])
+def test_two_experts_products_share_the_multiprocessors(
+    side_by_side: int, least: float, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "SIDE_BY_SIDE", side_by_side)
+    b200 = Kernels(rates("dgx-b200"))
+    found = [b200.gemm(m, n, k, "bf16", groups=experts) / seconds for experts, m, n, k, seconds in GROUPED]
+    assert least < median(found) < most
 
 
 def test_attention_is_less_efficient_when_short_or_narrow() -> None:
