@@ -8,6 +8,7 @@ an error names the keys.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 
 from parlaunch.environment.override_grammar import hydra, value
 from parlaunch.errors import UsageError
@@ -386,7 +387,23 @@ def _evaluation(_r: Recipe, x: Layout, given: Given) -> None:
         )
 
 
-CLASHES: tuple[Callable[[Recipe, Layout, Given], None], ...] = (_checkpoints, _beside_fsdp, _registered, _evaluation)
+def _hierarchy(_r: Recipe, x: Layout, given: Given) -> None:
+    # bridge/training/config.py:1556
+    key = "model.hierarchical_context_parallel_sizes"
+    sizes = said(given, key)
+    if isinstance(sizes, list) and all(isinstance(n, int) for n in sizes) and prod(sizes) != x.cp:
+        raise UsageError(
+            f"{key}={given[key]}: their product is CP, which is {x.cp}", hint=f"leave it out, or say --cp {prod(sizes)}"
+        )
+
+
+CLASHES: tuple[Callable[[Recipe, Layout, Given], None], ...] = (
+    _checkpoints,
+    _beside_fsdp,
+    _registered,
+    _evaluation,
+    _hierarchy,
+)
 
 
 def check_beside(recipe: Recipe, layout: Layout, given: Given) -> None:

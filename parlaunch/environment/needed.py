@@ -42,6 +42,13 @@ NEEDS: tuple[Need, ...] = (
     # bridge/training/config.py:686, :710
     Need("logger.mlflow_experiment", "logger.mlflow_run_name=NAME", "MLflow's run has no name"),
     Need("logger.comet_project", "logger.comet_experiment_name=NAME", "Comet's experiment has no name"),
+    # megatron/core/transformer/transformer_config.py:2140, bridge/training/config.py:1367, megatron/core/transformer/transformer_config.py:1689
+    Need("model.use_te_activation_func", "model.bias_activation_fusion=False", "Megatron fuses the activation with a bias, or takes another's"),
+    Need("model.restore_modelopt_state", "model.gradient_accumulation_fusion=False", "quantized models sum no gradients in products"),
+    Need(
+        "model.moe_expert_rank_capacity_factor", "model.use_transformer_engine_op_fuser=True", "HybridEP drops tokens in a fused kernel alone",
+        lambda r: r.features.paged_stash,
+    ),
     # megatron/core/transformer/transformer_config.py:1907
     Need(
         "model.moe_paged_stash", "model.moe_expert_rank_capacity_factor=1.5 model.use_transformer_engine_op_fuser=True",
@@ -63,9 +70,28 @@ def _needs(r: Recipe, _made: Recipe, given: Given) -> None:
         raise UsageError(f"{need.key}={given[need.key]}: {need.why}", hint=f"add {need.add}")
 
 
+FORMATS = (
+    (f"{PRECISION}.fp4_param_gather", "nvfp4"), ("model.fp8_output_proj", "fp8mx"),
+    (f"{PRECISION}.reuse_grad_buf_for_mxfp8_param_ag", "fp8mx"),
+)  # fmt: skip
+"""Switches of one precision alone."""
+
+
+def _widths(_r: Recipe, made: Recipe, given: Given) -> None:
+    # bridge/training/mixed_precision.py: one of them is on, and the others stay as the recipe has them
+    width = made.precision if made.precision in ("fp16", "fp32") else "bf16"
+    for kind in ("fp16", "bf16", "fp32"):
+        key = f"{PRECISION}.{kind}"
+        if isinstance(said(given, key), bool) and said(given, key) is not (kind == width):
+            raise UsageError(
+                f"{key}={given[key]}: the recipe trains in {made.precision}, and what else that sets would stand",
+                hint="say --precision bf16, fp16 or fp32 in its place",
+            )
+
+
 def _formats(_r: Recipe, made: Recipe, given: Given) -> None:
     # megatron/core/transformer/transformer_config.py:1442, :1451
-    for key, wanted in ((f"{PRECISION}.fp4_param_gather", "nvfp4"), ("model.fp8_output_proj", "fp8mx")):
+    for key, wanted in FORMATS:
         if said(given, key) is True and made.precision != wanted:
             raise UsageError(
                 f"{key}={given[key]}: that is for training in {wanted}, and this is in {made.precision}",
@@ -79,6 +105,23 @@ def _activation(_r: Recipe, made: Recipe, given: Given) -> None:
     if said(given, key) is True and not (a.gated_linear_unit and a.activation_func == "silu"):
         raise UsageError(
             f"{key}={given[key]}: only the input of SwiGLU is kept so, and {made.model} has none", hint="leave it out"
+        )
+
+
+def _lists(_r: Recipe, made: Recipe, given: Given) -> None:
+    # megatron/core/transformer/transformer_config.py:1648, bridge/training/utils/config_utils.py: one for each kind of balancing
+    kinds, losses = "model.moe_router_load_balancing_type", "model.moe_aux_loss_coeff"
+    found, of = said(given, kinds), said(given, losses)
+    if isinstance(found, list) and not (isinstance(of, list) and len(of) == len(found)):
+        raise UsageError(
+            f"{kinds}={given[kinds]}: {losses} has to be a list of as many",
+            hint=f"add {losses}=[{','.join(['0.01'] * len(found))}]",
+        )
+    key, layers = "model.no_rope_freq", made.architecture.num_layers
+    if isinstance(found := said(given, key), list) and len(found) != layers:
+        raise UsageError(
+            f"{key}={given[key]}: it speaks of {len(found)} layers, and the model has {layers}",
+            hint="a 0 or 1 for each, or a number",
         )
 
 
@@ -115,6 +158,25 @@ def _offloaded(r: Recipe, made: Recipe, given: Given) -> None:
         )
 
 
+def _aware(_r: Recipe, made: Recipe, given: Given) -> None:
+    # megatron/core/optimizer/optimizer_config.py:431, :476
+    kind, aware = "optimizer.optimizer", "optimizer.use_precision_aware_optimizer"
+    on = made.features.precision_aware_optimizer
+    if on and (named := said(given, kind)) not in (None, "adam", "adamw"):
+        raise UsageError(
+            f"{kind}={named}: the recipe's optimizer is precision-aware, which is Adam's", hint=f"add {aware}=False"
+        )
+    for key in ("optimizer.exp_avg_sq_dtype", "optimizer.main_grads_dtype"):
+        if (
+            not on
+            and said(given, key) is not None
+            and str(said(given, key)).removeprefix("torch.") not in ("float32", "fp32")
+        ):
+            raise UsageError(
+                f"{key}={given[key]}: only the precision-aware optimizer keeps it so", hint=f"add {aware}=True"
+            )
+
+
 def _optimizer(_r: Recipe, made: Recipe, given: Given) -> None:
     own, sharded = "optimizer.use_distributed_optimizer", "ddp.use_distributed_optimizer"
     if said(given, own) is not False or said(given, sharded) is False:
@@ -135,10 +197,15 @@ def _optimizer(_r: Recipe, made: Recipe, given: Given) -> None:
 def _activation_fused(_r: Recipe, made: Recipe, given: Given) -> None:
     # megatron/core/transformer/transformer_config.py:2120
     fused, a = "model.bias_activation_fusion", made.architecture
-    if said(given, fused) is False or a.gated_linear_unit:
+    if said(given, fused) is False:
         return
+    if said(given, "model.glu_linear_offset") not in (None, 0) and a.activation_func != "quick_gelu":
+        raise UsageError(
+            f"model.glu_linear_offset={given['model.glu_linear_offset']}: {a.activation_func} is fused without one",
+            hint=f"add {fused}=False",
+        )
     for key, kind in (("model.gated_linear_unit", "quick_gelu"), ("model.add_bias_linear", "gelu")):
-        if said(given, key) is False and a.activation_func == kind:
+        if said(given, key) is False and a.activation_func == kind and not a.gated_linear_unit:
             raise UsageError(
                 f"{key}={given[key]}: {kind} is fused with a bias that is not there then", hint=f"add {fused}=False"
             )
@@ -201,7 +268,7 @@ def _inference(_r: Recipe, _made: Recipe, given: Given) -> None:
 
 
 CHECKS: tuple[Callable[[Recipe, Recipe, Given], None], ...] = (
-    _needs, _formats, _activation, _activation_fused, _backend, _offloaded, _optimizer, _schedule, _profiled, _inference,
+    _needs, _widths, _formats, _lists, _aware, _activation, _activation_fused, _backend, _offloaded, _optimizer, _schedule, _profiled, _inference,
 )  # fmt: skip
 
 

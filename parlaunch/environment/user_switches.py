@@ -147,6 +147,12 @@ def _unquantized(given: Given, _f: Features) -> dict[str, Any]:
     return {"fp8_param_gather": False} if value(given[f"{PRECISION}.fp8"]) is None else {}
 
 
+def _fp8_attention(given: Given, f: Features) -> dict[str, Any]:
+    # Where recipes have it on, it is by the first.
+    on = any([read(key, text, "bool") for key, text in given.items()])
+    return {"fp8_attention": on or (f.fp8_attention and FP8_ATTENTION[0] not in given)}
+
+
 def _mixed(given: Given, _f: Features) -> dict[str, Any]:
     named = value(given[PRECISION])
     return switched(str(named)) if named is not None else {}
@@ -155,6 +161,7 @@ def _mixed(given: Given, _f: Features) -> dict[str, Any]:
 BACKEND = "model.moe_flex_dispatcher_backend"
 GRAPH_MODULES = (SCOPE, MODULES)
 SHARDED = (SHARDED_DDP, "optimizer.use_distributed_optimizer")
+FP8_ATTENTION = (f"{PRECISION}.fp8_dot_product_attention", f"{PRECISION}.fp8_multi_head_attention")
 LAYERS_OFF, LAYERS_OFF_NUMBER = "model.cpu_offloading", "model.cpu_offloading_num_layers"
 CROSS, CROSS_KIND = "model.cross_entropy_loss_fusion", "model.cross_entropy_fusion_impl"
 
@@ -176,7 +183,7 @@ EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
     ((f"{PRECISION}.fp8",), _unquantized),
     (("optimizer.exp_avg_dtype",), lambda given, _f: {"moments": _dtype(given["optimizer.exp_avg_dtype"])}),
     (("optimizer.main_params_dtype",), lambda given, _f: {"master": _dtype(given["optimizer.main_params_dtype"])}),
-    _switch("mixed_precision.fp8_dot_product_attention", "fp8_attention"),
+    (FP8_ATTENTION, _fp8_attention),
     _switch("model.fp8_output_proj", "fp8_output"),
     _switch(FUSED, "fused_accumulation"),
     _switch("model.transformer_impl", "transformer_impl", "text"),

@@ -164,6 +164,7 @@ def test_what_excludes_another_key_is_an_error_that_says_which(
         (("validation.eval_global_batch_size=7",), False, "7 samples", "say validation.eval_global_batch_size=16"),
         (("validation.eval_micro_batch_size=3",), False, "micro batch 3", "say validation.eval_global_batch_size=480"),
         (("dist.eval_context_parallel_size=3",), False, "does not divide", "validation has CP 1"),
+        (("model.hierarchical_context_parallel_sizes=[2,2]",), False, "their product is CP, which is 1", "--cp 4"),
     ],
 )
 def test_what_a_layout_excludes_is_an_error(pairs: tuple[str, ...], fsdp: bool, said: str, hint: str) -> None:

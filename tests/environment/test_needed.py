@@ -62,6 +62,16 @@ def made(name: str, *pairs: str) -> Recipe:
         (STASHED, ("model.offload_modules=[moe_act]",), "holds moe_act already", "leave them out"),
         (OFFLOADED, ("model.offload_modules=[fused_group_mlp]",), "a fused kernel's", "add model.use_transformer_engine_op_fuser=True"),
         (OFFLOADED, ("model.offload_modules=null",), "no module is named", "say model.fine_grained_activation_offloading=False"),
+        (DENSE, ("mixed_precision.fp16=True",), "what else that sets", "say --precision bf16, fp16 or fp32"),
+        (DENSE, ("mixed_precision.bf16=False",), "what else that sets", "say --precision bf16, fp16 or fp32"),
+        (MOE, ("mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=True",), "in fp8mx", "--precision fp8mx"),
+        (DENSE, ("model.use_te_activation_func=True",), "another's", "add model.bias_activation_fusion=False"),
+        (DENSE, ("model.glu_linear_offset=1.0",), "without one", "add model.bias_activation_fusion=False"),
+        (MOE, ("model.moe_expert_rank_capacity_factor=1.5",), "fused kernel", "add model.use_transformer_engine_op_fuser=True"),
+        (MOE, ("model.moe_router_load_balancing_type=[aux_loss,seq_aux_loss]",), "as many", "add model.moe_aux_loss_coeff=[0.01,0.01]"),
+        (DENSE, ("model.no_rope_freq=[1]",), "speaks of 1 layers", "a 0 or 1 for each"),
+        (LOW, ("optimizer.optimizer=sgd",), "which is Adam's", "add optimizer.use_precision_aware_optimizer=False"),
+        (DENSE, ("optimizer.exp_avg_sq_dtype=bf16",), "keeps it so", "add optimizer.use_precision_aware_optimizer=True"),
         (MOE, ("model.num_moe_experts=null",), "stand", "choose a recipe whose model is dense"),
         (MLA, ("model.moe_router_num_groups=3",), "groups are equal", "a divisor of 256"),
         (MLA, ("model.attention_output_gate=True",), "has no gate", "leave it out"),
@@ -159,3 +169,11 @@ def test_a_kind_of_fused_loss_does_not_fuse_it() -> None:
     assert made(GELU, "model.cross_entropy_fusion_impl=te").features.cross_entropy == "unfused"
     both = made(GELU, "model.cross_entropy_fusion_impl=te", "model.cross_entropy_loss_fusion=True")
     assert both.features.cross_entropy == "te"
+
+
+def test_attention_in_fp8_has_two_switches() -> None:
+    for name in ("fp8_dot_product_attention", "fp8_multi_head_attention"):
+        assert made(MOE, f"mixed_precision.{name}=True").features.fp8_attention
+    recipe = next(r for r in map(catalog.recipe, catalog.recipe_names()) if r.features.fp8_attention)
+    assert made(recipe.name, "mixed_precision.fp8_multi_head_attention=False").features.fp8_attention
+    assert not made(recipe.name, "mixed_precision.fp8_dot_product_attention=False").features.fp8_attention
