@@ -428,6 +428,9 @@ def test_megatron_bridge_builds_what_is_planned(tmp_path: Path) -> None:
     said = fuzz(python, "--hub", str(tmp_path), "--cases", "400", "--seed", "5", script="bridge.py")
     compared = int(said.split("s: ")[1].split()[0])
     assert compared > 200, said
+    few = ("--only", "qwen3_30b_a3b_pretrain_config", "--kinds", "planned", "--share", "0.3", "--jobs", "1")
+    said = fuzz(python, "--hub", str(tmp_path), *few, script="keys.py")
+    assert " 0 wrong" in said, said
 
 
 def bridge_python() -> str:
