@@ -125,8 +125,8 @@ def _bus(row: Mapping[str, Any]) -> float:
 
 FEWEST = 3
 """Runs of different models or layouts that it takes to tell a machine from what the estimate misses of single runs."""
-WORSE = 0.2
-"""Share of the rows that may come off worse when they are left out: of four, none."""
+LEAST = 0.005
+"""A smaller change of a logarithm is none."""
 
 
 def from_runs(
@@ -135,21 +135,23 @@ def from_runs(
     """A machine file from measured runs of one machine; of rows from several kinds of GPU only those on `gpu`, or else on the
     GPU that is `here`. Raises `UsageError` when none can be used.
 
-    The values that make the predictions of all rows likeliest, given how far each may be from the data sheet's: with few
-    rows they move little, and a value that no row depends on stays as it is and is left out. Nothing is changed, and `fit` says
-    why, unless the rows are likelier with changed values than by the tables, still so without any one of them, and predicted
-    better from the others: every recipe (where there is one alone, every run) is left out in turn. `doubtful`: changed all the
-    same, to see what the rows would make of the values.
+    The changes of the tables' values that make all rows likeliest, times how sure the rows are that the machine is another than its
+    tables have it: with few rows values move little, and one that no row depends on stays as it is and is left out. A row far from
+    what the others say counts little. Nothing is changed, and `fit` says why, where the runs are too few or that share of the
+    changes is too small to tell, and where every recipe (where there is one alone, every run) left out in turn is predicted no
+    better from the others. `doubtful`: changed all the same, and by all of it, to see what the rows would make of the values.
     """
     timed, skipped = _usable(rows, gpu, here)
     name = timed[0].run.rates.product.name
     fit = Fit(timed)
     before = [abs(exp(r) - 1) for r in fit.tables]
     kind, left = fit.left_out()
-    reason = None if doubtful else _refusal(fit, before, kind, left)
-    logs = fit.still if reason else fit.settle()
+    logs, sure = fit.settle(doubtful=doubtful)
+    reason = None if doubtful else _refusal(fit, before, logs, kind, left)
+    if reason:
+        logs = fit.still
     after = [abs(exp(r) - 1) for r in fit.residuals(logs)]
-    moved = {key: fit.start[key] * exp(change) for key, change in logs.items() if abs(change) > 0.005}
+    moved = {key: fit.start[key] * exp(change) for key, change in logs.items() if abs(change) > LEAST}
     return machine_file(
         name,
         moved,
@@ -159,6 +161,7 @@ def from_runs(
             "recipes": len({t.recipe for t in timed}),
             "mean_error_before": round(fmean(before), 4),
             "mean_error_after": round(fmean(after), 4),
+            "sure": round(sure, 3),
             "left_out": None
             if left is None
             else {"by": kind, "before": round(fmean(before), 4), "after": round(fmean(left), 4)},
@@ -168,23 +171,24 @@ def from_runs(
     )
 
 
-def _refusal(fit: Fit, before: Sequence[float], kind: str, left: Sequence[float] | None) -> str | None:
+def _refusal(
+    fit: Fit, before: Sequence[float], logs: Mapping[str, float], kind: str, left: Sequence[float] | None
+) -> str | None:
     """Why the rows do not say that the machine is another than its tables have it; None when they do."""
     if fit.different < FEWEST or left is None:
         return (
             f"{fit.different} run{'s' * (fit.different != 1)} of different models or layouts may be what estimates miss of "
             f"single ones; {FEWEST} are the least"
         )
-    if not fit.evident():
+    if all(abs(change) <= LEAST for change in logs.values()):
         return (
-            f"these runs are off by {fmean(before):.1%}, which is as likely what estimates miss of single runs as it is the "
-            "machine; more runs of other models may tell"
+            f"these runs are off by {fmean(before):.1%}, which is likelier what estimates miss of single runs than the machine; "
+            "more runs of other models may tell"
         )
-    worse = sum(new > old for old, new in zip(before, left, strict=True))
-    if worse > WORSE * len(left) or fmean(left) >= fmean(before):
+    if fmean(left) >= fmean(before):
         return (
-            f"each {kind} predicted from the others is off by {fmean(left):.1%}, by the tables {fmean(before):.1%} "
-            f"({worse} of {len(left)} come off worse); more runs of other models may tell"
+            f"each {kind} predicted from the others is off by {fmean(left):.1%}, by the tables {fmean(before):.1%}; "
+            "more runs of other models may tell"
         )
     return None
 
@@ -203,7 +207,7 @@ def _usable(rows: Sequence[Mapping[str, Any]], gpu: str | None, here: str | None
         estimate = estimate_time(run.recipe, run.layout, run.rates)
         seconds = measured_seconds(run, estimate)
         if seconds is not None and not run.oom:
-            timed.append(Observed(run, seconds, estimate.error_band))
+            timed.append(Observed(run, seconds))
     if not timed:
         raise UsageError(
             "no row with a measured time can be used",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from math import exp, inf, log, log1p
-from statistics import median
+from math import exp, inf, log
 
 from parlaunch.check.machine_file import PEAK_SHARES, SHARES
 from parlaunch.check.measured import Run
@@ -20,37 +18,32 @@ from parlaunch.frozen import dataclass
 from parlaunch.hardware.rates import Rates
 
 PRIOR = {
-    "gemm_bf16": 0.04, "gemm_fp8": 0.03, "gemm_fp4": 0.04, "hbm": 0.02, "flash": 0.03, "flash_backward": 0.02, "host": 0.06,
-    "nvlink_bus_bytes_per_s": 0.04, "fabric_bus_bytes_per_s": 0.08,
+    "gemm_bf16": 0.08, "gemm_fp8": 0.06, "gemm_fp4": 0.08, "hbm": 0.04, "flash": 0.06, "flash_backward": 0.04, "host": 0.12,
+    "nvlink_bus_bytes_per_s": 0.08, "fabric_bus_bytes_per_s": 0.16,
 }  # fmt: skip
-"""How far a value alone may be from the tables', as the standard deviation of its logarithm where the band is `USUAL`."""
-TOGETHER = {name: 0.03 if name.endswith("bytes_per_s") else 0.05 for name in PRIOR if name != "host"}
+"""How far a value alone may be from the tables' on a machine that is another than they have it, as the standard deviation of its
+logarithm."""
+TOGETHER = {name: 0.06 if name.endswith("bytes_per_s") else 0.1 for name in PRIOR if name != "host"}
 """The same for what moves all of them alike: clocks, power limits and old software slow the whole machine down."""
-USUAL = 0.08
-"""Error band of an estimate (`Estimate.error_band`) for which these deviations are; those of wider bands are wider."""
-FASTER = 0.3
-"""Share of the deviations for a machine that is faster than its tables: they are of machines that run well, and more can
-slow a machine down than speed it up. Of the published sites those that are slower are so by 12 % (root mean square), those
-that are faster by 3 %."""
-WIDER = (1.0, 2.0, 4.0)
-"""Shares of the deviations for a machine that is slower: few are far from the tables, twice as far half as many."""
-MISSES = {"model": 0.03, "layout": 0.06, "run": 0.04}
+AS_TABLES = 0.9
+"""Share of machines that are as their tables have them, before any run is known: of 27 published sites with three runs or more, 25 are
+within 10 % of them on average."""
+MISSES = {"model": 0.03, "layout": 0.03, "run": 0.03}
 """Standard deviation of the logarithm of a measured time beside what the machine explains, in parts: what the estimate misses
-of all runs of a model and task alike, of all with one layout, and of a single run. The likeliest for the published runs of
-`validation/` by sites; many runs of one model say less than as many models. They grow as the root of the band."""
-TAILS = 6.0
-"""Degrees of freedom of these errors' distribution (Student's): one may be several deviations."""
-OUTLIER = 2.0
-"""Rows whose residual is more than this many deviations weigh less, so that none decides alone."""
+of all runs of a model and task alike, of all with one layout, and of a single run. Many runs of one model say less than as many
+models. Of 0.02, 0.03 and 0.04, with the deviations above halved, as they are, and half as wide again, 0.03 predicts a site's
+other runs from four best whichever source is left out of the comparison."""
+ASTRAY, FAR = 0.1, 6.0
+"""Share of runs that are off by something else (another software, a sick node), and how many times as far: the likeliest for fours of
+published runs of a site."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A run on the machine that the tables describe, how long it took, and the band of its estimate."""
+    """A run on the machine that the tables describe, and how long it took."""
 
     run: Run
     seconds: float
-    band: float
 
     @property
     def model(self) -> tuple[object, ...]:
@@ -83,8 +76,6 @@ class Fit:
         self.start = _start(timed[0].run.rates)
         self.still = dict.fromkeys(self.start, 0.0)
         self.everything = range(len(timed))
-        self.scales = [(t.band / USUAL) ** 0.5 for t in timed]
-        self.width = median(t.band for t in timed) / USUAL
         moved = {name: self.residuals(self.still | {name: STEP}) for name in self.start}
         slopes = {name: [(to - at) / STEP for to, at in zip(moved[name], self.tables, strict=True)] for name in moved}
         self.names = [name for name, every in slopes.items() if max(map(abs, every)) > FELT]
@@ -114,115 +105,82 @@ class Fit:
     @cached_property
     def _precision(self) -> list[list[float]]:
         """Inverse covariance of the changes before any row is known."""
-        own = [(self.width * PRIOR[name]) ** 2 for name in self.names]
-        common = [self.width * TOGETHER.get(name, 0.0) for name in self.names]
+        own = [PRIOR[name] ** 2 for name in self.names]
+        common = [TOGETHER.get(name, 0.0) for name in self.names]
         sums = joined(
             [Sums.of([*unit(i, len(own)), c], v) for i, (v, c) in enumerate(zip(own, common, strict=True))], 1.0
         )
         return [row[:-1] for row in sums.products[:-1]]
 
-    def _deviation(self, i: int) -> float:
-        """Of a row's residual, beside what the machine explains."""
-        return float(self.scales[i] * sum(miss**2 for miss in MISSES.values()) ** 0.5)
-
-    def _own(self, weights: Sequence[float]) -> list[float]:
-        """The variance of each row alone; one that weighs less has a larger one."""
-        return [
-            (MISSES["run"] * self.scales[i]) ** 2 + self._deviation(i) ** 2 * (1 / weight - 1)
-            for i, weight in enumerate(weights)
-        ]
-
-    def _layouts(self, rows: Sequence[int], residuals: Sequence[float], own: Sequence[float]) -> _ByModel:
-        """What these rows say, by model and layout."""
+    def _sums(self, rows: Iterable[int], view: _View) -> Sums:
+        """What these rows say, with what those of a layout and those of a model share."""
         models: dict[object, dict[object, list[Sums]]] = {}
         for i in rows:
             alike = models.setdefault(self.timed[i].model, {}).setdefault(self.timed[i].layout, [])
-            alike.append(Sums.of([*self._slopes[i], residuals[i], self.scales[i]], own[i]))
-        return {
-            model: {layout: joined(alike, MISSES["layout"]) for layout, alike in layouts.items()}
-            for model, layouts in models.items()
-        }
+            alike.append(Sums.of([*self._slopes[i], view.residuals[i], 1.0], view.own[i]))
+        return joined(
+            [
+                joined([joined(alike, MISSES["layout"]) for alike in layouts.values()], MISSES["model"])
+                for layouts in models.values()
+            ],
+            0.0,
+        )
 
-    def _sums(self, rows: Sequence[int], residuals: Sequence[float], own: Sequence[float]) -> Sums:
-        """What these rows say, with what those of a layout and those of a model share."""
-        models = self._layouts(rows, residuals, own)
-        return joined([joined(layouts.values(), MISSES["model"]) for layouts in models.values()], 0.0)
-
-    def _likeliest(self, sums: Sums, share: float) -> tuple[list[float], float, float]:
-        """The changes, by how much they lower the sum of squares, and the logarithm of what they cost in prior. `share`: of the
-        prior's deviations."""
+    def _likeliest(self, sums: Sums) -> tuple[list[float], float]:
+        """The changes, and the logarithm of how much likelier the rows are with them: of marginal likelihoods, in which a prior
+        costs what it does not explain."""
         n = len(self.names)
-        prior = [[value / share**2 for value in row] for row in self._precision]
         matrix = [
             [a + b for a, b in zip(row[:n], more, strict=True)]
-            for row, more in zip(sums.products[:n], prior, strict=True)
+            for row, more in zip(sums.products[:n], self._precision, strict=True)
         ]
         right = [-row[n] for row in sums.products[:n]]
         factor = cholesky(matrix)
         change = solve(factor, right)
-        return change, dot(right, change), log_determinant(factor) - log_determinant(cholesky(prior))
-
-    def _evidence(self, sums: Sums, rows: int, share: float = 1.0) -> float:
-        """By how much, as a logarithm, so many rows are likelier with changed values than by the tables: marginal likelihoods,
-        in which a freer prior costs what it does not explain."""
-        _, less, cost = self._likeliest(sums, share)
-        squares = sums.products[len(self.names)][len(self.names)]
-        gain = log1p(squares / TAILS) - log1p((squares - less) / TAILS)
-        return (TAILS + rows) / 2 * gain - cost / 2
+        likelier = dot(right, change) + log_determinant(cholesky(self._precision)) - log_determinant(factor)
+        return change, likelier / 2
 
     @cached_property
-    def _by_tables(self) -> _ByModel:
-        return self._layouts(self.everything, self.tables, self._own([1.0] * len(self.timed)))
-
-    def evident(self) -> bool:
-        """Whether the rows are likelier with changed values, all of them and without any one layout's too."""
-        count: Counter[object] = Counter(timed.layout for timed in self.timed)
-        models = {model: joined(layouts.values(), MISSES["model"]) for model, layouts in self._by_tables.items()}
-        for model, layouts in self._by_tables.items():
-            for out in layouts:
-                left = [sums for layout, sums in layouts.items() if layout != out]
-                rest = [sums for other, sums in models.items() if other != model]
-                rest += [joined(left, MISSES["model"])] if left else []
-                if self._evidence(joined(rest, 0.0), len(self.timed) - count[out]) <= 0:
-                    return False
-        return self._evidence(joined(models.values(), 0.0), len(self.timed)) > 0
-
-    @cached_property
-    def _share(self) -> float:
-        """Of the prior's deviations: wider where the rows call for it by more than they are the less likely for it."""
-        if median(self.tables) > 0:
-            return FASTER
-        models = [joined(layouts.values(), MISSES["model"]) for layouts in self._by_tables.values()]
-        sums = joined(models, 0.0)
-        return max(WIDER, key=lambda share: self._evidence(sums, len(self.timed), share) - log(share))
-
-    def settle(self) -> dict[str, float]:
-        """The likeliest changes."""
-        return self._settled(exact=True)[0]
-
-    def _settled(self, *, exact: bool) -> tuple[dict[str, float], list[float]]:
-        """The likeliest changes and the variance of each row alone; not `exact`: as far as slopes tell, which costs no estimates.
+    def _views(self) -> tuple[_View, _View]:
+        """The rows beside a machine as the tables have it, and beside one that is another.
 
         Gauss-Newton on residuals over their covariance and changes over their prior: the times are nearly linear in the
-        logarithms, so the tables' slopes do and a few rounds settle it. A row far from what the others make likely weighs less
-        each round (Huber's weights).
+        logarithms, so the tables' slopes do and a few rounds settle it. Each round a row far from what the others make likely
+        weighs less, as it is the likelier to be astray.
         """
-        logs, here, own = self.still, self.tables, self._own([1.0] * len(self.timed))
+        as_tables, other = _View.of(self.tables, self.tables), _View.of([0.0] * len(self.tables), self.tables)
         for _ in range(ROUNDS):
+            logs = self._kept(self._likeliest(self._sums(self.everything, other))[0])
+            here = self.residuals(logs)
             moved = [r - dot(slopes, list(logs.values())) for r, slopes in zip(here, self._slopes, strict=True)]
-            change, _, _ = self._likeliest(self._sums(self.everything, moved, own), self._share)
-            logs = {name: min(c, self._most(name)) for name, c in zip(self.names, change, strict=True)}
-            here = self.residuals(logs) if exact else self._linear(logs)
-            own = self._own([min(1.0, OUTLIER * self._deviation(i) / max(abs(r), 1e-9)) for i, r in enumerate(here)])
-        return logs, own
+            other = _View.of(here, moved)
+        return as_tables, other
 
-    def _linear(self, logs: Mapping[str, float]) -> list[float]:
-        """The residuals as the slopes have them."""
-        return [at + dot(slopes, list(logs.values())) for at, slopes in zip(self.tables, self._slopes, strict=True)]
+    def _believed(self, rows: Sequence[int]) -> tuple[dict[str, float], float]:
+        """The changes that these rows make likeliest if the machine is another than its tables have it, and how sure it is that
+        it is."""
+        as_tables, other = self._views
+        by_tables, by_other = self._sums(rows, as_tables), self._sums(rows, other)
+        change, likelier = self._likeliest(by_other)
+        n = len(self.names)
+        for sums, view, sign in ((by_tables, as_tables, -1), (by_other, other, 1)):
+            alone = sum(view.costs[i] for i in rows) - (sums.products[n][n] + sums.log_determinant) / 2
+            likelier += sign * alone
+        odds = (1 - AS_TABLES) / AS_TABLES * exp(max(-50.0, min(50.0, likelier)))
+        return self._kept(change), odds / (1 + odds)
 
-    def _most(self, name: str) -> float:
-        """The change at which a share of the peak is 1."""
-        return max(0.0, -log(self.start[name])) if name in PEAK_SHARES else inf
+    def _kept(self, change: Sequence[float]) -> dict[str, float]:
+        """The changes by name, none beyond the one at which a share of the peak is 1."""
+        return {
+            name: min(c, max(0.0, -log(self.start[name])) if name in PEAK_SHARES else inf)
+            for name, c in zip(self.names, change, strict=True)
+        }
+
+    def settle(self, *, doubtful: bool = False) -> tuple[dict[str, float], float]:
+        """The changes to expect, and how sure the rows are that there are any: what they make likeliest times that, `doubtful`:
+        all of it."""
+        logs, sure = self._believed(self.everything)
+        return {name: change * (1.0 if doubtful else sure) for name, change in logs.items()}, sure
 
     def left_out(self) -> tuple[str, list[float] | None]:
         """What is left out in turn, and the relative error of each row predicted without it; None where there is one alone."""
@@ -230,25 +188,50 @@ class Fit:
         keys = [t.recipe if kind == "recipe" else t.layout for t in self.timed]
         if len(set(keys)) < 2:
             return kind, None
-        _, own = self._settled(exact=False)
         errors: dict[int, float] = {}
         for fold in set(keys):
-            rows = [i for i in self.everything if keys[i] != fold]
-            change, _, _ = self._likeliest(self._sums(rows, self.tables, own), self._share)
-            logs = {name: min(c, self._most(name)) for name, c in zip(self.names, change, strict=True)}
+            logs, sure = self._believed([i for i in self.everything if keys[i] != fold])
             out = [i for i in self.everything if keys[i] == fold]
-            errors |= {i: abs(exp(self._residual(self.timed[i], logs)) - 1) for i in out}
+            less = {name: change * sure for name, change in logs.items()}
+            errors |= {i: abs(exp(self._residual(self.timed[i], less)) - 1) for i in out}
         return kind, [errors[i] for i in self.everything]
 
 
-_ByModel = dict[object, dict[object, Sums]]
+@dataclass(frozen=True, slots=True)
+class _View:
+    """The rows, beside what one supposition on the machine explains of them."""
+
+    residuals: list[float]  # brought back to the tables' values along the slopes
+    own: list[float]  # the variance of each alone
+    costs: list[float]  # what the two kinds of runs that each may be of cost its likelihood: a logarithm
+
+    @staticmethod
+    def of(unexplained: Sequence[float], residuals: Sequence[float]) -> _View:
+        """By what the machine leaves of each row."""
+        astray = [_astray(r) for r in unexplained]
+        own = [MISSES["run"] ** 2 / (1 - q + q / FAR**2) for q in astray]
+        return _View(list(residuals), own, [_cost(q, v) for q, v in zip(astray, own, strict=True)])
+
+
+def _astray(residual: float) -> float:
+    """How probable it is that a run so far from what the machine explains is off by something else."""
+    squares = residual**2 / sum(miss**2 for miss in MISSES.values())
+    odds = ASTRAY / (1 - ASTRAY) / FAR * exp(min(50.0, squares * (1 - 1 / FAR**2) / 2))
+    return odds / (1 + odds)
+
+
+def _cost(astray: float, variance: float) -> float:
+    """The bound of variational inference, less what the row's variance alone already costs."""
+    kinds = ((astray, ASTRAY), (1 - astray, 1 - ASTRAY))
+    mixed = sum(q * log(p / q) for q, p in kinds if q > 0)
+    return mixed + log(variance / MISSES["run"] ** 2) / 2 - astray * log(FAR)
 
 
 def _start(rates: Rates) -> dict[str, float]:
     silicon, kernels, links = silicon_of(rates), Kernels(rates), Links(rates)
     start = {name: float(getattr(silicon, name)) for name in PRIOR if hasattr(silicon, name)}
     start |= {name: kernels.reached(fmt) for fmt, name in SHARES.items() if fmt != "fp16"}
-    return start | {"nvlink_bus_bytes_per_s": links.nvlink, "fabric_bus_bytes_per_s": links.fabric}
+    return start | {"nvlink_bus_bytes_per_s": links.bus, "fabric_bus_bytes_per_s": links.fabric}
 
 
 def _joint(rates: Rates, values: Mapping[str, float], start: Mapping[str, float]) -> dict[str, float]:

@@ -37,4 +37,8 @@ def machine_to_text(file: Mapping[str, Any]) -> str:
         lines.append(f"    of these runs              {before:.1%} -> {after:.1%}")
         if left := fit["left_out"]:
             lines.append(f"    each {left['by']} left out in turn {left['before']:.1%} -> {left['after']:.1%}")
+        if fit["changed"]:
+            lines.append(
+                f"  {fit['sure']:.0%} sure that the machine is another than its tables have it: that share of the changes"
+            )
     return "\n".join([*lines, *(f"  {note}" for note in fit["notes"])])

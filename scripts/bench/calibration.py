@@ -1,9 +1,11 @@
-"""How often calibration on four runs of a site makes its other runs worse: `python scripts/bench/calibration.py`.
+"""What calibration on four runs of a site is worth on its other runs: `python scripts/bench/calibration.py`.
 
     python scripts/bench/calibration.py [--draws 56] [--seed 0] [--rows 4]
 
 A site is a source of published runs on one kind of GPU, of those in `validation/` that have enough runs. Draws go round the sites;
-each fits to a few runs drawn by the seed, and compares the mean error on the runs left with that of the tables.
+each fits to a few runs drawn by the seed, and compares the mean error on the runs left with that of the tables. Beside it what no
+calibration by so few runs can beat: one factor for all of a site's runs, found from all of them; and what one for each model and precision
+would leave, which the tables would have to explain.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ from __future__ import annotations
 import argparse
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from parlaunch.check.calibrate import from_runs
@@ -68,6 +70,21 @@ def sites(tables: str = "*") -> dict[str, list[Row]]:
     return {site: rows for site, rows in found.items() if len(rows) >= FEWEST}
 
 
+def floors(rows: Sequence[Row]) -> tuple[float, float]:
+    """Mean relative error of a site's rows after one factor for all of them, and after one for each model and precision."""
+    alike: dict[object, list[float]] = {}
+    for one in timed(rows):
+        recipe = one.run.recipe
+        alike.setdefault((recipe.architecture, recipe.task, recipe.precision), []).append(
+            one.predicted_s / one.measured_s
+        )
+
+    def left(groups: Iterable[Sequence[float]]) -> float:
+        return fmean(abs(ratio / median(group) - 1) for group in groups for ratio in group)
+
+    return left([[ratio for group in alike.values() for ratio in group]]), left(alike.values())
+
+
 def error(rows: Sequence[Row], file: Mapping[str, Any] | None) -> float:
     """Mean relative error of the iteration times."""
     machines, errors = Machines(file), []
@@ -93,18 +110,36 @@ def draws(number: int, *, every: Mapping[str, Sequence[Row]], seed: int = 0, row
         yield Draw(site, before, error(others, file) if file["measured"] else before, bool(file["measured"]))
 
 
+def table(done: Sequence[Draw], every: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    """Lines of Markdown: each site's errors and floors, then those of all draws."""
+    yield "| runs of | draws | by the tables | calibrated | median | p95 | worse | one factor | one a model and format |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    least = {site: floors(rows) for site, rows in every.items()}
+    for site in sorted({d.site for d in done}):
+        yield _line(site, [d for d in done if d.site == site], *least[site])
+    yield _line("all", done, fmean(least[d.site][0] for d in done), fmean(least[d.site][1] for d in done))
+
+
+def _line(name: str, drawn: Sequence[Draw], scaled: float, by_model: float) -> str:
+    after = sorted(d.after for d in drawn)
+    values = (fmean(d.before for d in drawn), fmean(after), median(after), after[int(0.95 * len(after))])
+    cells = [f"{value:.1%}".replace("%", " %") for value in (*values, scaled, by_model)]
+    return f"| {' | '.join([name, str(len(drawn)), *cells[:4], str(sum(d.worse for d in drawn)), *cells[4:]])} |"
+
+
 def main() -> None:
-    """Print each draw, then how many were worse."""
+    """Print each draw, then what is left by site, and how many were worse."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=56)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=4)
     given = parser.parse_args()
-    done = []
-    for draw in draws(given.draws, every=sites(), seed=given.seed, rows=given.rows):
+    done, every = [], sites()
+    for draw in draws(given.draws, every=every, seed=given.seed, rows=given.rows):
         done.append(draw)
         word = "worse" if draw.worse else "changed" if draw.changed else "left alone"
         print(f"{draw.site[-56:]:<56} {draw.before:6.1%} -> {draw.after:6.1%}  {word}", flush=True)
+    print("", *table(done, every), "", sep="\n")
     worse = sum(d.worse for d in done)
     print(
         f"{worse} of {len(done)} draws worse by more than a point; {sum(d.changed for d in done)} changed the tables'"

@@ -512,12 +512,13 @@ MACHINE = framed(
     },
     fit=thing(
         "How it was found.",
-        ("rows", "recipes", "mean_error_before", "mean_error_after", "left_out", "changed"),
+        ("rows", "recipes", "mean_error_before", "mean_error_after", "sure", "left_out", "changed"),
         method=text("micro-benchmarks or measured runs"),
         rows=whole("runs that were used"),
         recipes=whole("different trainings among them"),
         mean_error_before=number("share of the time, over these runs, by the tables"),
         mean_error_after=number("the same, by this file"),
+        sure=number("how sure the runs are that the machine is another than its tables have it, 0 to 1: the share of the likeliest changes that is made"),
         left_out={
             "type": ["object", "null"], "description": "each recipe (or run) predicted from the others; null: there is one run",
             "properties": {

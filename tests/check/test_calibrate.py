@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from parlaunch.check.calibrate import from_microbenchmarks, from_runs
+from parlaunch.check.fit import Fit, Observed
 from parlaunch.check.machine_file import PEAK_SHARES, machine_to_text
 from parlaunch.check.measured import Machines, run_of
 from parlaunch.check.normal import Sums, joined
@@ -234,6 +235,31 @@ def test_rows_of_one_recipe_move_what_it_exercises() -> None:
     measured = from_runs(measured_rows(here(gemm_bf16=0.5), LAYOUTS[:4]))["measured"]
     assert "gemm_bf16" in measured
     assert not {"gemm_fp8", "gemm_fp4", "fabric_bus_bytes_per_s"} & measured.keys()
+
+
+def test_one_run_far_from_the_others_says_nothing_of_the_machine() -> None:
+    assert from_runs(recipes((1.0, 1.0, 1.0, 1.8)))["measured"] == {}
+
+
+@pytest.mark.parametrize("factor", [0.88, 1.12])
+def test_a_machine_is_believed_as_far_as_the_runs_are_sure_of_it(factor: float) -> None:
+    """As readily where it is faster than its tables as where it is slower."""
+    near, far = from_runs(recipes((1 + (factor - 1) / 3,) * 4)), from_runs(recipes((factor,) * 4))
+    assert near["fit"]["sure"] < 0.5 < 0.9 < far["fit"]["sure"]
+    assert far["fit"]["mean_error_after"] < 0.5 * far["fit"]["mean_error_before"]
+    whole = from_runs(recipes((factor,) * 4), doubtful=True)["measured"]["gemm_bf16"]
+    tables = Kernels(here()).reached("bf16")
+    share = log(far["measured"]["gemm_bf16"] / tables) / log(whole / tables)
+    assert share == pytest.approx(far["fit"]["sure"], abs=0.02)
+
+
+@pytest.mark.parametrize("hardware", ["dgx-a100-80g", "dgx-h100", "dgx-b200", "gb200-nvl72"])
+@pytest.mark.parametrize("sizes", [{"tp": 8}, {"tp": 2, "pp": 2}, {"tp": 1, "gpus": 64, "gbs": 64}])
+def test_a_file_that_says_what_the_tables_have_changes_no_time(hardware: str, sizes: dict[str, int]) -> None:
+    run = run_of(ROW | {"id": "x", "hardware": hardware} | sizes, Machines())
+    fit = Fit([Observed(run, 1.0)])
+    for name in fit.start:
+        assert fit.residuals({name: 1e-9}) == pytest.approx(fit.tables, abs=1e-6), name
 
 
 def test_rows_that_share_an_error_are_weighed_by_the_inverse_of_their_covariance() -> None:

@@ -63,7 +63,7 @@ class Links:
         self.domain = max(1, rates.nvlink_domain)
         self.node = max(1, rates.gpus_per_node)
         measured = rates.measured
-        self.nvlink = measured.get("nvlink_bus_bytes_per_s", rates.nvlink_bytes_per_s * silicon.nvlink)
+        self.nvlink = rates.nvlink_bytes_per_s * silicon.nvlink
         self._tables: dict[str, Grid] = {}
         if self.domain == 1:
             self.nvlink = rates.node_bytes_per_s * 0.6  # PCIe through the host bridge, both ways
@@ -77,8 +77,11 @@ class Links:
         # Without NVLink a node's GPUs still reach each other, over PCIe.
         self.reach = self.domain if self.domain > 1 else self.node
         self._rate = rates.nvlink_bytes_per_s  # what the tables' shares are of
-        if self._tables and "nvlink_bus_bytes_per_s" in measured:
-            self._rate = self.nvlink / self._tables["all_gather"].at(1e12, MOST_MEASURED)
+        # Bus bandwidth of a large gather inside a domain: what a machine file has in place of the tables', or of the model's.
+        self.bus = self._rate * self._tables["all_gather"].at(1e12, MOST_MEASURED) if self._tables else self.nvlink
+        if "nvlink_bus_bytes_per_s" in measured:
+            faster = measured["nvlink_bus_bytes_per_s"] / self.bus
+            self.nvlink, self._rate, self.bus = self.nvlink * faster, self._rate * faster, self.bus * faster
 
     def group(self, size: int, stride: int) -> Group:
         """`size` ranks, `stride` apart, in Megatron's rank order."""
