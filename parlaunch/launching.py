@@ -14,7 +14,7 @@ from parlaunch.environment.binding import VARIABLE, Binding, decide, variable
 from parlaunch.environment.bridge_versions import Version, heard, known_wrong, name_in
 from parlaunch.environment.needed import check_data
 from parlaunch.environment.override_grammar import pairs_of, value
-from parlaunch.environment.override_keys import check_keys, not_planned_for, overruled
+from parlaunch.environment.override_keys import check_keys, left_on, not_planned_for, overruled
 from parlaunch.environment.overrides import overrides
 from parlaunch.environment.settings import node_settings, problems, settings
 from parlaunch.frozen import dataclass
@@ -83,7 +83,7 @@ def complete(
         warnings=(
             *problems(made.environment), *known_wrong(start.bridge, recipe, plan.layout), *untuned(recipe, plan, start), *uncached(recipe, start),
             *plan.warnings, *unheard,
-            *overruled(theirs, recipe),
+            *overruled(theirs, recipe), *left_on(theirs, recipe),
         ),
     )  # fmt: skip
     return replace(made, argv=command(made, start, node=node))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from parlaunch.environment.bridge_versions import Version
 from parlaunch.environment.exclusive import FINE, FINE_MODULES, Given, said
 from parlaunch.environment.override_grammar import value
+from parlaunch.environment.user_switches import SHARDED
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
 from parlaunch.model.recipe import Recipe
@@ -178,19 +179,12 @@ def _aware(_r: Recipe, made: Recipe, given: Given) -> None:
 
 
 def _optimizer(_r: Recipe, made: Recipe, given: Given) -> None:
-    own, sharded = "optimizer.use_distributed_optimizer", "ddp.use_distributed_optimizer"
-    if said(given, own) is not False or said(given, sharded) is False:
-        return
+    sharded, own = SHARDED
     # megatron/core/optimizer/optimizer_config.py:436, before Bridge makes it agree with DDP's
-    if made.features.precision_aware_optimizer:
+    if said(given, own) is False and said(given, sharded) is not False and made.features.precision_aware_optimizer:
         raise UsageError(
             f"{own}={given[own]}: the precision-aware optimizer of this recipe is distributed",
             hint=f"add optimizer.use_precision_aware_optimizer=False {sharded}=False",
-        )
-    # bridge/training/config.py: _validate_and_sync_distributed_optimizer_settings
-    if said(given, sharded) is None:
-        raise UsageError(
-            f"{own}={given[own]}: Megatron Bridge turns it on again where {sharded} is on", hint=f"add {sharded}=False"
         )
 
 
@@ -220,11 +214,12 @@ def _schedule(_r: Recipe, made: Recipe, given: Given) -> None:
             f"{key}={given[key]}: the schedule would end before the training, which has {iterations} iterations",
             hint=f"say train.train_iters={steps} too",
         )
-    # megatron/core/optimizer_param_scheduler.py:200; no recipe lets it grow
+    # megatron/core/optimizer_param_scheduler.py:200; no recipe lets it grow, and which of the values that they have this one has is not known
     grows = said(given, "scheduler.weight_decay_incr_style") not in (None, "constant")
     start, end = (f"scheduler.{name}_weight_decay" for name in ("start", "end"))
     for one, other in ((start, end), (end, start)):
-        if not grows and said(given, one) is not None and said(given, one) != said(given, other):
+        own = DECAYS if other not in given else (said(given, other),)
+        if not grows and said(given, one) is not None and said(given, one) not in own:
             raise UsageError(
                 f"{one}={given[one]}: decay of weights is constant here, and {other} another",
                 hint=f"add {other}={given[one]}"
@@ -232,6 +227,9 @@ def _schedule(_r: Recipe, made: Recipe, given: Given) -> None:
                 else "give both the same, or say scheduler.weight_decay_incr_style",
             )
 
+
+DECAYS = (0.033, 0.1)
+"""How weights decay in Megatron Bridge's recipes, from start to end (bridge/recipes/utils/optimizer_utils.py)."""
 
 PROFILED = {"profiling.profile_step_start": 10, "profiling.profile_step_end": 12}
 """Steps that are profiled where nobody says otherwise (bridge/training/config.py: `ProfilingConfig`)."""

@@ -12,7 +12,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from parlaunch.data import load
+from parlaunch.environment.override_grammar import value
 from parlaunch.environment.user_overrides import planned_keys
+from parlaunch.environment.user_switches import SHARDED
 from parlaunch.errors import UsageError
 from parlaunch.model.recipe import Recipe
 from parlaunch.model.sections import HANDED, OVERLAP, PRECISION, SHARDED_DDP, heard, places
@@ -117,6 +119,16 @@ def overruled(keys: Iterable[str], recipe: Recipe) -> tuple[str, ...]:
             say = " and ".join(places(key, recipe))
             sentences.append(f"{key} does nothing where {SHARDED_DDP} is off; say {say}, or {SHARDED_DDP}=True")
     return tuple(sentences)
+
+
+def left_on(given: Mapping[str, str], recipe: Recipe) -> tuple[str, ...]:
+    """A sentence where a user takes back one of the two switches of a distributed optimizer, which Bridge turns on where either is
+    (bridge/training/config.py: _validate_and_sync_distributed_optimizer_settings)."""
+    off = [key for key in SHARDED if key in given and value(given[key]) in (False, 0)]
+    if len(off) != 1 or not recipe.features.distributed_optimizer:
+        return ()
+    other = next(key for key in SHARDED if key != off[0])
+    return (f"{off[0]}={given[off[0]]} does nothing: {other} turns it on again; add {other}=False",)
 
 
 def _unasked(key: str, recipe: Recipe) -> bool:

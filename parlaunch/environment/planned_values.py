@@ -12,6 +12,8 @@ from parlaunch.model.stages import LAYOUT, PREFIX
 _EXPECTED = {
     "size": "a whole number of 1 or more",
     "size or null": "a whole number of 1 or more, or null",
+    "number": "a whole number",
+    "number or null": "a whole number, or null",
     "bool": "True or False",
     "granularity": "full, selective or null",
     "method": "uniform, block or null",
@@ -50,10 +52,10 @@ def _of_kind(kind: str, found: Any) -> Any:
         kind = kind.removesuffix(" or null")
     whole = isinstance(found, int) and not isinstance(found, bool)
     match kind:
-        case "size" if whole and found >= 1:
+        case "size" | "number" if whole and found >= (kind == "size"):
             return found
-        case "bool" if isinstance(found, bool):
-            return found
+        case "bool" if isinstance(found, int) and found in (0, 1):  # what Megatron asks is whether it is true
+            return bool(found)
         case "share" if (whole or isinstance(found, float)) and 0 <= found <= 1:
             return float(found)
         case "names" if isinstance(found, list):

@@ -26,7 +26,7 @@ from parlaunch.environment.user_switches import EFFECTS, NOT_EXTERNAL, features_
 from parlaunch.environment.value_types import check_values
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
-from parlaunch.model.architecture import FOLLOWING, Architecture
+from parlaunch.model.architecture import FOLLOWING, HYBRID, Architecture
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute, selective
 from parlaunch.model.precision import BRIDGE_NAMES, short_name, switched
 from parlaunch.model.recipe import Recipe
@@ -81,9 +81,9 @@ SHAPE: Mapping[str, str] = {
         "size or null": (
             *FOLLOWING, "num_moe_experts", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_latent_size",
             "moe_router_num_groups", "moe_router_group_topk", "q_lora_rank", "kv_lora_rank", "qk_head_dim",
-            "qk_pos_emb_head_dim", "v_head_dim", "mtp_num_layers", "mamba_num_heads", "mamba_head_dim", "mamba_state_dim",
-            "mamba_num_groups",
+            "qk_pos_emb_head_dim", "v_head_dim", "mamba_num_heads", "mamba_head_dim", "mamba_state_dim", "mamba_num_groups",
         ),
+        "number or null": ("mtp_num_layers",),
         "bool": (
             "gated_linear_unit", "add_bias_linear", "add_qkv_bias", "qk_layernorm", "share_embeddings_and_output_weights",
             "attention_output_gate",
@@ -189,6 +189,7 @@ def changed(recipe: Recipe, said: UserOverrides) -> Recipe:
         packing=_packing(recipe, said.given),
         unsettled=_unsettled(recipe, said.given),
         optimizer=_optimizer(recipe, said.given),
+        added_mtp_layers=0 if "model.mtp_num_layers" in said.given else recipe.added_mtp_layers,
     )
     check_values(said.given)
     check_needed(recipe, made, said.given)
@@ -269,7 +270,7 @@ def _bare(recipe: Recipe, given: Mapping[str, str]) -> tuple[str, ...]:
 def _architecture(recipe: Recipe, given: Mapping[str, str]) -> Architecture:
     a = recipe.architecture
     changes = {key.removeprefix("model."): read(key, given[key], SHAPE[key]) for key in given if key in SHAPE}
-    if a.hybrid_layer_pattern and changes.get("mtp_num_layers", a.mtp_num_layers) != a.mtp_num_layers:
+    if a.hybrid_layer_pattern and (changes.get("mtp_num_layers", a.mtp_num_layers) or 0) != (a.mtp_num_layers or 0):
         raise UsageError(
             f"model.mtp_num_layers={given['model.mtp_num_layers']}: a hybrid model's pattern says how it predicts further tokens",
             hint="leave it out",
@@ -312,11 +313,21 @@ def _architecture(recipe: Recipe, given: Mapping[str, str]) -> Architecture:
             "dispatcher nor kernels for experts",
             hint="choose a recipe whose model has experts: `parlaunch recipes` lists them",
         )
-    if changes.get("hybrid_layer_pattern") and "num_layers" not in changes:
+    if _known(changes.get("hybrid_layer_pattern")) and "num_layers" not in changes:
         changes["num_layers"] = len(replace(a, **changes).layers())
     made = a.with_sizes(changes)
     _agrees(a, made, changes)
     return made
+
+
+def _known(pattern: str | None) -> str | None:
+    """The pattern of a hybrid model, where each letter stands for something. Raises `UsageError` for others."""
+    if unknown := sorted(set(pattern or "") - {*HYBRID, "|", "/"}):
+        raise UsageError(
+            f"model.hybrid_layer_pattern={pattern}: {', '.join(unknown)} is no kind of layer",
+            hint=f"layers are {' '.join(HYBRID)}; | stands between stages, / before further tokens",
+        )
+    return pattern
 
 
 MOE_LAYERS = "model.moe_layer_freq"

@@ -108,7 +108,7 @@ def _sharded(given: Given, f: Features) -> dict[str, Any]:
 
 def _layer_offload(given: Given, f: Features) -> dict[str, Any]:
     on = read(LAYERS_OFF, given[LAYERS_OFF], "bool") if LAYERS_OFF in given else f.cpu_offload_layers > 0
-    number = read(LAYERS_OFF_NUMBER, given[LAYERS_OFF_NUMBER], "size") if LAYERS_OFF_NUMBER in given else None
+    number = read(LAYERS_OFF_NUMBER, given[LAYERS_OFF_NUMBER], "number") if LAYERS_OFF_NUMBER in given else None
     return {"cpu_offload_layers": (number if number is not None else f.cpu_offload_layers) if on else 0}
 
 

@@ -60,6 +60,8 @@ def check_values(given: Mapping[str, str]) -> None:
         if text.strip().startswith("${") or takes(key, value(text)):
             continue
         kind = str(type_of(key))
+        if text.lower() == "none" and "none" not in kind.split("|"):
+            raise UsageError(f"{key}={text}: to Hydra that is a word", hint=f"for nothing at all say {key}=null")
         if kind in EXPECTED:
             what, example = EXPECTED[kind]
             word = f"[{text}]" if kind == "list" else example

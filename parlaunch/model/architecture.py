@@ -16,6 +16,8 @@ from parlaunch.frozen import dataclass
 MIXERS = {"M": "mamba", "G": "gated_delta_net", "*": "attention", "+": "mla", "D": "mla"}
 """Letters of `hybrid_layer_pattern` that mix tokens; `-` is a dense MLP and `E` a mixture of experts, without a mixer."""
 
+HYBRID = (*MIXERS, "-", "E")
+
 
 class LayerKind(NamedTuple):
     """What one layer is made of. A layer of a hybrid model has a mixer or an MLP, not both. A tuple: searches compare them by the

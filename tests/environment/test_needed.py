@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from parlaunch.environment.needed import NEEDS, check_data
-from parlaunch.environment.override_keys import harmless, overruled, shipped_keys
+from parlaunch.environment.override_keys import harmless, left_on, overruled, shipped_keys
 from parlaunch.environment.user_overrides import changed, planned_keys, read_overrides
 from parlaunch.errors import ParlaunchError, UsageError
 from parlaunch.front import plan
@@ -22,7 +22,10 @@ STASHED = "qwen3_30b_a3b_pretrain_16gpu_gb200_fp8mx_paged_stash_dev_config"
 OFFLOADED = "deepseek_v3_pretrain_64gpu_gb300_fp8mx_fsdp_config"
 QUICK = "gpt_oss_20b_pretrain_config"
 GELU = "wan_1_3b_pretrain_config"
-LOW = "nemotron_3_nano_pretrain_16gpu_h100_bf16_config"  # its optimizer is precision-aware; squared ReLU
+LOW = "nemotron_3_nano_pretrain_16gpu_h100_bf16_config"  # its optimizer is precision-aware; hybrid; squared ReLU
+
+ADAPTED = "llama3_70b_peft_config"  # its optimizer is whole
+ADDING = "glm52_pretrain_192gpu_gb200_bf16_config"  # predicts a token further than its model
 
 
 def made(name: str, *pairs: str) -> Recipe:
@@ -77,7 +80,6 @@ def made(name: str, *pairs: str) -> Recipe:
         (MLA, ("model.attention_output_gate=True",), "has no gate", "leave it out"),
         (LINEAR, ("model.linear_num_value_heads=2",), "no multiple of its 16", "model.linear_num_value_heads=16"),
         (LINEAR, ("model.linear_num_value_heads=null",), "not a whole number", "for example"),
-        (DENSE, ("optimizer.use_distributed_optimizer=False",), "turns it on again", "add ddp.use_distributed_optimizer=False"),
         (QUICK, ("model.gated_linear_unit=False",), "a bias that is not there", "add model.bias_activation_fusion=False"),
         (GELU, ("model.add_bias_linear=False",), "a bias that is not there", "add model.bias_activation_fusion=False"),
         (DENSE, ("model.hidden_size=2",), "fewer than the 32 attention heads", "model.num_attention_heads=2"),
@@ -121,6 +123,41 @@ def test_sizes_that_are_left_to_megatron_follow_from_the_others() -> None:
 
 def test_decay_of_weights_may_grow_where_that_is_said() -> None:
     made(DENSE, "scheduler.weight_decay_incr_style=linear", "scheduler.end_weight_decay=0.2")
+
+
+@pytest.mark.parametrize("decay", ["0.033", "0.1"])
+def test_a_decay_that_recipes_have_may_be_said_again(decay: str) -> None:
+    made(DENSE, f"scheduler.end_weight_decay={decay}")
+    made(DENSE, f"scheduler.start_weight_decay={decay}")
+
+
+def test_one_of_two_switches_of_the_distributed_optimizer_does_nothing() -> None:
+    ddp, own = "ddp.use_distributed_optimizer", "optimizer.use_distributed_optimizer"
+    recipe = made(DENSE, f"{own}=False")
+    assert recipe.features.distributed_optimizer
+    assert left_on({own: "False"}, recipe) == (f"{own}=False does nothing: {ddp} turns it on again; add {ddp}=False",)
+    assert left_on({ddp: "False"}, recipe) == (f"{ddp}=False does nothing: {own} turns it on again; add {own}=False",)
+    assert left_on({own: "True"}, recipe) == ()
+    whole = made(DENSE, f"{own}=False", f"{ddp}=False")
+    assert left_on({own: "False", ddp: "False"}, whole) == ()
+    assert left_on({own: "False"}, made(ADAPTED, f"{own}=False")) == ()
+
+
+def test_none_of_what_is_counted_is_zero_too() -> None:
+    assert not made(MLA, "model.mtp_num_layers=0").architecture.mtp_num_layers
+    assert made(ADDING, "model.mtp_num_layers=0").added_mtp_layers == 0
+    assert made(DENSE, "model.cpu_offloading_num_layers=0").features.cpu_offload_layers == 0
+
+
+def test_one_and_zero_are_true_and_false() -> None:
+    assert read_overrides(["model.sequence_parallel=1"]).pins == {"sequence_parallel": True}
+    assert made(DENSE, "mixed_precision.grad_reduce_in_fp32=0").features.grad_reduce_fp32 is False
+
+
+def test_letters_of_no_layer_are_named() -> None:
+    with pytest.raises(UsageError, match=r"P, x is no kind of layer") as caught:
+        made(LOW, "model.hybrid_layer_pattern=MPx-")
+    assert caught.value.hint == "layers are M G * + D - E; | stands between stages, / before further tokens"
 
 
 def test_experts_without_a_size_of_their_own_have_that_of_dense_layers() -> None:

@@ -355,7 +355,7 @@ def test_recomputation_is_pinned_as_one(pairs: list[str], wanted: Recompute) -> 
         ("train.micro_batch_size=-1", "'-1' is not"),
         ("train.micro_batch_size='2'", "is not a whole number"),  # text, to Hydra and so to Bridge
         ("train.global_batch_size=", "'' is not"),
-        ("model.sequence_parallel=1", "'1' is not True or False"),
+        ("model.sequence_parallel=2", "'2' is not True or False"),
         ("model.recompute_granularity=some", "'some' is not full, selective or null"),
         ("model.recompute_modules=mlp", "'mlp' is not a list"),
         ("--tp", "'--tp' is no KEY=VALUE override"),

@@ -28,6 +28,8 @@ from parlaunch.front import plan
         ("model.cuda_graph_modules", "[attn,moe_rooter]", "no value", "one of: attn, mlp"),
         ("model.offload_modules", "[core_atn]", "no value", "nearest: core_attn"),
         ("ddp.data_parallel_sharding_strategy", "optim_grad", "no value", "nearest: optim_grads"),
+        ("train.train_iters", "None", "a word", "train.train_iters=null"),
+        ("model.cuda_graph_impl", "None", "no value 'None'", "nearest: none"),
         ("optimizer.exp_avg_dtype", "bf", "no value 'bf'", "nearest: bf16"),
     ],
 )
