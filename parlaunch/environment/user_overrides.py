@@ -388,7 +388,7 @@ def _agrees(before: Architecture, a: Architecture, changes: Mapping[str, Any]) -
         pattern = getattr(a, name)
         if pattern is not None and len(pattern) != n:
             raise UsageError(
-                f"model.num_layers={n}: this model says of each of its {len(pattern)} layers how it attends, and that cannot be cut",
+                f"model.num_layers={n}: this model says of each of its {len(pattern)} layers how it attends",
                 hint="leave model.num_layers out, or choose a smaller model of the family",
             )
 

@@ -170,7 +170,10 @@ class Architecture:
         follow: dict[str, Any] = {
             n: rule(made) for n, rule in FOLLOWING.items() if n in self.derived and n not in sizes
         }
-        return replace(made, **follow)
+        patterns = {
+            n: p[: made.num_layers] for n in BY_NUMBER if n not in sizes and (p := getattr(made, n)) is not None
+        }
+        return replace(made, **follow, **patterns)
 
     @property
     def complete(self) -> bool:
@@ -264,6 +267,11 @@ FOLLOWING: Mapping[str, Callable[[Architecture], int]] = {
     "num_query_groups": lambda a: a.num_attention_heads,
 }
 """Sizes that Megatron makes of the others where a provider leaves them out (megatron/core/transformer/transformer_config.py:1329)."""
+
+
+BY_NUMBER = ("window_pattern", "linear_attention_pattern")
+"""What Megatron asks by the number of a layer, from a frequency or by index (megatron/core/transformer/utils.py:496,
+core/models/gpt/experimental_attention_variant_module_specs.py:403): fewer layers have the first ones' kinds."""
 
 
 def _letters(pattern: str) -> str:

@@ -122,6 +122,16 @@ def test_a_changed_model_reaches_the_plan_and_what_bridge_hears_of_its_stages() 
 
 
 @pytest.mark.parametrize(
+    "name", ["gemma2_9b_peft_1gpu_h100_bf16_config", "qwen35_text_9b_pretrain_8gpu_gb200_bf16_config"]
+)
+def test_fewer_layers_attend_as_the_first_ones_do(name: str) -> None:
+    recipe = catalog.recipe(name)
+    assert as_changed(recipe, "model.num_layers=6").architecture.layers() == recipe.architecture.layers()[:6]
+    with pytest.raises(UsageError, match="says of each of its"):
+        as_changed(recipe, f"model.num_layers={recipe.architecture.num_layers + 2}")
+
+
+@pytest.mark.parametrize(
     ("recipe", "pairs", "said"),
     [
         ("deepseek_v3_pretrain_config", ("model.num_layers=8",), "moe_layer_freq"),
