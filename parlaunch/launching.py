@@ -172,7 +172,10 @@ def spelled(recipe: Recipe, plan: Plan, start: Start) -> tuple[str, ...]:
     """Everything the runner hears about a plan: the tiny model on CPU, the layout and the switches, what the user said."""
     cluster = plan.cluster
     device = device_of(cluster)
-    ours = overrides(recipe, plan.layout, device=device, cluster=cluster, said=start.overrides, switches=plan.switches)
+    ours = overrides(
+        recipe, plan.layout, device=device, cluster=cluster, said=start.overrides, switches=plan.switches,
+        features=plan.chosen.features,
+    )  # fmt: skip
     first = tiny_overrides(recipe) if device == "cpu" else ()
     return heard(start.bridge, recipe, plan.layout, (*first, *map(str, ours), *recipe.spoken, *start.overrides))
 

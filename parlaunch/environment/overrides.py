@@ -8,6 +8,7 @@ recipe may have other sizes. What users type themselves is read by `parlaunch.en
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from parlaunch.environment.exclusive import EXTERNAL, PADDED, check_beside
 from parlaunch.environment.override_grammar import hydra, value
@@ -94,6 +95,7 @@ class _Row:
     reason: str
     bridge_only: bool = False  # the runner for CPU ranks has no such section
     problem: Callable[[Recipe, Layout, Cluster | None], str | None] = lambda _r, _x, _c: None  # why, for this layout
+    switched: bool = False  # asked of the recipe with the plan's switches, since one of them may be what excludes it
 
 
 def _sizes(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
@@ -217,7 +219,7 @@ def _why(condition: Condition) -> Callable[[Recipe, Layout, Cluster | None], str
 
 def _off(condition: Condition, feature: str, reason: str, *keys: str) -> _Row:
     """A switch that a layout excludes, and why it does."""
-    return _Row(_excluded(condition, feature, *keys), reason, True, _why(condition))
+    return _Row(_excluded(condition, feature, *keys), reason, True, _why(condition), True)
 
 
 def _delayed(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
@@ -294,7 +296,7 @@ TABLE: tuple[_Row, ...] = (
     ),
     _Row(_shared_experts, "shared experts cannot be recomputed while they overlap with the dispatch"),
     _Row(_energon, "Energon's loader cuts micro batches itself, and Megatron Bridge asks for one size", True),
-    _Row(_graphs, "CUDA graphs off", True, _why(GRAPHS)),
+    _Row(_graphs, "CUDA graphs off", True, _why(GRAPHS), True),
     _off(LAYER_OFFLOAD, "cpu_offload_layers", "layer offloading off", "model.cpu_offloading"),
     _off(MODULE_OFFLOAD, "offload_modules", "fine-grained offloading off", "model.fine_grained_activation_offloading"),
     _Row(_dispatcher, "alltoall dispatches tokens", True, lambda r, x, c: dispatcher_problem(x, r, gpu_of(c))),
@@ -314,21 +316,25 @@ def overrides(
     cluster: Cluster | None = None,
     said: Sequence[str] = (),
     switches: Sequence[Switched] = (),
+    features: Features | None = None,
 ) -> tuple[Override, ...]:
     """KEY=VALUE with reasons, complete and in the order they are handed on: Megatron Bridge with these runs exactly this layout.
-    `recipe` is as the runner makes it, `switches` what a plan has otherwise; `said` are the user's own, which come behind them.
+    `recipe` is as the runner makes it, `switches` what a plan has otherwise, and `features` what it then has; `said` are the user's own,
+    which come behind them.
 
     Raises `UsageError` where the user's would undo what the plan needs.
     """
     theirs = read_overrides(said)
+    running = recipe if features is None else replace(recipe, features=features)
     found = []
     for row in TABLE:
         if row.bridge_only and device == "cpu":
             continue
-        values: Mapping[str, object] = placed(row.values(recipe, layout, cluster), recipe)
+        asked = running if row.switched else recipe
+        values: Mapping[str, object] = placed(row.values(asked, layout, cluster), recipe)
         if row.values is _stages and theirs.stages is not None:
             values = _in_their_words(theirs)
-        why = row.problem(recipe, layout, cluster) if values else None
+        why = row.problem(asked, layout, cluster) if values else None
         reason = f"{row.reason}: {why}" if why else row.reason
         found += [Override(key=key, value=hydra(v), reason=reason) for key, v in values.items()]
     found = [o for o in found if o.key not in {key for s in switches for key, _ in s.keys}]

@@ -18,7 +18,7 @@ from parlaunch.environment.exclusive import (
     PADDED,
     goes_with,
 )
-from parlaunch.environment.model_keys import ACTIVATION, MODEL_KEYS, activation
+from parlaunch.environment.model_keys import ACTIVATION, CAPACITY, DROPS, FILLED, MODEL_KEYS, activation
 from parlaunch.environment.needed import check_needed
 from parlaunch.environment.override_grammar import hydra, pairs_of, value
 from parlaunch.environment.planned_values import read
@@ -32,7 +32,7 @@ from parlaunch.model.precision import BRIDGE_NAMES, short_name, switched
 from parlaunch.model.recipe import Recipe
 from parlaunch.model.sections import OVERLAP, OVERLAP_OF_DP, PRECISION, SHARDED_DDP, places
 from parlaunch.model.stages import EMBEDDING, FIRST, LAST, LAYOUT, LOSS, PREFIX, StageWish
-from parlaunch.rules.switches import DETERMINISTIC, DROPOUTS, QUANTIZED, SHARED_OVERLAP, SPREAD, UNGROUPED
+from parlaunch.rules.switches import DETERMINISTIC, DROPOUTS, QUANTIZED, SHARED_OVERLAP, SPREAD, UNFILLED, UNGROUPED
 
 PINS: Mapping[str, tuple[str, str]] = {
     "model.tensor_model_parallel_size": ("tp", "size"),
@@ -236,6 +236,10 @@ def _unsettled(recipe: Recipe, given: Mapping[str, str]) -> tuple[str, ...]:
         for name, kind in kinds.items()
         if f"model.{name}" in given
     }
+    if CAPACITY in given or FILLED in given:
+        own = DROPS in recipe.unsettled  # and then fills it up
+        drops = value(given[CAPACITY]) is not None if CAPACITY in given else own
+        said[UNFILLED] = drops and not (read(FILLED, given[FILLED], "bool") if FILLED in given else own)
     if GROUPED in given:
         said[UNGROUPED] = not read(GROUPED, given[GROUPED], "bool")
     on = dict.fromkeys((*recipe.unsettled, *said))

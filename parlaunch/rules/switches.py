@@ -49,7 +49,9 @@ SHARED_OVERLAP = "moe_shared_expert_overlap"
 DETERMINISTIC = "deterministic_mode"
 SPREAD = "distribute_saved_activations"
 UNGROUPED = "no_grouped_gemm"
-"""More of what a user turns on, and an expert by expert product in place of one of all, as `unsettled` names them."""
+UNFILLED = "unfilled_capacity"
+"""More of what a user turns on, an expert by expert product in place of one of all, and a capacity of experts that is not filled up, as
+`unsettled` names them."""
 
 
 def _overlap(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
@@ -94,8 +96,11 @@ def _graphs(x: Layout, r: Recipe, gpu: Product | None) -> str | None:
     f = r.features
     if parts_experts(r.architecture):
         return f"{r.model} takes no CUDA graphs: it gives its router, shared and routed experts inputs of their own"
-    if _padded(r) and "moe_preprocess" in f.cuda_graph_scope and _dispatched_by(x, r, gpu) == "alltoall":
-        return "a CUDA graph over moe_preprocess excludes padding for FP8 with the alltoall dispatcher"
+    if "moe_preprocess" in f.cuda_graph_scope and _dispatched_by(x, r, gpu) == "alltoall":
+        if _padded(r):
+            return "a CUDA graph over moe_preprocess excludes padding for FP8 with the alltoall dispatcher"
+        if UNFILLED in r.unsettled:
+            return "a CUDA graph over moe_preprocess excludes experts with a capacity that is not filled up, with the alltoall dispatcher"
     if x.recompute.granularity == "full" and f.cuda_graph != "full_iteration":
         return "CUDA graphs of single modules exclude full recomputation"
     if f.cpu_offload_layers and f.cuda_graph != "full_iteration":
@@ -141,7 +146,7 @@ GRAPHS = Condition(
     "cg-recompute",
     "full recompute or layers offloaded -> no partial CUDA graph; 'moe' recompute and moe_router graphs exclude each other; "
     "alltoall and padding for FP8 exclude a graph over moe_preprocess; Gemma 4 with experts takes none",
-    "megatron/core/transformer/transformer_config.py:2856, :2516, :2467, bridge/models/gemma/gemma4_provider.py:54",
+    "megatron/core/transformer/transformer_config.py:2856, :2512, :2516, :2467, bridge/models/gemma/gemma4_provider.py:54",
     on=lambda r: r.features.cuda_graph is not None,
     problem=_graphs,
 )

@@ -13,7 +13,9 @@ from parlaunch.errors import UsageError
 from parlaunch.front import plan
 from parlaunch.model import catalog
 from parlaunch.model.architecture import Architecture
+from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Features, Recipe
+from parlaunch.rules.switches import legal_features
 
 DENSE = "llama3_8b_pretrain_config"
 MOE = "qwen3_30b_a3b_pretrain_config"
@@ -139,6 +141,20 @@ def test_recomputing_moe_act_takes_grouped_products() -> None:
     assert "moe_act" not in plan(MOE, "dgx-h100:4", overrides=loose, evidence=False).layout.recompute.modules
     with pytest.raises(UsageError, match="needs moe_grouped_gemm, which is off"):
         plan(MOE, "dgx-h100:4", overrides=loose, recompute="moe_act")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "graphed"),
+    [
+        (("model.moe_expert_capacity_factor=1.0",), False),
+        (("model.moe_expert_capacity_factor=1.0", "model.moe_pad_expert_input_to_capacity=True"), True),
+        (("model.moe_expert_capacity_factor=null",), True),
+    ],
+)
+def test_no_graph_is_of_what_counts_the_tokens_beyond_a_capacity(pairs: tuple[str, ...], graphed: bool) -> None:
+    recipe = made_of(MOE, *pairs, "model.moe_token_dispatcher_type=alltoall")
+    assert "moe_preprocess" in recipe.features.cuda_graph_scope
+    assert (legal_features(recipe, Layout(world=8)).cuda_graph is not None) is graphed
 
 
 def test_saved_activations_are_distributed_without_sequence_parallelism() -> None:
