@@ -170,8 +170,12 @@ class Architecture:
         follow: dict[str, Any] = {
             n: rule(made) for n, rule in FOLLOWING.items() if n in self.derived and n not in sizes
         }
+        # What is listed layer by layer is not cut: other lists of the model have that length too (EXAONE's `no_rope_freq`).
+        listed = isinstance(made.window_attn_skip_freq, tuple)
         patterns = {
-            n: p[: made.num_layers] for n in BY_NUMBER if n not in sizes and (p := getattr(made, n)) is not None
+            n: p[: made.num_layers]
+            for n in BY_NUMBER
+            if n not in sizes and not listed and (p := getattr(made, n)) is not None
         }
         return replace(made, **follow, **patterns)
 
@@ -270,7 +274,7 @@ FOLLOWING: Mapping[str, Callable[[Architecture], int]] = {
 
 
 BY_NUMBER = ("window_pattern", "linear_attention_pattern")
-"""What Megatron asks by the number of a layer, from a frequency or by index (megatron/core/transformer/utils.py:496,
+"""What Megatron makes of the number of a layer and a frequency (megatron/core/transformer/utils.py:496,
 core/models/gpt/experimental_attention_variant_module_specs.py:403): fewer layers have the first ones' kinds."""
 
 

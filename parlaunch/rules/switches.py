@@ -175,6 +175,8 @@ def _captures(recipe: Recipe, module: str) -> bool:
 def _tp_overlap(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
     if x.tp == 1:
         return "overlapping TP's traffic needs TP above 1"
+    if DETERMINISTIC in r.unsettled:
+        return "overlapping TP's traffic is taken back where a run has to repeat itself to the last bit"
     if not r.features.sequence_parallel:
         return "overlapping TP's traffic needs sequence parallelism"
     if r.precision not in USER_BUFFERED:
@@ -184,8 +186,8 @@ def _tp_overlap(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
 
 TP_OVERLAP = Condition(
     "tp-overlap",
-    "user buffers -> TP>1, sequence parallelism, bf16, fp8 per tensor or mxfp8",
-    "bridge/training/comm_overlap.py:442, transformer_engine/pytorch/module/base.py: fill_userbuffers_buffer_for_all_gather",
+    "user buffers -> TP>1, sequence parallelism, bf16, fp8 per tensor or mxfp8, no deterministic mode",
+    "bridge/training/comm_overlap.py:442, bridge/recipes/utils/determinism_utils.py:56, transformer_engine/pytorch/module/base.py: fill_userbuffers_buffer_for_all_gather",
     on=lambda r: r.features.tp_overlap,
     problem=_tp_overlap,
 )

@@ -95,6 +95,11 @@ def test_what_it_excludes_is_an_error_whose_hint_works(name: str, pairs: tuple[s
         made_of(name, *pairs, caught.value.hint.removeprefix("add "))
 
 
+def test_what_repeats_itself_overlaps_no_tp_traffic() -> None:
+    with pytest.raises(UsageError, match="repeat itself"):
+        plan(DENSE, "dgx-h100:1", overrides=("model.deterministic_mode=True",), tp=2, switches="tp_overlap=on")
+
+
 def test_experts_of_an_allgather_recipe_want_another_dispatcher() -> None:
     recipe = replace(catalog.recipe(MOE), features=Features(dispatcher="allgather"))
     for key in ("model.variable_seq_lengths", FP8):

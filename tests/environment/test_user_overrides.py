@@ -131,6 +131,11 @@ def test_fewer_layers_attend_as_the_first_ones_do(name: str) -> None:
         as_changed(recipe, f"model.num_layers={recipe.architecture.num_layers + 2}")
 
 
+def test_what_is_listed_layer_by_layer_is_not_cut() -> None:
+    with pytest.raises(UsageError, match="says of each of its 64 layers how it attends"):
+        as_changed(catalog.recipe("exaone45_vl_33b_peft_4gpu_h100_bf16_config"), "model.num_layers=8")
+
+
 @pytest.mark.parametrize(
     ("recipe", "pairs", "said"),
     [
