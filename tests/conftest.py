@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
+import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -61,6 +63,17 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text()
 
     return check
+
+
+NAMED = os.environ.get("BRIDGE_PYTHON")  # read before the tests' environment is cleaned
+
+
+def bridge_python() -> str:
+    """The interpreter that has Bridge: the one named by `BRIDGE_PYTHON`, or this one."""
+    have = importlib.util.find_spec("megatron") is not None and importlib.util.find_spec("megatron.bridge") is not None
+    python = NAMED or (sys.executable if have else None)
+    need(python, "an environment with megatron-bridge (BRIDGE_PYTHON)")
+    return str(python)
 
 
 def need(present: object, what: str) -> None:

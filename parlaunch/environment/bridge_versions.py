@@ -14,6 +14,7 @@ from parlaunch.frozen import dataclass
 from parlaunch.model.catalog import renamed
 from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Recipe
+from parlaunch.model.sections import GRAPH, MODULES, SCOPE
 
 Version = tuple[int, int, int]
 
@@ -77,17 +78,14 @@ def heard(version: Version | None, recipe: Recipe, layout: Layout, pairs: Sequen
     return (*added, *(f"++{pair}" if pair.startswith(hidden) else pair for pair in pairs))
 
 
-IMPL, MODULES, SCOPE = (f"model.cuda_graph_{name}" for name in ("impl", "modules", "scope"))
-
-
 def _by_scope(pairs: Sequence[str]) -> tuple[str, ...]:
     """What graphs capture under the only key that Megatron Core 0.16 has for it, where one of the whole iteration is a scope too
     (megatron/core/transformer/transformer_config.py:776 of 0.16.1, bridge/training/config.py:1103 of 0.4.2)."""
-    said = {key: value for key, _, value in (pair.partition("=") for pair in pairs) if key in (IMPL, MODULES, SCOPE)}
-    whole = said.get(IMPL) == "full_iteration"
+    said = {key: value for key, _, value in (pair.partition("=") for pair in pairs) if key in (GRAPH, MODULES, SCOPE)}
+    whole = said.get(GRAPH) == "full_iteration"
     scope = "[full_iteration]" if whole else said.get(MODULES) if said.get(SCOPE) in (None, "null") else said[SCOPE]
     kept = [pair for pair in pairs if pair.partition("=")[0] not in said]
-    kind = {IMPL: "local"} if whole else {IMPL: said[IMPL]} if IMPL in said else {}
+    kind = {GRAPH: "local"} if whole else {GRAPH: said[GRAPH]} if GRAPH in said else {}
     named = {SCOPE: scope} if scope not in (None, "null") else {}
     return (*kept, *(f"{key}={value}" for key, value in (kind | named).items()))
 

@@ -14,7 +14,7 @@ from parlaunch.environment.override_grammar import hydra, value
 from parlaunch.errors import UsageError
 from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Recipe
-from parlaunch.model.sections import OVERLAP, PRECISION, heard, placed
+from parlaunch.model.sections import GRAPH, MODULES, OVERLAP, PRECISION, SCOPE, heard, placed
 from parlaunch.model.stages import LAYOUT, PREFIX, letters
 from parlaunch.rules.switches import BUCKETS, SHARED_OVERLAP, unnumbered
 from parlaunch.switches.table import SWITCHES
@@ -32,7 +32,6 @@ def said(given: Given, key: str) -> object:
 # --- What else has to be said -----------------------------------------------------------------------------------------
 
 SIZE = "ddp.bucket_size"
-GRAPH, SCOPE, MODULES = "model.cuda_graph_impl", "model.cuda_graph_scope", "model.cuda_graph_modules"
 
 
 def _buckets(r: Recipe, given: Given) -> dict[str, object]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from parlaunch.environment.exclusive import DISPATCHER, PADDED, Given, Row, one_of, said
 from parlaunch.environment.override_grammar import value
+from parlaunch.environment.user_switches import FUSED_LOSS, LOSS_KERNEL
 from parlaunch.errors import UsageError
 from parlaunch.model.recipe import Recipe
 from parlaunch.model.sections import OVERLAP
@@ -59,9 +60,6 @@ def _deterministic(r: Recipe, given: Given) -> dict[str, object]:
     return {FUSED_LOSS: False, f"{OVERLAP}.tp_comm_overlap": False} if key in given else {}
 
 
-FUSED_LOSS, LOSS_KERNEL = "model.cross_entropy_loss_fusion", "model.cross_entropy_fusion_impl"
-
-
 def _loss(r: Recipe, given: Given) -> dict[str, object]:
     # A recipe may have another kernel ready than Megatron's own default, and the fusion off.
     return {LOSS_KERNEL: r.features.cross_entropy} if said(given, FUSED_LOSS) is True else {}
@@ -109,9 +107,14 @@ DROPS = "moe_expert_capacity_factor"
 """As `unsettled` names a recipe's own capacity of experts, beyond which tokens are dropped."""
 
 
+def drops(r: Recipe, given: Given) -> bool:
+    """Whether experts have a capacity, beyond which tokens are dropped."""
+    return said(given, CAPACITY) is not None if CAPACITY in given else DROPS in r.unsettled
+
+
 def _filled(r: Recipe, given: Given) -> dict[str, object]:
     # megatron/core/transformer/transformer_config.py:1687
-    if said(given, CAPACITY) is not None or (CAPACITY not in given and DROPS in r.unsettled):
+    if drops(r, given):
         return {}
     if said(given, FILLED) is True:
         raise UsageError(f"{FILLED}=True: experts have no capacity that could be filled", hint=f"add {CAPACITY}=1.0")
@@ -124,7 +127,7 @@ DROPPING = ("aux_loss", "seq_aux_loss", "global_aux_loss", "none")
 
 
 def _capacity(r: Recipe, given: Given) -> dict[str, object]:
-    if said(given, CAPACITY) is None and (CAPACITY in given or DROPS not in r.unsettled):
+    if not drops(r, given):
         return {}
     kinds = value(given[BALANCE]) if BALANCE in given else UNDROPPED.get(str(r.architecture.model_type))
     for kind in kinds if isinstance(kinds, list) else [kinds]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from parlaunch.environment.bridge_versions import Version
 from parlaunch.environment.exclusive import FINE, FINE_MODULES, Given, said
 from parlaunch.environment.override_grammar import value
-from parlaunch.environment.user_switches import SHARDED
+from parlaunch.environment.user_switches import LAYERS_OFF, LAYERS_OFF_NUMBER, SHARDED
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
 from parlaunch.model.recipe import Recipe
@@ -57,7 +57,7 @@ NEEDS: tuple[Need, ...] = (
     ),
     # Of none it moves nothing, and excludes pipeline stages all the same (megatron/core/transformer/transformer_config.py:1714).
     Need(
-        "model.cpu_offloading", "model.cpu_offloading_num_layers=1", "it is not said of how many layers",
+        LAYERS_OFF, f"{LAYERS_OFF_NUMBER}=1", "it is not said of how many layers",
         lambda r: r.features.cpu_offload_layers > 0,
     ),
 )  # fmt: skip

@@ -20,7 +20,7 @@ from parlaunch.model import catalog
 from parlaunch.model.layout import SELECTIVE_RECOMPUTE, SIZES, Layout
 from parlaunch.model.parameters import chunk_sizes
 from parlaunch.model.recipe import Features, Recipe
-from parlaunch.model.sections import PRECISION, placed
+from parlaunch.model.sections import GRAPH, PRECISION, placed
 from parlaunch.planning.plan import Switched
 from parlaunch.rules.switches import (
     DEFERRED_EMBEDDING,
@@ -219,7 +219,7 @@ def _why(condition: Condition) -> Callable[[Recipe, Layout, Cluster | None], str
 
 def _off(condition: Condition, feature: str, reason: str, *keys: str) -> _Row:
     """A switch that a layout excludes, and why it does."""
-    return _Row(_excluded(condition, feature, *keys), reason, True, _why(condition), True)
+    return _Row(_excluded(condition, feature, *keys), reason, True, _why(condition), switched=True)
 
 
 def _delayed(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
@@ -241,7 +241,7 @@ def _graphs(r: Recipe, x: Layout, c: Cluster | None) -> dict[str, object]:
         return {}
     if r.features.external_cuda_graph:
         return {EXTERNAL: False}
-    return {"model.cuda_graph_impl": "none"} if r.features.cuda_graph else {}
+    return {GRAPH: "none"} if r.features.cuda_graph else {}
 
 
 def _dispatcher(r: Recipe, x: Layout, c: Cluster | None) -> dict[str, object]:
@@ -296,7 +296,7 @@ TABLE: tuple[_Row, ...] = (
     ),
     _Row(_shared_experts, "shared experts cannot be recomputed while they overlap with the dispatch"),
     _Row(_energon, "Energon's loader cuts micro batches itself, and Megatron Bridge asks for one size", True),
-    _Row(_graphs, "CUDA graphs off", True, _why(GRAPHS), True),
+    _Row(_graphs, "CUDA graphs off", True, _why(GRAPHS), switched=True),
     _off(LAYER_OFFLOAD, "cpu_offload_layers", "layer offloading off", "model.cpu_offloading"),
     _off(MODULE_OFFLOAD, "offload_modules", "fine-grained offloading off", "model.fine_grained_activation_offloading"),
     _Row(_dispatcher, "alltoall dispatches tokens", True, lambda r, x, c: dispatcher_problem(x, r, gpu_of(c))),

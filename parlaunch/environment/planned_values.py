@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from parlaunch.environment.exclusive import GRAPH
 from parlaunch.environment.override_grammar import value
 from parlaunch.errors import UsageError
+from parlaunch.model.sections import GRAPH
 from parlaunch.model.stages import LAYOUT, PREFIX
 
 _EXPECTED = {

@@ -14,11 +14,10 @@ from typing import Any
 from parlaunch.environment.exclusive import (
     EXTERNAL,
     FUSED,
-    GRAPH,
     PADDED,
     goes_with,
 )
-from parlaunch.environment.model_keys import ACTIVATION, CAPACITY, DROPS, FILLED, MODEL_KEYS, activation
+from parlaunch.environment.model_keys import ACTIVATION, CAPACITY, DROPS, FILLED, MODEL_KEYS, activation, drops
 from parlaunch.environment.needed import check_needed
 from parlaunch.environment.override_grammar import hydra, pairs_of, value
 from parlaunch.environment.planned_values import read
@@ -30,7 +29,7 @@ from parlaunch.model.architecture import FOLLOWING, HYBRID, Architecture
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute, selective
 from parlaunch.model.precision import BRIDGE_NAMES, short_name, switched
 from parlaunch.model.recipe import Recipe
-from parlaunch.model.sections import OVERLAP, OVERLAP_OF_DP, PRECISION, SHARDED_DDP, places
+from parlaunch.model.sections import GRAPH, OVERLAP, OVERLAP_OF_DP, PRECISION, SHARDED_DDP, places
 from parlaunch.model.stages import EMBEDDING, FIRST, LAST, LAYOUT, LOSS, PREFIX, StageWish
 from parlaunch.rules.switches import DETERMINISTIC, DROPOUTS, QUANTIZED, SHARED_OVERLAP, SPREAD, UNFILLED, UNGROUPED
 
@@ -237,9 +236,9 @@ def _unsettled(recipe: Recipe, given: Mapping[str, str]) -> tuple[str, ...]:
         if f"model.{name}" in given
     }
     if CAPACITY in given or FILLED in given:
-        own = DROPS in recipe.unsettled  # and then fills it up
-        drops = value(given[CAPACITY]) is not None if CAPACITY in given else own
-        said[UNFILLED] = drops and not (read(FILLED, given[FILLED], "bool") if FILLED in given else own)
+        # A recipe with a capacity of its own fills it up.
+        filled = read(FILLED, given[FILLED], "bool") if FILLED in given else DROPS in recipe.unsettled
+        said[UNFILLED] = drops(recipe, given) and not filled
     if GROUPED in given:
         said[UNGROUPED] = not read(GROUPED, given[GROUPED], "bool")
     on = dict.fromkeys((*recipe.unsettled, *said))

@@ -12,12 +12,9 @@ from parlaunch.environment.exclusive import (
     FINE,
     FINE_MODULES,
     FUSED,
-    GRAPH,
-    MODULES,
     OFFLOAD,
     OFFLOAD_SHARE,
     PADDED,
-    SCOPE,
     WHOLE,
     Given,
 )
@@ -26,7 +23,7 @@ from parlaunch.environment.planned_values import read
 from parlaunch.errors import UsageError
 from parlaunch.model.precision import switched
 from parlaunch.model.recipe import Features, Recipe
-from parlaunch.model.sections import PRECISION, SHARDED_DDP, places
+from parlaunch.model.sections import GRAPH, MODULES, PRECISION, SCOPE, SHARDED_DDP, places
 from parlaunch.rules.switches import DETERMINISTIC
 from parlaunch.switches.graphs import layerwise
 
@@ -124,8 +121,8 @@ def _targets(given: Given, f: Features) -> tuple[str, ...]:
 
 def _cross_entropy(given: Given, f: Features) -> dict[str, Any]:
     before = None if f.cross_entropy == "unfused" else f.cross_entropy
-    kind = read(CROSS_KIND, given[CROSS_KIND], "text") if CROSS_KIND in given else before
-    on = read(CROSS, given[CROSS], "bool") if CROSS in given else f.cross_entropy != "unfused"
+    kind = read(LOSS_KERNEL, given[LOSS_KERNEL], "text") if LOSS_KERNEL in given else before
+    on = read(FUSED_LOSS, given[FUSED_LOSS], "bool") if FUSED_LOSS in given else f.cross_entropy != "unfused"
     return {"cross_entropy": (kind or "native") if on else "unfused"}
 
 
@@ -163,7 +160,7 @@ GRAPH_MODULES = (SCOPE, MODULES)
 SHARDED = (SHARDED_DDP, "optimizer.use_distributed_optimizer")
 FP8_ATTENTION = (f"{PRECISION}.fp8_dot_product_attention", f"{PRECISION}.fp8_multi_head_attention")
 LAYERS_OFF, LAYERS_OFF_NUMBER = "model.cpu_offloading", "model.cpu_offloading_num_layers"
-CROSS, CROSS_KIND = "model.cross_entropy_loss_fusion", "model.cross_entropy_fusion_impl"
+FUSED_LOSS, LOSS_KERNEL = "model.cross_entropy_loss_fusion", "model.cross_entropy_fusion_impl"
 
 EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
     ((PRECISION,), _mixed),
@@ -199,7 +196,7 @@ EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
     _switch("model.moe_paged_stash", "paged_stash"),
     (PADDED, _padding),
     (("model.disable_parameter_transpose_cache",), _no_transposes),
-    ((CROSS, CROSS_KIND), _cross_entropy),
+    ((FUSED_LOSS, LOSS_KERNEL), _cross_entropy),
 )  # fmt: skip
 """Keys that switch something of `Features`, together where one value is made of several keys."""
 

@@ -12,6 +12,7 @@ from functools import cache
 from parlaunch.data import load
 from parlaunch.environment.override_grammar import value
 from parlaunch.errors import UsageError
+from parlaunch.model.sections import MODULES, SCOPE
 
 EXPECTED = {
     "bool": ("True or False", "True"),
@@ -21,10 +22,10 @@ EXPECTED = {
 }
 """What each type is called, and an example."""
 
-MODULES = "attn|mlp|moe|moe_router|moe_preprocess|mamba|full|full_iteration|full_iteration_inference"
+CAPTURED = "attn|mlp|moe|moe_router|moe_preprocess|mamba|full|full_iteration|full_iteration_inference"
 WORDS: Mapping[str, str] = {
-    "model.cuda_graph_modules": MODULES,  # megatron/core/transformer/enums.py:61, cuda_graph_config.py:11
-    "model.cuda_graph_scope": MODULES,
+    MODULES: CAPTURED,  # megatron/core/transformer/enums.py:61, cuda_graph_config.py:11
+    SCOPE: CAPTURED,
     # megatron/core/transformer/transformer_config.py:1853
     "model.offload_modules": "core_attn|attn_proj|expert_fc1|fused_group_mlp|moe_act|attn_norm|mlp_norm|qkv_linear",
     # megatron/core/transformer/transformer_config.py:991, and what GLM's benchmarks say

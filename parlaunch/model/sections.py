@@ -21,6 +21,9 @@ recipe itself (bridge/training/comm_overlap.py:639): the optimizer's own switch 
 
 SHARDED_DDP = "ddp.use_distributed_optimizer"
 
+GRAPH, SCOPE, MODULES = "model.cuda_graph_impl", "model.cuda_graph_scope", "model.cuda_graph_modules"
+"""How CUDA graphs are captured, and of what: under the older key and under the newer one."""
+
 HANDED: Mapping[str, tuple[str, ...]] = {
     "tp_comm_overlap": ("model",),
     "overlap_p2p_comm": ("model",),

@@ -145,7 +145,7 @@ def _dispatched_by(x: Layout, r: Recipe, gpu: Product | None) -> str:
 GRAPHS = Condition(
     "cg-recompute",
     "full recompute or layers offloaded -> no partial CUDA graph; 'moe' recompute and moe_router graphs exclude each other; "
-    "alltoall and padding for FP8 exclude a graph over moe_preprocess; Gemma 4 with experts takes none",
+    "alltoall excludes a graph over moe_preprocess beside padding for FP8 or a capacity that is not filled up; Gemma 4 with experts takes none",
     "megatron/core/transformer/transformer_config.py:2856, :2512, :2516, :2467, bridge/models/gemma/gemma4_provider.py:54",
     on=lambda r: r.features.cuda_graph is not None,
     problem=_graphs,

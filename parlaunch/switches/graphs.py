@@ -7,6 +7,7 @@ from dataclasses import replace
 from parlaunch.hardware.installed import GRAPHS_NEED
 from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Features, Recipe
+from parlaunch.model.sections import GRAPH, MODULES, SCOPE
 from parlaunch.rules.switches import GRAPHS, graphed_biases
 from parlaunch.switches import offloading
 from parlaunch.switches.switch import Place, lacks
@@ -85,11 +86,11 @@ def keys(r: Recipe, value: str) -> dict[str, object]:
     """What Megatron Bridge hears."""
     f = r.features
     if value == "off":
-        return {"model.cuda_graph_impl": "none"}
+        return {GRAPH: "none"}
     kind = {"full": "full_iteration"}.get(value, f.cuda_graph or "transformer_engine")
     # Recipes name the modules under the older key, and Megatron takes one of the two.
-    keys: dict[str, object] = {"model.cuda_graph_impl": kind, "model.cuda_graph_modules": f.cuda_graph_scope}
-    keys["model.cuda_graph_scope"] = None
+    keys: dict[str, object] = {GRAPH: kind, MODULES: f.cuda_graph_scope}
+    keys[SCOPE] = None
     return keys | beside(r)
 
 

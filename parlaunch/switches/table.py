@@ -12,7 +12,7 @@ from typing import Any
 
 from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Recipe
-from parlaunch.model.sections import PRECISION
+from parlaunch.model.sections import GRAPH, MODULES, PRECISION, SCOPE
 from parlaunch.rules.switches import DEFERRED_EMBEDDING, GATHER_IN_STEP, TP_OVERLAP, UNREGISTERED, Condition, unnumbered
 from parlaunch.switches import experts, graphs, offloading
 from parlaunch.switches.switch import Place, Switch, no_problem
@@ -201,7 +201,7 @@ SWITCHES: tuple[Switch, ...] = (
         name="graphs", stops=graphs.padded, what="CUDA graphs: the host issues a layer's kernels as one",
         values=("off", "full", "all", "attn", "attn+moe_router+moe_preprocess"), takes=graphs.taken,
         read=graphs.read, put=graphs.put, keys=graphs.keys,
-        user_keys=("model.cuda_graph_impl", "model.cuda_graph_scope", "model.cuda_graph_modules", "model.external_cuda_graph"),
+        user_keys=(GRAPH, SCOPE, MODULES, "model.external_cuda_graph"),
         choices=graphs.choices, withheld=graphs.uncaptured, problem=graphs.problem, error={"": 0.08},
         numerics="the same values, with Transformer Engine's random number tracker, which comes with them; a graph of the whole "
         "iteration no longer looks for NaN in the loss",

@@ -32,7 +32,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
@@ -55,6 +55,7 @@ from parlaunch.errors import ParlaunchError
 from parlaunch.hardware.installed import releases
 from parlaunch.hardware.rates import rates_of
 from parlaunch.model import catalog
+from parlaunch.model.layout import Layout
 from parlaunch.model.sections import placed
 from parlaunch.planning.plan import Plan, Wishes
 from parlaunch.switches.graphs import GRAPHED
@@ -203,8 +204,8 @@ def case_of(
         )
         if dice.random() < share:
             return Case(with_switches(dice, asked))
-        if (pinned := with_layout(dice, asked)) is not None:
-            return Case(with_switches(dice, pinned))
+        if (legal := with_layout(dice, asked)) is not None:
+            return Case(with_switches(dice, legal))
 
 
 def with_switches(dice: random.Random, asked: Request) -> Request:
@@ -248,13 +249,13 @@ def with_layout(dice: random.Random, asked: Request) -> Request | None:
     x = draw_layout(dice, job.recipe, rates_of(job.cluster), wishes)
     if x is None:
         return None
-    again = (
-        "none"
-        if x.recompute.granularity is None
-        else "full"
-        if x.recompute.granularity == "full"
-        else ",".join(x.recompute.modules)
-    )
+    return pinned(asked, x)
+
+
+def pinned(asked: Request, x: Layout) -> Request:
+    """The request with every size fixed to the layout's."""
+    r = x.recompute
+    again = "none" if r.granularity is None else "full" if r.granularity == "full" else ",".join(r.modules)
     return replace(
         asked, tp=x.tp, pp=x.pp, vp=x.vp or 1, cp=x.cp, ep=x.ep, etp=x.etp, micro_batch_size=x.micro_batch_size,
         recompute=again, fsdp=x.fsdp,
@@ -383,29 +384,10 @@ def main(argv: list[str] | None = None) -> int:
     names = [n for n in catalog.recipe_names() if args.only in n and catalog.recipe(n).feasible]
     gc.freeze()
     try_one = functools.partial(outcome, names, args.seed, args.planned, args.overridden)
-    faults, done, missing = Counter[str](), Counter[str](), Counter[str]()
-    example: dict[str, str] = {}
-    started = time.monotonic()
-    indices = range(args.first, args.first + args.cases)
-    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("fork")) as pool:
-        for said in pool.map(try_one, indices, chunksize=10):
-            done["cases"] += 1
-            done.update(said.done)
-            missing.update(said.missing)
-            for kind in said.wrong:
-                faults[kind] += 1
-                if example.setdefault(kind, said.case) is said.case:
-                    print(f"{kind}\n         {said.case}", file=sys.stderr, flush=True)
-    took = time.monotonic() - started
-    for why, count in missing.most_common(args.why):
-        print(f"{count:6} {why}")
-    print(f"{done['cases']} cases in {took:.0f} s: {done['compared']} compared, {done['refused by us']} refused by us")
-    for why, count in done.most_common():
-        if why.startswith("  ") and args.why:
-            print(f"{count:6} {why}")
-    for kind, count in faults.most_common():
-        print(f"{count:6} {kind}\n         {example[kind]}")
-    return 1 if faults else 0
+    counts = count(try_one, range(args.first, args.first + args.cases), args.jobs)
+    for why, times in counts.missing.most_common(args.why):
+        print(f"{times:6} {why}")
+    return counts.show(why=bool(args.why))
 
 
 BRIDGE: Bridge
@@ -420,6 +402,47 @@ class Outcome:
     wrong: tuple[str, ...]
     done: tuple[str, ...]
     missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What came of many cases: how often each of what an `Outcome` says, one command line for each fault, and the seconds."""
+
+    done: Counter[str]
+    missing: Counter[str]
+    faults: Counter[str]
+    example: dict[str, str]
+    took_s: float
+
+    def show(self, *, why: bool) -> int:
+        """Print it, with `why` what we refused too. 1 if anything was wrong."""
+        done = self.done
+        print(
+            f"{done['cases']} cases in {self.took_s:.0f} s: {done['compared']} compared, {done['refused by us']} refused by us, "
+            f"{self.faults.total()} wrong"
+        )
+        for reason, times in done.most_common():
+            if reason.startswith("  ") and why:
+                print(f"{times:6} {reason}")
+        for fault, times in self.faults.most_common():
+            print(f"{times:6} {fault}\n         {self.example[fault]}")
+        return 1 if self.faults else 0
+
+
+def count(try_one: Callable[[Any], Outcome], cases: Iterable[Any], jobs: int) -> Counts:
+    """Try all cases in so many processes; the first of each kind of fault is printed at once."""
+    counts = Counts(Counter(), Counter(), Counter(), {}, 0.0)
+    started = time.monotonic()
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork")) as pool:
+        for said in pool.map(try_one, cases, chunksize=10):
+            counts.done["cases"] += 1
+            counts.done.update(said.done)
+            counts.missing.update(said.missing)
+            for fault in said.wrong:
+                counts.faults[fault] += 1
+                if counts.example.setdefault(fault, said.case) is said.case:
+                    print(f"{fault}\n         {said.case}", file=sys.stderr, flush=True)
+    return replace(counts, took_s=time.monotonic() - started)
 
 
 def outcome(names: list[str], seed: int, share: float, overridden: float, index: int) -> Outcome:

@@ -22,23 +22,20 @@ import enum
 import functools
 import gc
 import itertools
-import multiprocessing
 import os
 import random
 import sys
 import tempfile
-import time
 import types
 import typing
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import bridge
-from bridge import Bridge, Case, Outcome, planned, theirs
+from bridge import Bridge, Case, Outcome, pinned, planned, theirs
 from overrides import kind_of
 
 from parlaunch.cli.request import Request
@@ -188,17 +185,6 @@ def asked(recipe: str, *typed: str) -> Request:
     )
 
 
-def pinned(recipe: str, plan: Plan, *typed: str) -> Request:
-    """The command line with the plan's layout fixed, which costs less than to find it again."""
-    x = plan.layout
-    r = x.recompute
-    again = "none" if r.granularity is None else "full" if r.granularity == "full" else ",".join(r.modules)
-    return dataclasses.replace(
-        asked(recipe, *typed), tp=x.tp, pp=x.pp, vp=x.vp or 1, cp=x.cp, ep=x.ep, etp=x.etp,
-        micro_batch_size=x.micro_batch_size, recompute=again, fsdp=x.fsdp,
-    )  # fmt: skip
-
-
 def cases(recipes: list[str], keys: str, kinds: list[str]) -> Iterator[tuple[str, str]]:
     """Recipe and KEY=VALUE."""
     from parlaunch_launch.bridge_runner import found
@@ -214,7 +200,9 @@ def outcome(plans: Mapping[str, Plan], drawn: tuple[str, str]) -> Outcome:
     recipe, pair = drawn
     key = pair.partition("=")[0]
     what = f"{kind(key, recipe)}: {pair}"
-    case = Case(asked(recipe, pair) if key in PINS or key in STAGES else pinned(recipe, plans[recipe], pair))
+    case = Case(
+        asked(recipe, pair) if key in PINS or key in STAGES else pinned(asked(recipe, pair), plans[recipe].layout)
+    )
     line = str(case)
     try:
         try:
@@ -252,26 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     dice = random.Random(args.seed)
     drawn = [c for c in cases(recipes, args.keys, args.kinds.split(",")) if dice.random() < args.share]
     gc.freeze()
-    started = time.monotonic()
-    done, wrong, example = Counter[str](), Counter[str](), dict[str, str]()
-    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("fork")) as pool:
-        for said in pool.map(functools.partial(outcome, plans), drawn, chunksize=10):
-            done.update(said.done)
-            for what in said.wrong:
-                wrong[what] += 1
-                if example.setdefault(what, said.case) is said.case:
-                    print(f"{what}\n         {said.case}", file=sys.stderr, flush=True)
-    took = time.monotonic() - started
-    print(
-        f"{len(drawn)} cases in {took:.0f} s: {done['compared']} compared, {done['refused by us']} refused by us, "
-        f"{sum(wrong.values())} wrong"
-    )
-    for why, count in done.most_common():
-        if why.startswith("  ") and args.why:
-            print(f"{count:6} {why}")
-    for what, count in sorted(wrong.items()):
-        print(f"{count:6} {what}\n         {example[what]}")
-    return 1 if wrong else 0
+    return bridge.count(functools.partial(outcome, plans), drawn, args.jobs).show(why=args.why)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,8 @@ from parlaunch.model.catalog import recipe
 from parlaunch.planning.plan import Plan, Wishes
 from parlaunch.planning.planner import plan
 from parlaunch_launch.cpu import hub_cache
-from tests.conftest import HANGS_S, need
+from tests.conftest import HANGS_S, bridge_python
 
-NAMED = os.environ.get("BRIDGE_PYTHON")  # read before the tests' environment is cleaned
 NAME = "llama32_1b_pretrain_config"
 
 
@@ -45,8 +42,7 @@ def answer(python: str, question: dict[str, Any], home: Path) -> dict[str, Any]:
 
 @pytest.mark.bridge
 def test_the_real_bridge_builds_what_is_planned_or_says_what_it_does_not(made: Plan, tmp_path: Path) -> None:
-    python = NAMED or (sys.executable if importlib.util.find_spec("megatron.bridge") else None)
-    need(python, "an environment with megatron-bridge (BRIDGE_PYTHON)")
+    python = bridge_python()
     known = recipe(NAME)
     config = hub_cache.hf_config(str(known.model_id), known.architecture)
     assert config is not None
@@ -55,7 +51,7 @@ def test_the_real_bridge_builds_what_is_planned_or_says_what_it_does_not(made: P
         "argv": runner_arguments(made), "world": 8, "gpu": "NVIDIA H100 80GB HBM3", "capability": [9, 0],
         "keys": keys_of(made), "prepare": "parlaunch_launch.finished:without_gpus", "build": "parlaunch_launch.finished:finished",
     }  # fmt: skip
-    built = answer(str(python), question, tmp_path)
+    built = answer(python, question, tmp_path)
     assert differences(made, built) == {}
     assert compared(made, built) > 50
 
@@ -65,5 +61,5 @@ def test_the_real_bridge_builds_what_is_planned_or_says_what_it_does_not(made: P
     assert set(said) == {"micro_batch_size", "micro batches"}
 
     wrong = question | {"argv": [*runner_arguments(made), "model.tensor_model_parallel_size=3"]}
-    assert "divisible" in answer(str(python), wrong, tmp_path)["refused"]
-    assert "no_such" in answer(str(python), question | {"prepare": "no_such:thing"}, tmp_path)["error"]
+    assert "divisible" in answer(python, wrong, tmp_path)["refused"]
+    assert "no_such" in answer(python, question | {"prepare": "no_such:thing"}, tmp_path)["error"]

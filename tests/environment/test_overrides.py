@@ -31,10 +31,9 @@ from parlaunch.model import catalog
 from parlaunch.model.layout import FULL_RECOMPUTE, NO_RECOMPUTE, Layout, Recompute
 from parlaunch.rules import RULES, violations
 from parlaunch.rules.switches import legal_features
-from tests.conftest import HANGS_S, need
+from tests.conftest import HANGS_S, bridge_python, need
 
 ROOT = Path(__file__).parents[2]
-NAMED = os.environ.get("BRIDGE_PYTHON")  # read before the tests' environment is cleaned
 ENVIRONMENT = {
     "PYTHONPATH": f"{ROOT}:{ROOT / 'launch'}:{ROOT / 'probes'}",
     "PATH": os.environ.get("PATH", ""),
@@ -431,14 +430,6 @@ def test_megatron_bridge_builds_what_is_planned(tmp_path: Path) -> None:
     few = ("--only", "qwen3_30b_a3b_pretrain_config", "--kinds", "planned", "--share", "0.3", "--jobs", "1")
     said = fuzz(python, "--hub", str(tmp_path), *few, script="keys.py")
     assert " 0 wrong" in said, said
-
-
-def bridge_python() -> str:
-    """The interpreter that has Bridge: the one named by `BRIDGE_PYTHON`, or this one."""
-    have = importlib.util.find_spec("megatron") is not None and importlib.util.find_spec("megatron.bridge") is not None
-    python = NAMED or (sys.executable if have else None)
-    need(python, "an environment with megatron-bridge (BRIDGE_PYTHON)")
-    return str(python)
 
 
 def test_adapters_are_planned_as_the_user_has_them() -> None:

@@ -5,36 +5,25 @@ The environment with Bridge is the one of `BRIDGE_PYTHON`, or this one when it h
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from parlaunch.check.verdict import Measured
-from tests.conftest import HANGS_S, need
+from tests.conftest import HANGS_S, bridge_python
 from tests.launch.logs import read
 
 pytestmark = pytest.mark.bridge
 
-# Read when tests are collected: the fixture that gives every test a clean environment takes PARLAUNCH_ variables away.
-NAMED = os.environ.get("BRIDGE_PYTHON")
-
-
-def _here() -> bool:
-    return importlib.util.find_spec("megatron") is not None and importlib.util.find_spec("megatron.bridge") is not None
-
 
 def parlaunch(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    python = NAMED or (sys.executable if _here() else None)
-    need(python, "an environment with megatron-bridge (BRIDGE_PYTHON)")
-    assert python is not None
+    python = bridge_python()
     env = {**os.environ, "HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache")}
     return subprocess.run(
         [python, "-m", "parlaunch", "--device", "cpu", "-v", *args, "train.train_iters=3"],
@@ -170,12 +159,11 @@ print(json.dumps({
 
 
 def test_our_runner_finds_recipes_steps_and_tasks_in_the_installed_bridge(tmp_path: Path) -> None:
-    python = NAMED or (sys.executable if _here() else None)
-    need(python, "an environment with megatron-bridge (BRIDGE_PYTHON)")
+    python = bridge_python()
     config = {k: v for k, v in (SIZES | CONFIGS["llama"]).items() if v is not None}
     ask = f"LLAMA = {config!r}\n{ASK_BRIDGE}"
     done = subprocess.run(
-        [str(python), "-c", ask], capture_output=True, text=True, timeout=2 * HANGS_S, check=False, cwd=tmp_path
+        [python, "-c", ask], capture_output=True, text=True, timeout=2 * HANGS_S, check=False, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(done.stdout.splitlines()[-1])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +18,8 @@ from parlaunch.model.layout import Layout
 from parlaunch.model.parameters import total_params
 from parlaunch_launch.cpu import hub_cache
 from parlaunch_probes import bridge, bridge_child
-from tests.conftest import HANGS_S, need
+from tests.conftest import HANGS_S, bridge_python
 
-NAMED = os.environ.get("BRIDGE_PYTHON")  # read before the tests' environment is cleaned
 BUILD = "parlaunch_launch.bridge_runner:found"
 NAME = "llama32_1b_pretrain_config"
 ANSWER: dict[str, Any] = {
@@ -146,14 +143,13 @@ def test_a_child_that_dies_is_an_answer(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 @pytest.mark.bridge
 def test_the_real_bridge_builds_the_recipe_of_the_catalog(tmp_path: Path) -> None:
-    python = NAMED or (sys.executable if importlib.util.find_spec("megatron.bridge") else None)
-    need(python, "an environment with megatron-bridge (BRIDGE_PYTHON)")
+    python = bridge_python()
     known = catalog_recipe(NAME)
     config = hub_cache.hf_config(str(known.model_id), known.architecture)
     assert config is not None
     hub_cache.write(tmp_path / "hub", str(known.model_id), config)
     done = subprocess.run(
-        [str(python), "-m", "parlaunch_probes.bridge_child", NAME, BUILD, "parlaunch_launch.cpu.bridge_runner:importable"],
+        [python, "-m", "parlaunch_probes.bridge_child", NAME, BUILD, "parlaunch_launch.cpu.bridge_runner:importable"],
         capture_output=True, text=True, timeout=HANGS_S, check=True,
         env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
