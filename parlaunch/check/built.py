@@ -24,24 +24,18 @@ UNSEEN = ("sequence_parallel", "framework")
 """Of `Features`: a quantity of the layout, and what no configuration says."""
 
 
-def differences(plan: Plan, built: Mapping[str, Any]) -> dict[str, str]:
-    """What of the plan is not so in the finished configuration: quantity to "planned …, Megatron Bridge builds …". `built` is what
-    `parlaunch_probes.bridge_built.built` says of it, asked for the plan's `keys_of`."""
+def compared(plan: Plan, built: Mapping[str, Any]) -> tuple[int, dict[str, str]]:
+    """How many quantities of the plan the finished configuration has, and those that are not so in it: quantity to "planned …,
+    Megatron Bridge builds …". `built` is what `parlaunch_probes.bridge_built.built` says of it, asked for the plan's `keys_of`."""
     have = _finished(plan, built)
     want = {name: value for name, value in quantities(plan).items() if name in have}
     for name, key, value in _asked(plan):
         want[f"switch {name}, {key}"], have[f"switch {name}, {key}"] = value, built["keys"][key]
-    return {
+    return len(want), {
         name: f"planned {_shown(value)}, Megatron Bridge builds {_shown(have[name])}"
         for name, value in want.items()
         if _same(value) != _same(have[name])
     }
-
-
-def compared(plan: Plan, built: Mapping[str, Any]) -> int:
-    """How many quantities of the plan the finished configuration has."""
-    have = _finished(plan, built)
-    return sum(name in have for name in quantities(plan)) + len(list(_asked(plan)))
 
 
 def _same(value: Any) -> Any:

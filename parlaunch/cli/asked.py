@@ -20,7 +20,7 @@ def asked(plan: Plan, job: Job, request: Request) -> Plan:
 
     Raises ParlaunchError for such a warning with --strict.
     """
-    from parlaunch.check.built import compared, differences, keys_of, runner_arguments
+    from parlaunch.check.built import compared, keys_of, runner_arguments
     from parlaunch_probes import bridge
 
     if (version := _version(job, request)) is None:
@@ -39,14 +39,14 @@ def asked(plan: Plan, job: Job, request: Request) -> Plan:
     if "refused" in answer:
         wrong = [f"Megatron Bridge {version} refuses this configuration: {answer['refused']}"]
     else:
+        count, different = compared(plan, answer)
         wrong = [
             f"Megatron Bridge {version} would not train what is planned: {name}: {what}"
-            for name, what in differences(plan, answer).items()
+            for name, what in different.items()
         ]
-    if not wrong:
-        count = compared(plan, answer)
-        same = f"Megatron Bridge {version} builds the same from this command: {count} quantities compared"
-        return replace(plan, because=(*plan.because, same))
+        if not wrong:
+            same = f"Megatron Bridge {version} builds the same from this command: {count} quantities compared"
+            return replace(plan, because=(*plan.because, same))
     if request.strict:
         raise ParlaunchError(
             wrong[0], hint="change what the sentence names, or leave --strict out to have it as a warning"

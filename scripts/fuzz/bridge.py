@@ -43,7 +43,7 @@ from unittest.mock import patch
 
 from overrides import MACHINES, NODES, draw_layout, kind_of
 
-from parlaunch.check.built import differences, keys_of, runner_arguments
+from parlaunch.check.built import compared, keys_of, runner_arguments
 from parlaunch.cli.job import finish, job_of
 from parlaunch.cli.launch import situation_of
 from parlaunch.cli.options import described
@@ -485,7 +485,7 @@ def wrong(plan: Plan) -> tuple[str, ...]:
     try:
         with redirect_stdout(io.StringIO()):
             config = BRIDGE.finished(plan)
-            different = differences(plan, built(config, keys_of(plan)))
+            _, different = compared(plan, built(config, keys_of(plan)))
     except Exception as error:
         return (f"refused: {kind_of(error)}",)
     return tuple(f"{name}: {value}" for name, value in different.items())
