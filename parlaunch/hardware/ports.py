@@ -12,6 +12,13 @@ VERBS = ("infiniband", "roce")
 RDMA = (*VERBS, "efa", "slingshot", "omnipath")
 """Fabrics whose ports reach memory without the kernel; the last three through libfabric."""
 
+THOR = (
+    ("BCM57608", "14e4:1760", 400e9 / 8),
+    ("BCM57508", "14e4:1750", 200e9 / 8),
+    ("BCM57504", "14e4:1751", 100e9 / 8),
+)
+"""Broadcom's cards that are sold for RoCE, Thor 2 and Thor: chip, ids, and what one port can do in bytes/s."""
+
 # What one port of a card can do in bytes/s, by words of its model or ids: the makers' data sheets. The first match counts.
 _FAMILIES: tuple[tuple[str, float], ...] = (
     (r"ConnectX-9|MT4133", 1600e9 / 8),
@@ -29,10 +36,11 @@ _FAMILIES: tuple[tuple[str, float], ...] = (
     (r"(?i)1d0f:efa[01]", 100e9 / 8),  # p4d and p5
     (r"Cassini 2|Slingshot 400|(?i:17db:0502)", 400e9 / 8),
     (r"Cassini|Slingshot|(?i:17db:0501)", 200e9 / 8),
-    (r"BCM57608|Pollara|(?i:14e4:1760)", 400e9 / 8),
-    (r"BCM57508|E830|(?i:14e4:1750)", 200e9 / 8),
+    *((rf"{chip}|(?i:{ids})", rate) for chip, ids, rate in THOR),
+    (r"Pollara", 400e9 / 8),
+    (r"E830", 200e9 / 8),
     (r"E810-XXV|(?i:8086:159[9ab])", 25e9 / 8),
-    (r"BCM57504|E810|(?i:14e4:1751|8086:159[123])", 100e9 / 8),
+    (r"E810|(?i:8086:159[123])", 100e9 / 8),
     (r"CN5000|(?i:434e:0001)", 400e9 / 8),
     (r"10[- ]?G(?:igabit|b)|10GBASE|X5[45]0|82599", 10e9 / 8),
     (r"Gigabit|I2[12][0-9]|I350|BCM57(?:1\d|2\d)\b", 1e9 / 8),

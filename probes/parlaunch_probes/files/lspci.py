@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from parlaunch.hardware.cluster import UNKNOWN, Gpu, Nic
 from parlaunch.hardware.datasheet import Product, product, product_of_pci
+from parlaunch.hardware.ports import THOR
 from parlaunch_probes import pci
 from parlaunch_probes.files.clean import whole
 from parlaunch_probes.files.conclude import by_device
@@ -28,9 +29,7 @@ _MAKERS = (
     ("Intel", "8086"), ("Mellanox", "15b3"), ("NVIDIA", "10de"), ("Pensando", "1dd8"),
 )  # fmt: skip
 _GRACE = ("nvswitch_mnnvl", "grace")
-
-
-_THOR = (("14e4", "1750"), ("14e4", "1751"), ("14e4", "1760"))
+_THOR = tuple(ids for _, ids, _ in THOR)
 
 
 @dataclass(slots=True)
@@ -194,7 +193,7 @@ def _kind(device: _Device) -> str | None:
         return "slingshot"
     # Broadcom's Thor (BCM5750x) and Thor 2, and AMD's Pensando cards, are sold for RoCE; on Intel's RDMA is an option.
     named = re.search(r"BCM575\d\d|BCM576\d\d|Pensando", device.text) is not None
-    rdma = mellanox or named or device.vendor == "1dd8" or (device.vendor, device.device) in _THOR
+    rdma = mellanox or named or device.vendor == "1dd8" or f"{device.vendor}:{device.device}" in _THOR
     return "roce" if rdma else "ethernet"
 
 
