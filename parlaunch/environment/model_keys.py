@@ -10,10 +10,9 @@ from collections.abc import Mapping
 
 from parlaunch.environment.exclusive import DISPATCHER, PADDED, Given, Row, one_of, said
 from parlaunch.environment.override_grammar import value
-from parlaunch.environment.user_switches import FUSED_LOSS, LOSS_KERNEL
+from parlaunch.environment.user_switches import FUSED_LOSS, LOSS_KERNEL, NOT_REPEATED, REPEATS
 from parlaunch.errors import UsageError
 from parlaunch.model.recipe import Recipe
-from parlaunch.model.sections import OVERLAP
 from parlaunch.rules.switches import DETERMINISTIC
 
 
@@ -50,14 +49,15 @@ def _varying(r: Recipe, given: Given) -> dict[str, object]:
 
 def _deterministic(r: Recipe, given: Given) -> dict[str, object]:
     # bridge/training/config.py:1052; what Bridge's own recipes take back with it: bridge/recipes/utils/determinism_utils.py:36
-    key = f"model.{DETERMINISTIC}"
     if DETERMINISTIC not in r.unsettled:
         return {}
     if said(given, FUSED_LOSS) is True:
-        if key in given:
-            raise one_of(given, key, FUSED_LOSS)
-        raise UsageError(f"{FUSED_LOSS}=True: the recipe says {key}, which excludes it", hint=f"add {key}=False")
-    return {FUSED_LOSS: False, f"{OVERLAP}.tp_comm_overlap": False} if key in given else {}
+        if REPEATS in given:
+            raise one_of(given, REPEATS, FUSED_LOSS)
+        raise UsageError(
+            f"{FUSED_LOSS}=True: the recipe says {REPEATS}, which excludes it", hint=f"add {REPEATS}=False"
+        )
+    return dict(NOT_REPEATED) if REPEATS in given else {}
 
 
 def _loss(r: Recipe, given: Given) -> dict[str, object]:

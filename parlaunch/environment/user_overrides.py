@@ -443,8 +443,7 @@ def planned_keys(recipe: Recipe) -> frozenset[str]:
     """Every key that a plan of this recipe is made with."""
     switches = {place for keys, _ in EFFECTS for key in keys for place in places(key, recipe)}
     precision = {PRECISION, f"{PRECISION}.fp8", f"{PRECISION}.fp8_recipe"}
-    partly = {f"model.{DETERMINISTIC}"}  # how slow kernels are that repeat their result is not known
-    return frozenset({OVERLAP, *OFFLINE, *IN_BATCH, *PINS, *STAGES, *SHAPE, MOE_LAYERS, *switches, *precision} - partly)
+    return frozenset({OVERLAP, *OFFLINE, *IN_BATCH, *PINS, *STAGES, *SHAPE, MOE_LAYERS, *switches, *precision})
 
 
 def contradicted(spoken: Sequence[str], said: UserOverrides, option: str) -> None:

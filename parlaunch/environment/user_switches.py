@@ -23,7 +23,7 @@ from parlaunch.environment.planned_values import read
 from parlaunch.errors import UsageError
 from parlaunch.model.precision import switched
 from parlaunch.model.recipe import Features, Recipe
-from parlaunch.model.sections import GRAPH, MODULES, PRECISION, SCOPE, SHARDED_DDP, places
+from parlaunch.model.sections import GRAPH, MODULES, OVERLAP, PRECISION, SCOPE, SHARDED_DDP, placed, places
 from parlaunch.rules.switches import DETERMINISTIC
 from parlaunch.switches.graphs import layerwise
 
@@ -130,11 +130,6 @@ def _padding(given: Given, _f: Features) -> dict[str, Any]:
     return {"router_padding": any([read(key, text, "bool") for key, text in given.items()])}
 
 
-def _repeatable(given: Given, _f: Features) -> dict[str, Any]:
-    key = f"model.{DETERMINISTIC}"
-    return {"cross_entropy": "unfused", "tp_overlap": False} if read(key, given[key], "bool") else {}
-
-
 def _no_transposes(given: Given, _f: Features) -> dict[str, Any]:
     key = "model.disable_parameter_transpose_cache"
     return {"transpose_cache": not read(key, given[key], "bool")}
@@ -161,16 +156,18 @@ SHARDED = (SHARDED_DDP, "optimizer.use_distributed_optimizer")
 FP8_ATTENTION = (f"{PRECISION}.fp8_dot_product_attention", f"{PRECISION}.fp8_multi_head_attention")
 LAYERS_OFF, LAYERS_OFF_NUMBER = "model.cpu_offloading", "model.cpu_offloading_num_layers"
 FUSED_LOSS, LOSS_KERNEL = "model.cross_entropy_loss_fusion", "model.cross_entropy_fusion_impl"
+REPEATS, TP_OVERLAP = f"model.{DETERMINISTIC}", f"{OVERLAP}.tp_comm_overlap"
+NOT_REPEATED: Mapping[str, object] = {FUSED_LOSS: False, TP_OVERLAP: False}
+"""What is off where numbers have to repeat (bridge/training/config.py:1052)."""
 
 EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
     ((PRECISION,), _mixed),
-    ((f"model.{DETERMINISTIC}",), _repeatable),
     _switch("mixed_precision.grad_reduce_in_fp32", "grad_reduce_fp32"),
     _switch("mixed_precision.fp8_param_gather", "fp8_param_gather"),
     _switch("mixed_precision.fp4_param_gather", "fp4_param_gather"),
     ((DISPATCHER, BACKEND), _dispatcher),
     _switch("comm_overlap.overlap_moe_expert_parallel_comm", "ep_overlap"),
-    _switch("comm_overlap.tp_comm_overlap", "tp_overlap"),
+    _switch(TP_OVERLAP, "tp_overlap"),
     _switch("comm_overlap.overlap_param_gather_with_optimizer_step", "gather_in_step"),
     ((EXTERNAL,), _external),
     ((GRAPH, *GRAPH_MODULES), _graph),
@@ -217,6 +214,8 @@ def features_of(recipe: Recipe, given: Given) -> Features:
         f = replace(f, optimizer_offload=1.0)  # the share that the switch turns on, or leaves off
     if GRAPH in given and f.cuda_graph in (None, "full_iteration"):
         f = replace(f, cuda_graph_scope=layerwise(recipe))  # what is captured where the user names a way and no modules
+    if REPEATS in given and read(REPEATS, given[REPEATS], "bool"):
+        given = {place: str(off) for place, off in placed(NOT_REPEATED, recipe).items()} | dict(given)
     for keys, effect in EFFECTS:
         said = {key: given[place] for key in keys for place in places(key, recipe) if place in given}
         if said:
