@@ -107,6 +107,7 @@ class Plan:
     cluster: Cluster
     rates: Rates  # what everything in the plan was computed with: the data sheet's, or measured
     chosen: Candidate
+    objective: str = "time"  # what it is best at, of `parlaunch.planning.objective.OBJECTIVES`
     environment: tuple[Variable, ...] = ()
     overrides: tuple[str, ...] = ()
     argv: tuple[str, ...] = ()
@@ -213,6 +214,7 @@ def plan_to_json(plan: Plan, *, version: str) -> dict[str, Any]:
         "hardware": cluster_to_json(plan.cluster),
         "rates": rates_to_json(plan.rates),
         **candidate_to_json(plan.chosen),
+        "objective": plan.objective,
         "environment": [
             {
                 "name": v.name,
@@ -312,6 +314,7 @@ def plan_from_json(data: Mapping[str, Any], *, where: str) -> Plan:
             # Plans saved before they carried their rates were made from the data sheet, or do not say otherwise.
             rates=rates_from_json(data["rates"], where=where) if "rates" in data else rates_of(cluster),
             chosen=_candidate(data),
+            objective=data.get("objective", "time"),
             environment=tuple(Variable(**v) for v in data["environment"]),
             overrides=tuple(data["overrides"]),
             argv=tuple(data["argv"]),

@@ -103,6 +103,7 @@ def plan(
         cluster=cluster,
         rates=rates,
         chosen=chosen,
+        objective=wishes.objective,
         because=(*_failed(chooser), *avoided, *taken.because, *because(search, chosen)),
         alternatives=tuple(beside),
         rejected=_rejected(search, chosen),

@@ -318,7 +318,7 @@ def _close(plan: Plan, others: Sequence[Candidate], width: int) -> Iterable[Line
     ]  # fmt: skip
     own = _own(plan)
     if others or own:
-        yield from _heading(f"Beside it{_turn(plan.chosen, others)}")
+        yield from _heading(f"Beside it{_turn(plan, others)}")
     if others:
         right = ("memory", "time", "slower")
         yield from table(("layout", "recompute", *right), rows, width, right=right)
@@ -326,11 +326,10 @@ def _close(plan: Plan, others: Sequence[Candidate], width: int) -> Iterable[Line
         yield from _item(own, width)
 
 
-def _turn(chosen: Candidate, others: Sequence[Candidate]) -> str:
+def _turn(plan: Plan, others: Sequence[Candidate]) -> str:
     """How the others are ordered (`parlaunch.planning.alternatives`), where no column shows it."""
     times = [c.estimate.iteration_time_s for c in others]
-    peaks = [c.memory.peak for c in (chosen, *others)]
-    plain = times == sorted(times) or peaks == sorted(peaks)
+    plain = plan.objective != "time" or times == sorted(times)
     return "" if plain else ", most worth a try first: fast, unlike those above"
 
 

@@ -235,7 +235,7 @@ SOFTWARE = thing(
 )
 PLAN = framed(
     "plan", "parlaunch plan --format json", "A plan. Unknown is null; fields are added, never renamed.",
-    ("rates", "not_planned_for", "training", "features", "switches", "estimate_as_recipe", "software"),
+    ("rates", "objective", "not_planned_for", "training", "features", "switches", "estimate_as_recipe", "software"),
     version=text("of parlaunch"),
     recipe=RECIPE,
     hardware=HARDWARE,
@@ -243,6 +243,7 @@ PLAN = framed(
     layout=LAYOUT,
     estimate=ESTIMATE,
     memory=MEMORY,
+    objective=text("what it is best at: time or memory"),
     environment=many(VARIABLE, "variables of the ranks, each with its reason and source"),
     overrides=sentences("KEY=VALUE for Megatron Bridge, in order"),
     argv=sentences("the command, word by word"),

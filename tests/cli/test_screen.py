@@ -14,7 +14,7 @@ from parlaunch import front
 from parlaunch.cli.inputs import only
 from parlaunch.hardware.cluster import cluster_to_json
 from parlaunch.hardware.datasheet import preset
-from parlaunch.planning.plan import Candidate, Plan, plan_from_json
+from parlaunch.planning.plan import Plan, plan_from_json
 from parlaunch.show.screen import LINES, MEMORY_STYLES, TIME_STYLES, as_text
 from tests.cli.conftest import Said
 from tests.probes.chaos import SAVED
@@ -50,14 +50,22 @@ def test_the_screen(plans: dict[str, Plan], name: str, width: int, golden: Golde
         assert len(text.splitlines()) <= LINES
 
 
-@pytest.mark.parametrize("by", [lambda c: c.estimate.iteration_time_s, lambda c: c.memory.peak])
-def test_an_order_that_a_column_shows_is_not_explained(
-    plans: dict[str, Plan], by: Callable[[Candidate], float]
-) -> None:
+def test_an_order_that_a_column_shows_is_not_explained(plans: dict[str, Plan]) -> None:
     plan = plans["dense"]
-    first, *others = sorted((plan.chosen, *plan.alternatives), key=by)
+    first, *others = sorted((plan.chosen, *plan.alternatives), key=lambda c: c.estimate.iteration_time_s)
     assert "Beside it, most worth a try first" in as_text(plan)
     assert "\nBeside it\n" in as_text(replace(plan, chosen=first, alternatives=tuple(others)))
+    assert "\nBeside it\n" in as_text(replace(plan, objective="memory"))
+
+
+def test_the_fastest_are_in_their_turn_though_their_memory_grows(plans: dict[str, Plan]) -> None:
+    plan = plans["dense"]
+    times = [c.estimate for c in plan.alternatives]
+    assert [e.iteration_time_s for e in times] != sorted(e.iteration_time_s for e in times)
+    grows = sorted((c.memory for c in plan.alternatives), key=lambda m: m.peak)
+    others = tuple(replace(c, memory=memory) for c, memory in zip(plan.alternatives, grows, strict=True))
+    least = replace(plan.chosen, memory=grows[0])
+    assert "Beside it, most worth a try first" in as_text(replace(plan, chosen=least, alternatives=others))
 
 
 @pytest.mark.parametrize("name", NAMES)
