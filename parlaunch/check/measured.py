@@ -2,8 +2,9 @@
 
 A row is a mapping as `parlaunch validate` reads it: `recipe` (a name of the catalog, which fills in what the row leaves out),
 `model_id` (a Hugging Face name) or `arch` (Megatron's names, or the short ones layers, hidden, heads, kv_heads, ffn, gated_mlp,
-vocab), `hardware` (a preset), `gpus`, sizes, features (overlaps, adapters, …), and measured quantities.
-Fields may be missing; what is filled in is said in `notes`, and a row that cannot be read raises `UsageError`.
+vocab), `hardware` (a preset), `gpus`, sizes, features (overlaps, adapters, …), and measured quantities; other spellings are
+`parlaunch.check.words`'. Fields may be missing; what is filled in, supposed or not read is said in `notes`, and a row that cannot be
+read raises `UsageError`.
 """
 
 from __future__ import annotations
@@ -15,41 +16,43 @@ from functools import lru_cache
 from math import inf
 from typing import Any
 
+from parlaunch.check.words import (
+    Machine,
+    converted,
+    features_of,
+    machine_of,
+    model_of,
+    oom,
+    precision_of,
+    recompute_of,
+    shape_of,
+    sharding_of,
+    sizes_of,
+    spelt,
+    task_of,
+    unit_of,
+)
 from parlaunch.data import load
 from parlaunch.errors import ParlaunchError, UsageError
 from parlaunch.estimate.cross_entropy import with_loss_of
-from parlaunch.estimate.frameworks import named
+from parlaunch.estimate.frameworks import framework_of, named
 from parlaunch.estimate.memory import estimate_memory, rank_zero_memory
 from parlaunch.estimate.timing import estimate_time
 from parlaunch.estimate.values import Estimate, Memory
 from parlaunch.frozen import dataclass
-from parlaunch.hardware.datasheet import preset
+from parlaunch.hardware.datasheet import preset, preset_row
 from parlaunch.hardware.installed import numbers
 from parlaunch.hardware.rates import Rates, measured_of, named_in, rates_from_json, rates_of
 from parlaunch.model.architecture import Architecture, architecture_from_json
 from parlaunch.model.catalog import architecture, catalog_row
 from parlaunch.model.layout import (
-    FULL_RECOMPUTE,
-    NO_RECOMPUTE,
-    SELECTIVE_RECOMPUTE,
     Layout,
     Recompute,
     layout_from_json,
-    recompute_from_json,
 )
 from parlaunch.model.parameters import split_layers
-from parlaunch.model.recipe import PRECISIONS, TASKS, Recipe, features_from_json
+from parlaunch.model.recipe import Recipe, features_from_json
 from parlaunch.planning.plan import recipe_from_json
-
-SHORT_NAMES = {
-    "layers": "num_layers", "hidden": "hidden_size", "heads": "num_attention_heads", "kv_heads": "num_query_groups",
-    "ffn": "ffn_hidden_size", "gated_mlp": "gated_linear_unit", "vocab": "vocab_size",
-}  # fmt: skip
-
-GPU_TYPES = {
-    "A100-80GB-SXM": "dgx-a100-80g", "A100-40GB-SXM": "dgx-a100-40g", "H100-80GB-SXM": "dgx-h100", "V100-32GB-SXM": "dgx1-v100",
-}  # fmt: skip
-"""`gpu_type` of a row without `hardware`: the usual machine around that GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,12 @@ def run_of(row: Mapping[str, Any], machines: Machines) -> Run:
     """Read one row. Raises `UsageError` with the reason when it cannot be."""
     notes: list[str] = []
     try:
-        run = _planned(row, machines) if "planned" in row else _run(_with_recipe(row), machines, notes)
+        run = _planned(row, machines) if "planned" in row else _run(_with_recipe(spelt(row, notes)), machines, notes)
+        # What cannot be predicted is said of the row, and costs no other.
+        if not (
+            0 < estimate_time(run.recipe, run.layout, run.rates).iteration_time_s < inf and memory_of(run).peak >= 0
+        ):
+            raise ValueError("it takes no time, or no memory")
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UsageError(f"row {row.get('id', '?')}: a field is missing or wrong: {error}") from error
     for name, value in run.measured.items():
@@ -182,15 +190,21 @@ def timed(rows: Iterable[Mapping[str, Any]]) -> Iterator[Timed]:
             yield Timed(row, run, estimate.iteration_time_s, measured)
 
 
-def _with_recipe(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_recipe(row: dict[str, Any]) -> dict[str, Any]:
     """The row with what the recipe that it names says in place of what it leaves out."""
     if not row.get("recipe"):
         return row
     found = catalog_row(str(row["recipe"]))
-    said: dict[str, Any] = {
-        k: found[k] for k in ("model", "model_id", "task", "precision", "seq", "gbs", "gpus")
-    } | found["layout"]
-    return said | {k: v for k, v in row.items() if v is not None}
+    said: dict[str, Any] = {k: found[k] for k in ("model", "model_id", "task", "precision", "seq", "gbs", "gpus")} | (
+        found.get("layout") or {}
+    )
+    if any(row.get(k, said.get(k)) != said.get(k) for k in ("pp", "vp", "arch", "model_id")):
+        said.pop("layers_per_chunk", None)  # of the recipe's own pipeline
+    if row.get("pp", said.get("pp")) != said.get("pp"):
+        said.pop("vp", None)
+    if row.get("model_id", row.get("arch")):
+        said["model"] = None
+    return said | row
 
 
 INVENTED = "the row does not say"
@@ -209,68 +223,63 @@ def _planned(row: Mapping[str, Any], machines: Machines) -> Run:
     run = Run(
         id=name, recipe=recipe, layout=layout, rates=rates, source=str(row.get("source") or "history"),
         machine=str(row.get("hardware") or row.get("gpu") or "?"), group=None,
-        measured={k: float(row[k]) for k in MEASURED if row.get(k) is not None}, oom=row.get("status") == "oom",
+        measured={k: float(row[k]) for k in MEASURED if row.get(k) is not None}, oom=oom(row.get("status")),
         memory_kind=kind, memory_unit=unit, memory_rank=_memory_rank(row), hardware_flops=False, notes=(),
     )  # fmt: skip
-    # By hand or by another release: what cannot be predicted is said of the row, and costs no other.
     hash((recipe, layout, rates))
     sizes = (layout.world, layout.dp, layout.tp, layout.pp, layout.cp, layout.ep, layout.etp)
     if min(*sizes, layout.micro_batch_size, layout.global_batch_size) < 1:
         raise ValueError(f"{layout} is no layout")
     if not isinstance(recipe.name, str):
         raise TypeError(f"the name of its recipe is {recipe.name}")
-    if not (0 < estimate_time(recipe, layout, rates).iteration_time_s < inf and memory_of(run).peak >= 0):
-        raise ValueError("its plan takes no time, or no memory")
     return run
 
 
 def _run(row: Mapping[str, Any], machines: Machines, notes: list[str]) -> Run:
     framework = str(row.get("framework") or "")
-    rates = machines.of(row, notes)
-    tp, pp, cp = (_number(row, name) or 1 for name in ("tp", "pp", "cp"))
-    gpus, mbs, gbs, seq = _amounts(row, tp * pp * cp, pp, notes)
+    machine = machine_of(row.get("hardware"), row.get("gpu_type"), notes)
+    tp, pp, cp = (row.get(name) or 1 for name in ("tp", "pp", "cp"))
+    gpus, mbs, gbs, seq = _amounts(row, machine, tp * pp * cp, pp, notes)
+    row = converted(dict(row), gpus, seq)
+    rates = machines.of(row, machine.preset, gpus, notes)
     dp = max(1, gpus // (tp * pp * cp))
-    vp = _number(row, "vp")
-    architecture_of = _architecture(row)
-    chunks = row.get("layers_per_chunk")
-    stages = pp * (vp or 1)
-    if not chunks and len(architecture_of.layers()) % stages:
-        # It ran, so it said how; Megatron's flags for embedding and loss, or a layout by hand. Ours is as even as can be.
-        chunks = [len(kinds) for kinds in split_layers(architecture_of, pp, vp if vp and vp > 1 else None)]
-    recompute = _recompute(row.get("recompute"))
-    nearest = _nearest(row)
-    features = _features(row, framework, recompute, notes)
+    if row.get("dp", dp) != dp:
+        notes.append(f"dp {row['dp']} is not that of {gpus} GPUs: taken as {dp}")
+    vp = row.get("vp")
+    architecture_of = _architecture(row, notes)
+    chunks = _chunks(row.get("layers_per_chunk"), architecture_of, pp, vp)
+    recompute = recompute_of(row.get("recompute"))
+    precision, wide = precision_of(row.get("precision"), framework_of(framework).software, notes)
+    row |= {"precision": precision, "task": task_of(row.get("task"))}
+    if row.get("features") is not None:
+        row["features"] = features_of(row["features"], notes)
+    gpu = rates.product.hardware
+    nearest = _nearest(row, gpu)
+    features = _features(row, framework, recompute, gpu, notes)
     if nearest and not features.get("cross_entropy"):
         features["cross_entropy"] = (nearest.get("features") or {}).get("cross_entropy")
-    if (
-        (known := named(framework)) is not None
-        and known.keeping == "megatron-lm"
-        and rates.product.arch not in ("volta", "ampere")
-    ):
+    known = named(framework)
+    if framework and known is None:
+        notes.append(f"framework {framework!r} is not known: predicted as Megatron Bridge's")
+    if known is not None and known.keeping == "megatron-lm" and rates.product.arch not in ("volta", "ampere"):
         # Megatron-LM of Hopper's years has Megatron-Core and fused attention inside.
         features |= {"framework": "Megatron-Core", "sequence_parallel": True}
     layout = Layout(
-        world=gpus, tp=tp, pp=pp, vp=vp if vp and vp > 1 else None, cp=cp, ep=_number(row, "ep") or 1,
-        etp=_number(row, "etp") or 1, micro_batch_size=mbs, global_batch_size=gbs, recompute=recompute,
-        fsdp=bool(features.get("fsdp")), cp_comm_type=row.get("cp_comm_type"),
-        layers_per_chunk=tuple(chunks) if chunks else None,
+        world=gpus, tp=tp, pp=pp, vp=vp if vp and vp > 1 else None, cp=cp, ep=row.get("ep") or 1,
+        etp=row.get("etp") or 1, micro_batch_size=mbs, global_batch_size=gbs, recompute=recompute,
+        fsdp=bool(features.get("fsdp")), cp_comm_type=_first(row.get("cp_comm_type")),
+        layers_per_chunk=chunks,
     )  # fmt: skip
     if gpus % (tp * pp * cp):
         raise UsageError(f"{gpus} GPUs do not divide by tp·pp·cp = {tp * pp * cp}")
     if gbs % (mbs * dp):
         notes.append(f"global batch {gbs} is no multiple of {mbs}·{dp}: rounded down")
-    # "bf16 + fp32 grad accumulation"
-    precision, _, extra = str(row.get("precision") or "bf16").partition(" ")
-    if "fp32 grad" in extra:
+    if gbs < mbs * dp:
+        raise UsageError(f"a global batch of {gbs} is less than one micro batch of {mbs} on {dp} replicas")
+    if wide:
         features["grad_reduce_fp32"] = True
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision {precision!r} is unknown", hint="one of " + ", ".join(PRECISIONS))
-    task = str(row.get("task") or "pretrain").split("_")[0]
-    task = "peft" if task == "lora" else task
-    if task not in TASKS:
-        raise UsageError(f"task {task!r} is unknown", hint="one of " + ", ".join(TASKS))
     recipe = Recipe(
-        name=str(row.get("model") or row.get("model_id") or row["id"]), source="catalog", task=task,
+        name=str(row.get("model") or row.get("model_id") or row.get("id")), source="catalog", task=row["task"],
         model=str(nearest["model"] if nearest else row.get("model") or ""), model_id=row.get("model_id"), architecture=architecture_of,
         seq_length=seq, global_batch_size=gbs, precision=precision,
         features=features_from_json(features), benchmark=_benchmark(framework),
@@ -278,28 +287,58 @@ def _run(row: Mapping[str, Any], machines: Machines, notes: list[str]) -> Run:
     if engine := re.search(r"\bTE (\d+(?:\.\d+)+)", f"{row.get('software') or ''} {row.get('notes') or ''}"):
         recipe = with_loss_of(recipe, numbers(engine[1]))
     kind, unit = _memory_kind(row)
-    text = str(row.get("tflops_kind") or "")
+    text = str(row.get("tflops_kind") or "").lower()
+    _with_mfu(row, rates, notes)
     return Run(
         id=str(row.get("id")), recipe=recipe, layout=layout, rates=rates,
         source=_source(framework, row), machine=str(row.get("hardware") or row.get("gpu_type") or "?"),
         group=_group(row, framework, gbs), measured={k: float(row[k]) for k in MEASURED if row.get(k) is not None},
-        oom=row.get("status") == "oom", memory_kind=kind, memory_unit=unit, memory_rank=_memory_rank(row),
-        hardware_flops=recompute.granularity == "full" and not text.startswith("model"), notes=tuple(notes),
+        oom=oom(row.get("status")), memory_kind=kind, memory_unit=unit, memory_rank=_memory_rank(row),
+        hardware_flops=recompute.granularity == "full" and not text.startswith(("model", "mfu")), notes=tuple(notes),
         scored=not any(note.endswith(INVENTED) for note in notes),
     )  # fmt: skip
 
 
-def _nearest(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The catalog's recipe that the row names; else the one for its model and task that shares most of what the row says."""
+def _chunks(given: Any, a: Architecture, pp: int, vp: int | None) -> tuple[int, ...] | None:
+    """Layers of each virtual stage, where they are not equal."""
+    stages = pp * (vp or 1)
+    if given and len(given) != stages:
+        raise UsageError(f"layers_per_chunk has {len(given)} chunks, and pp·vp is {stages}")
+    if not given and len(a.layers()) % stages:
+        # It ran, so it said how; Megatron's flags for embedding and loss, or a layout by hand. Ours is as even as can be.
+        return tuple(len(kinds) for kinds in split_layers(a, pp, vp if vp and vp > 1 else None))
+    return tuple(given) if given else None
+
+
+def _first(value: Any) -> Any:
+    """Of a list, one for each layer, the first."""
+    return value[0] if isinstance(value, list | tuple) and value else value
+
+
+def _with_mfu(row: dict[str, Any], rates: Rates, notes: list[str]) -> None:
+    """Make model FLOPs of a share of the peak, where nothing else says how long an iteration takes."""
+    given = row.get("mfu", row.get("mfu_pct"))
+    if given is None or any(row.get(name) for name in TIMES):
+        return
+    if row["precision"] not in ("bf16", "fp16"):
+        notes.append("MFU is not read: of which format's peak it is a share, the row does not say")
+        return
+    share = float(str(given).rstrip("% "))
+    peak = rates.product.peak_flops(row["precision"]) / 1e12
+    row["model_tflops_per_gpu"] = (share / 100 if share > 1 else share) * peak
+    notes.append(f"MFU is taken of {peak:,.0f} TFLOP/s")
+
+
+def _nearest(row: Mapping[str, Any], gpu: str | None) -> Mapping[str, Any] | None:
+    """The catalog's recipe that the row names; else the one for its model, task and GPU that shares most of what the row says."""
     recipes = load("recipes.json")["recipes"]
-    if named := next((r for r in recipes if r["name"] == row.get("recipe")), None):
-        return dict(named)
-    task, features = str(row.get("task") or "pretrain"), row.get("features") or {}
+    if row.get("recipe"):
+        return catalog_row(str(row["recipe"]))
+    task, features = row["task"], row.get("features") or {}
     families = {r["model"] for r in recipes if r.get("model_id") and r["model_id"] == row.get("model_id")} | {
         row.get("model")
     }
     known = [r for r in recipes if r["model"] in families and r["task"] == task]
-    gpu = str(row.get("hardware") or "").removeprefix("dgx-").removesuffix("-nvl72")
 
     def shared(r: Mapping[str, Any]) -> int:
         same = (r["hardware"] == gpu, r["precision"] == row.get("precision"), r["gpus"] == row.get("gpus"))
@@ -309,16 +348,25 @@ def _nearest(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return max(known, key=shared, default=None)
 
 
-def _amounts(row: Mapping[str, Any], replica: int, pp: int, notes: list[str]) -> tuple[int, int, int, int]:
+def _amounts(
+    row: Mapping[str, Any], machine: Machine, replica: int, pp: int, notes: list[str]
+) -> tuple[int, int, int, int]:
     """GPUs, micro batch, global batch and sequence length; what the row leaves out is made up, and noted."""
-    gpus, mbs, gbs = (_number(row, name) for name in ("gpus", "mbs", "gbs"))
-    seq = _number(row, "seq") or _number(row, "seq_length")
+    gpus, mbs, gbs, seq = (row.get(name) for name in ("gpus", "mbs", "gbs", "seq"))
+    if gpus is None and (nodes := row.get("nodes") or machine.nodes):
+        gpus = nodes * preset_row(machine.preset)["gpus_per_node"]
+        notes.append(f"{gpus} GPUs: those of {nodes} {machine.preset}")
+    if gpus is None and row.get("dp"):
+        gpus = replica * row["dp"]
+        notes.append(f"{gpus} GPUs: tp·pp·cp·dp")
     if gpus is None:
-        gpus = replica * (_number(row, "dp") or 1)
+        gpus = replica
         notes.append(f"{gpus} GPUs: {INVENTED}")
     if mbs is None:
         mbs = 1
         notes.append(f"micro batch 1: {INVENTED}")
+    if gbs is None and row.get("num_microbatches"):
+        gbs = mbs * max(1, gpus // replica) * row["num_microbatches"]
     if gbs is None:
         gbs = mbs * max(1, gpus // replica) * 2 * pp
         notes.append(f"global batch {gbs}: {INVENTED}")
@@ -328,49 +376,52 @@ def _amounts(row: Mapping[str, Any], replica: int, pp: int, notes: list[str]) ->
     return gpus, mbs, gbs, seq
 
 
-def _number(row: Mapping[str, Any], name: str) -> int | None:
-    value = row.get(name)
-    return None if value is None else int(value)
-
-
-def _sizes(arch: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row says of its model's shape, under Megatron's names."""
-    return {SHORT_NAMES.get(k, k): v for k, v in arch.items() if v is not None and k != "type"}
-
-
-def _architecture(row: Mapping[str, Any]) -> Architecture:
+def _architecture(row: Mapping[str, Any], notes: list[str]) -> Architecture:
+    whole = _catalogued(row, notes)
     if arch := row.get("arch"):
-        given = _sizes(arch)
+        given = shape_of(arch, notes)
         missing = [name for name in ("num_layers", "hidden_size", "num_attention_heads") if not given.get(name)]
-        if missing:
+        if missing and whole is None:
             raise UsageError("the row's architecture lacks " + ", ".join(missing))
+        if missing and whole is not None:
+            changed = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+            notes.append("sizes that arch has not are those of the model")
+            return whole.with_sizes(changed)
+        if not given.get("vocab_size"):
+            notes.append(f"a vocabulary of {VOCABULARY:,}: GPT-2's, as Megatron-LM pads it")
+        if given.get("gated_linear_unit") and not (given.get("ffn_hidden_size") or given.get("moe_ffn_hidden_size")):
+            notes.append("an MLP four times as wide as the model, as Megatron has it where nobody says")
         return _inline(tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in given.items())))
+    if whole is None:
+        raise UsageError("the row has neither model_id nor arch", hint="give a Hugging Face name or the sizes")
+    return whole
+
+
+def _catalogued(row: Mapping[str, Any], notes: list[str]) -> Architecture | None:
+    """The architecture that the row names: by its Hugging Face name, else by the name that people give the model."""
     if row.get("model_id"):
-        return architecture(str(row["model_id"]))
-    raise UsageError("the row has neither model_id nor arch", hint="give a Hugging Face name or the sizes")
+        return architecture(model_of(str(row["model_id"]), notes))
+    if row.get("arch") or not row.get("model"):
+        return None
+    name = model_of(str(row["model"]), notes)
+    return architecture(name) if name != row["model"] else None
+
+
+VOCABULARY = 51200
 
 
 @lru_cache(maxsize=512)
 def _inline(given: tuple[tuple[str, Any], ...]) -> Architecture:
-    # A published table of a dense GPT without a vocabulary means GPT-2's, as Megatron-LM pads it.
-    return architecture_from_json({"vocab_size": 51200, "normalization": "LayerNorm"} | dict(given))
+    return architecture_from_json({"vocab_size": VOCABULARY, "normalization": "LayerNorm"} | dict(given))
 
 
-def _recompute(given: Any) -> Recompute:
-    if isinstance(given, str):
-        if given.startswith("full"):
-            return FULL_RECOMPUTE
-        if given.startswith("selective"):
-            return SELECTIVE_RECOMPUTE
-        return NO_RECOMPUTE
-    return recompute_from_json(given)
-
-
-def _features(row: Mapping[str, Any], framework: str, recompute: Recompute, notes: list[str]) -> dict[str, Any]:
+def _features(
+    row: Mapping[str, Any], framework: str, recompute: Recompute, gpu: str | None, notes: list[str]
+) -> dict[str, Any]:
     features = dict(row.get("features") or {})
     if row.get("features") is None and _benchmark(framework):
-        features = _benchmark_features(row)
-        if (_number(row, "pp") or 1) > 1 and (_number(row, "vp") or 1) == 1 and features.pop("ep_overlap", None):
+        features = _benchmark_features(row, gpu)
+        if (row.get("pp") or 1) > 1 and (row.get("vp") or 1) == 1 and features.pop("ep_overlap", None):
             # The overlap needs an interleaved pipeline, and Bridge switches graphs of whole iterations and attention in FP8 on
             # together with it.
             features.pop("paged_stash", None)
@@ -381,13 +432,9 @@ def _features(row: Mapping[str, Any], framework: str, recompute: Recompute, note
     _unreleased(features, framework, notes)
     if row.get("task") == "peft" and framework.startswith("NeMo (MLPerf"):
         features = MLPERF_LORA | {k: v for k, v in features.items() if v is not None}
-    if row.get("recipe") and (known := _nearest(row)):
+    if row.get("recipe") and (known := _nearest(row, gpu)):
         features = dict(known.get("features") or {}) | features
-    sharding = str(row.get("sharding") or "")
-    if sharding == "none" or sharding.startswith("ddp"):
-        features["no_distributed_optimizer"] = True
-    if "tp-comm-overlap" in sharding:
-        features["tp_overlap"] = True
+    features |= sharding_of(row.get("sharding"), notes)
     if framework == "Megatron-LM" and recompute.granularity != "selective" and "sequence_parallel" not in features:
         # Korthikanti et al. compare with the code as it was before: all-reduces, no sequence parallelism.
         features["sequence_parallel"] = False
@@ -426,15 +473,14 @@ def _unreleased(features: dict[str, Any], framework: str, notes: list[str]) -> N
         notes.append("weights in 16 bits beside FP4: its release had none in FP4 alone")
 
 
-def _benchmark_features(row: Mapping[str, Any]) -> dict[str, Any]:
+def _benchmark_features(row: Mapping[str, Any], gpu: str | None) -> dict[str, Any]:
     """Features of the benchmark recipe for the same model, GPU, precision and task; of the same count where there is one."""
-    gpu = str(row.get("hardware") or "").removeprefix("dgx-").removesuffix("-nvl72")
     found = [
         r
         for r in load("recipes.json")["recipes"]
         if r["kind"] == "benchmark"
         and (r["model"], r["hardware"], r["precision"]) == (row.get("model"), gpu, row.get("precision"))
-        and r["task"] == str(row.get("task") or "pretrain")
+        and r["task"] == row["task"]
     ]
     found.sort(key=lambda r: abs((r.get("gpus") or 0) - int(row.get("gpus") or 0)))
     return dict(found[0].get("features") or {}) if found else {}
@@ -450,20 +496,17 @@ class Machines:
         self.file = file
         self._known: dict[tuple[str, int, float | None], Rates] = {}
 
-    def of(self, row: Mapping[str, Any], notes: list[str]) -> Rates:
-        """The machine of a row. Raises `UsageError` when it names none that is known."""
-        name = row.get("hardware") or GPU_TYPES.get(str(row.get("gpu_type")))
-        if not name:
-            raise UsageError("the row names no hardware", hint="give a preset, e.g. dgx-h100")
+    def of(self, row: Mapping[str, Any], name: str, gpus: int, notes: list[str]) -> Rates:
+        """As many machines of that preset as `gpus` need, with the fabric of the row."""
         fabric = row.get("fabric_bytes_per_s_per_gpu")
-        nodes = max(1, -(-int(row.get("gpus") or 1) // preset(str(name)).gpus_per_node))
+        nodes = max(1, -(-gpus // preset_row(name)["gpus_per_node"]))
         site = site_of(row)
         if fabric is None and nodes > 1 and site is not None:
             fabric = site.fabric_bytes_per_s_per_gpu
             notes.append(site.why)
-        key = (str(name), nodes, None if fabric is None else float(fabric))
+        key = (name, nodes, None if fabric is None else float(fabric))
         if key not in self._known:
-            rates = rates_of(preset(str(name), nodes), machine_file=self.file)
+            rates = rates_of(preset(name, nodes), machine_file=self.file)
             self._known[key] = rates if fabric is None else replace(rates, fabric_bytes_per_s=float(fabric))
         return self._known[key]
 
@@ -482,7 +525,7 @@ def _group(row: Mapping[str, Any], framework: str, gbs: int) -> str | None:
     if name is None:
         return None
     # Tables call all candidates of one size the same, whatever their heads.
-    shape = sorted(_sizes(row.get("arch") or {}).items())
+    shape = sorted(sizes_of(row.get("arch") or {}).items())
     return "|".join((str(name), framework, str(gbs), *(f"{k}={v}" for k, v in shape)))
 
 
@@ -490,7 +533,8 @@ def _memory_rank(row: Mapping[str, Any]) -> str:
     text = f"{row.get('peak_memory_metric') or ''} {row.get('metric') or ''}".lower()
     if "logger ranks" in text:  # Megatron Bridge's logs: the maximum over the pipeline of rank 0
         return "pipeline"
-    return "first" if "rank 0" in text else "fullest"
+    either = re.search(r"max(imum)?( over|/)", text)
+    return "first" if re.search(r"rank ?0|first rank", text) and not either else "fullest"
 
 
 def memory_of(run: Run) -> Memory:
@@ -504,9 +548,9 @@ def memory_of(run: Run) -> Memory:
 
 def _memory_kind(row: Mapping[str, Any]) -> tuple[str, int]:
     text = f"{row.get('peak_memory_metric') or ''} {row.get('metric') or ''}".lower()
-    kind = "nvidia-smi" if "nvidia-smi" in text else "reserved" if "reserved" in text else "allocated"
-    unit = str(row.get("unit") or "")
-    if unit.startswith("GiB"):
-        return kind, 2**30
+    smi = re.search(r"nvidia-smi|nvml", text)
+    kind = "nvidia-smi" if smi else "reserved" if "reserved" in text else "allocated"
+    measured = row.get("peak_memory_gb") is not None or row.get("peak_mem") is not None
+    unit = unit_of(row.get("unit") or re.search(r"\bgi?b\b|$", text)[0]) if measured else None  # type: ignore[index]
     # nvidia-smi prints MiB; who writes "GB" from it has divided by a thousand.
-    return kind, 1000 * 2**20 if kind == "nvidia-smi" else 10**9
+    return kind, 1000 * 2**20 if smi and unit in (None, 10**9) else unit or 10**9

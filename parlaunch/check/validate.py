@@ -39,7 +39,7 @@ def validate(rows: Sequence[Mapping[str, Any]], *, machine: Mapping[str, Any] | 
             entry = _predict(run) | {"id": name}
         except ParlaunchError as error:
             measured = {k: row[k] for k in (*TIMES, "peak_memory_gb", "peak_mem") if row.get(k) is not None}
-            out.append({"id": name, "predicted": None, "measured": measured, "fits": None, "note": str(error.problem)})
+            out.append({"id": name, "predicted": None, "measured": measured, "fits": None, "note": _told(error)})
             continue
         out.append(entry)
         kept.append((run, entry))
@@ -47,6 +47,11 @@ def validate(rows: Sequence[Mapping[str, Any]], *, machine: Mapping[str, Any] | 
         "schema": "parlaunch.validate/1", "machine_file": named_in(machine), "rows": out,
         "summary": _summary(kept, total=len(out)),
     }  # fmt: skip
+
+
+def _told(error: ParlaunchError) -> str:
+    """What is wrong with a row, and what to try."""
+    return f"{error.problem}: {error.hint}" if error.hint else str(error.problem)
 
 
 def _predict(run: Run) -> dict[str, Any]:

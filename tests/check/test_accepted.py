@@ -76,7 +76,7 @@ FACTOR = 1.3
 FREE = {
     "HEADROOM": "what is left free, not what is predicted",
     "MIB": "a unit",
-    "PEAK_BAND": "a band", "WIDER": "a band", "RISK": "a band", "FRAMEWORKS": "bands", "BRIDGE": "bands",
+    "PEAK_BAND": "a band", "WIDER": "a band", "RISK": "a band", "FRAMEWORKS": "bands", "BRIDGE": "bands", "OTHER": "a band",
     "MEGATRON_2021": "what rows of `SOFTWARE` are made from, each of which is tried",
     "LEAST_MEASURED": "an edge of a table", "MOST_MEASURED": "an edge of a table", "_HEAD_SIZES": "keys of a table",
     "ACROSS": "of ranks that roam: published runs are bound", "SOCKET_LINK": "the same (tests/estimate/timing/test_roaming.py)",

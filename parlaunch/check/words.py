@@ -1,0 +1,485 @@
+"""How tables of runs write things, in our own words: fields, formats, tasks, recomputation, units, outcomes, machines, models.
+
+A table is read as it was meant or not at all: what is supposed is said in `notes`, and a word that could mean two things, or
+none, raises `UsageError` with those that are known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+from parlaunch.data import load
+from parlaunch.errors import UsageError
+from parlaunch.hardware.datasheet import Product, name_key, preset_of, preset_row, product
+from parlaunch.model.architecture import Architecture
+from parlaunch.model.layout import NO_RECOMPUTE, Recompute, recompute_from_json, selective
+from parlaunch.model.precision import short_name
+from parlaunch.model.recipe import PRECISIONS, TASKS, Features
+from parlaunch.rules.working import MODULES
+
+# --- fields -------------------------------------------------------------------------------------------------------
+
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "gpus": ("num_gpus", "n_gpus", "gpu_count", "world_size"),
+    "nodes": ("num_nodes", "nnodes"),
+    "mbs": ("micro_batch_size", "micro_batch"),
+    "gbs": ("global_batch_size", "global_batch"),
+    "seq": ("seq_length", "seq_len", "sequence_length", "seqlen"),
+    "num_microbatches": ("micro_batches", "gradient_accumulation_steps", "grad_accumulation_steps", "gradient_accumulation"),
+    "tp": ("tensor_model_parallel_size", "tensor_parallel_size", "tensor_parallel"),
+    "pp": ("pipeline_model_parallel_size", "pipeline_parallel_size", "pipeline_parallel"),
+    "vp": ("vpp", "virtual_pipeline_model_parallel_size"),
+    "cp": ("context_parallel_size", "context_parallel"),
+    "ep": ("expert_model_parallel_size", "expert_parallel_size", "expert_parallel"),
+    "etp": ("expert_tensor_parallel_size",),
+    "dp": ("data_parallel_size", "data_parallel"),
+    "gpu_type": ("gpu", "gpu_name", "gpu_model", "accelerator"),
+    "iteration_time_s": ("step_time_s", "time_per_iteration_s", "seconds_per_iteration", "iteration_time"),
+    "tokens_per_s_per_gpu": ("tokens_per_second_per_gpu", "tokens_per_sec_per_gpu"),
+}  # fmt: skip
+"""Our name of a field, and the names that others give it."""
+
+SIZES = ("gpus", "nodes", "mbs", "gbs", "seq", "num_microbatches", "tp", "pp", "vp", "cp", "ep", "etp", "dp")
+READ = frozenset({
+    *FIELDS, "id", "recipe", "model", "model_id", "arch", "task", "hardware", "precision", "recompute", "features", "framework",
+    "sharding", "layers_per_chunk", "cp_comm_type", "fabric_bytes_per_s_per_gpu", "software", "source", "current", "group", "status",
+    "model_tflops_per_gpu", "tflops_per_gpu", "tflops_kind", "peak_memory_gb", "peak_mem", "unit", "metric", "peak_memory_metric",
+    "planned",
+})  # fmt: skip
+TOLD = frozenset({
+    "run_id", "notes", "note", "comment", "licence", "license", "confidence", "capacity_gb", "recompute_note", "date", "url",
+})  # fmt: skip
+"""What is for people: nothing is read from it, and nobody is told so."""
+
+
+class _Other(NamedTuple):
+    """A measured quantity in another unit than ours."""
+
+    ours: str
+    factor: float = 1.0
+    over: str | None = None  # divided by the row's own: GPUs
+    times: str | None = None  # and multiplied
+    unit: str | None = None
+    metric: str | None = None
+
+
+OTHERS: Mapping[str, _Other] = {
+    **dict.fromkeys(("iteration_time_ms", "step_time_ms"), _Other("iteration_time_s", 1e-3)),
+    **dict.fromkeys(("tokens_per_s", "tokens_per_second", "tokens_per_sec"), _Other("tokens_per_s_per_gpu", over="gpus")),
+    **dict.fromkeys(
+        ("samples_per_s", "samples_per_second", "sequences_per_s"), _Other("tokens_per_s_per_gpu", over="gpus", times="seq")
+    ),
+    "peak_memory_gib": _Other("peak_memory_gb", unit="GiB"),
+    "peak_memory_mib": _Other("peak_memory_gb", unit="MiB"),
+    "peak_memory_bytes": _Other("peak_memory_gb", unit="bytes"),
+    "max_memory_allocated_gb": _Other("peak_memory_gb", metric="allocated"),
+    "max_memory_reserved_gb": _Other("peak_memory_gb", metric="reserved"),
+}  # fmt: skip
+
+
+def spelt(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """The row under our names; names that nothing reads are noted. Raises `UsageError` where two of one thing differ."""
+    ours = {other: name for name, others in FIELDS.items() for other in others}
+    out: dict[str, Any] = {}
+    unread = []
+    for key, value in row.items():
+        key = key.lower()
+        name = ours.get(key, key)
+        if value is None:
+            continue
+        told = key in TOLD or key.startswith("_")
+        if not told and name not in READ and key not in OTHERS and key not in ("mfu", "mfu_pct"):
+            unread.append(key)
+        if name in out and out[name] != value and name not in row:
+            raise UsageError(f"the row has two of {name}: {out[name]} and {value}", hint="leave one out")
+        if name not in out or key == name:
+            out[name] = value
+    if unread:
+        notes.append("not read: " + ", ".join(unread))
+    return out | {name: number(name, out[name]) for name in SIZES if name in out}
+
+
+def converted(row: dict[str, Any], gpus: int, seq: int) -> dict[str, Any]:
+    """The row with what was measured in another unit under our names, where it does not say it in ours as well."""
+    for key, other in OTHERS.items():
+        if key in row and other.ours not in row:
+            value = float(row[key]) * other.factor
+            value *= seq if other.times else 1
+            row[other.ours] = value / gpus if other.over else value
+            row["unit"] = other.unit or row.get("unit")
+            row["peak_memory_metric"] = other.metric or row.get("peak_memory_metric")
+    return row
+
+
+def number(name: str, value: Any) -> int:
+    """A size as a whole number of one or more; of digits with commas too. Raises `UsageError` for anything else."""
+    text = str(value).strip().replace(",", "").replace("_", "")
+    if name == "seq" and (thousands := re.fullmatch(r"(\d+)\s*([kKmM])", text)):
+        return int(thousands[1]) * (1024 if thousands[2] in "kK" else 2**20)
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.5
+    if isinstance(value, bool) or found != int(found) or found < 1:
+        raise UsageError(f"{name} is {value!r}: a field is missing or wrong", hint="give a whole number of 1 or more")
+    return int(found)
+
+
+FEATURES: Mapping[str, tuple[str, bool]] = {
+    "distributed_optimizer": ("no_distributed_optimizer", False), "use_distributed_optimizer": ("no_distributed_optimizer", False),
+    "dp_overlap": ("no_dp_overlap", False), "overlap_grad_reduce": ("no_dp_overlap", False), "tp_comm_overlap": ("tp_overlap", True),
+    "use_megatron_fsdp": ("fsdp", True),
+}  # fmt: skip
+"""Other names of switches: ours, and whether both say the same."""
+_SWITCHES = frozenset({*Features.__dataclass_fields__, "no_distributed_optimizer", "no_dp_overlap"})
+_FALSE = ("false", "no", "off", "0", "none", "")
+
+
+def features_of(given: Any, notes: list[str]) -> dict[str, Any]:
+    """Switches of a row, by name; a list has those that were on."""
+    if isinstance(given, list | tuple):
+        given = dict.fromkeys(given, True)
+    out, unread = {}, []
+    for key, value in dict(given or {}).items():
+        name, same = FEATURES.get(key, (key, True))
+        if name not in _SWITCHES:
+            unread.append(f"features.{key}")
+            continue
+        plain = Features.__dataclass_fields__[name].type == "bool" if name in Features.__dataclass_fields__ else True
+        if plain and isinstance(value, str):
+            value = value.strip().lower() not in _FALSE
+        if value is not None:
+            out[name] = value if same else not value
+    graph = out.get("cuda_graph")
+    if isinstance(graph, str):
+        out["cuda_graph"] = [graph, []]
+    elif isinstance(graph, bool):
+        out["cuda_graph"] = ["transformer_engine", []] if graph else None
+    if unread:
+        notes.append("not read: " + ", ".join(unread))
+    return out
+
+
+SHORT_NAMES = {
+    "layers": "num_layers", "hidden": "hidden_size", "heads": "num_attention_heads", "kv_heads": "num_query_groups",
+    "ffn": "ffn_hidden_size", "gated_mlp": "gated_linear_unit", "vocab": "vocab_size",
+}  # fmt: skip
+SAME_NAMES = {
+    "num_kv_heads": "num_query_groups", "num_key_value_heads": "num_query_groups", "query_groups": "num_query_groups",
+    "num_hidden_layers": "num_layers", "num_heads": "num_attention_heads", "n_heads": "num_attention_heads",
+    "intermediate_size": "ffn_hidden_size", "head_dim": "kv_channels", "swiglu": "gated_linear_unit", "gated": "gated_linear_unit",
+    "tied": "share_embeddings_and_output_weights", "tie_word_embeddings": "share_embeddings_and_output_weights",
+    "experts": "num_moe_experts", "num_experts": "num_moe_experts", "num_local_experts": "num_moe_experts",
+    "n_routed_experts": "num_moe_experts", "topk": "moe_router_topk", "top_k": "moe_router_topk",
+    "num_experts_per_tok": "moe_router_topk", "moe_intermediate_size": "moe_ffn_hidden_size", "expert_ffn": "moe_ffn_hidden_size",
+}  # fmt: skip
+_NESTED = (
+    "provider",
+    "dsa",
+    "vision",
+    "audio",
+    "multimodal",
+    "params",
+    "lightning_indexer_layers",
+    "index_n_heads",
+    "index_head_dim",
+)
+"""What an entry of `architectures.json` has beside sizes."""
+_DECODERS = ("gpt", "dense", "decoder", "llm", "llama", "moe", "transformer", "hybrid", "mamba", "causal")
+_GATED = ("swiglu", "geglu", "reglu")
+
+
+def sizes_of(arch: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row says of its model's shape, under Megatron's names."""
+    return {SHORT_NAMES.get(k, k): v for k, v in arch.items() if v is not None and k != "type"}
+
+
+def shape_of(arch: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """The same for any spelling: sizes whole, gated activations split into their two parts, names that nothing reads noted. Raises
+    `UsageError` for a model that is no decoder."""
+    kind = str(arch.get("type") or "").lower()
+    if kind and not any(word in kind for word in _DECODERS):
+        raise UsageError(f"a model of type {arch['type']!r} is no decoder that is predicted here")
+    given: dict[str, Any] = {}
+    for key, value in sizes_of(arch).items():
+        given[SAME_NAMES.get(key, key)] = value
+    act = str(
+        given.pop("activation", None) or given.pop("hidden_act", None) or given.get("activation_func") or ""
+    ).lower()
+    if act:
+        gated = act in _GATED
+        given["activation_func"] = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu", "gelu_new": "gelu"}.get(
+            act, act
+        )
+        if gated:
+            given["gated_linear_unit"] = True
+    every = moe_every(given)
+    known = Architecture.__dataclass_fields__
+    if unread := [k for k in given if k not in known and k not in _NESTED]:
+        notes.append("not read: " + ", ".join(f"arch.{k}" for k in unread))
+    for name, value in given.items():
+        if (
+            name in known
+            and "int" in str(known[name].type)
+            and isinstance(value, int | float | str)
+            and not isinstance(value, bool)
+        ):
+            given[name] = 0 if str(value) in ("0", "0.0") else number(name, value)
+    return given | every
+
+
+def moe_every(given: dict[str, Any]) -> dict[str, Any]:
+    """Which layers have experts, where a frequency says it: Megatron's `moe_layer_freq`, a number or a list."""
+    freq = given.pop("moe_layer_freq", None)
+    if freq is None or given.get("moe_layer_pattern"):
+        return {}
+    if isinstance(freq, list | tuple):
+        return {"moe_layer_pattern": list(freq)}
+    return {"moe_layer_pattern": [int(i % int(freq) == 0) for i in range(int(given.get("num_layers") or 0))]}
+
+
+# --- words --------------------------------------------------------------------------------------------------------
+
+_SIXTEEN = {
+    "bf16": "bf16",
+    "bfloat16": "bf16",
+    "fp16": "fp16",
+    "float16": "fp16",
+    "half": "fp16",
+    "fp32": "fp32",
+    "float32": "fp32",
+    "tf32": "fp32",
+}
+_SCALINGS = {
+    "mx": "fp8mx", "mxfp8": "fp8mx", "current": "fp8cs", "cs": "fp8cs", "delayed": "fp8ds", "ds": "fp8ds", "subchannel": "fp8sc",
+    "sc": "fp8sc", "block": "fp8sc", "blockwise": "fp8sc", "tensorwise": "fp8cs",
+}  # fmt: skip
+
+
+def precision_of(given: Any, software: str, notes: list[str]) -> tuple[str, bool]:
+    """Our short name of a training format, and whether gradients are said to be summed in float32. FP8 without its scaling is what the
+    `software` of its time (a key of `SOFTWARE`) did, and noted. Raises `UsageError` for an unknown one."""
+    text = str(given or "bf16").strip().lower()
+    wide = bool(re.search(r"fp32 (grad|accum|reduc)", text))
+    main = re.sub(r"[+,&]?\s*(with )?fp32 (grad|accum|reduc).*", "", text).strip()
+    if main in PRECISIONS:
+        return main, wide
+    if (short := short_name(main)) is not None and "mixed" in main:
+        return short, wide
+    words = re.findall(r"[a-z]*\d+|[a-z]+", re.sub(r"(?<=fp8)(?=[a-z])|(?<=fp8)[-_ ]", " ", main))
+    if "nvfp4" in words or "fp4" in words:
+        return "nvfp4", wide
+    if "fp8" in words or "mxfp8" in words or "float8" in words:
+        found = {_SCALINGS[w] for w in words if w in _SCALINGS}
+        if len(found) == 1:
+            return found.pop(), wide
+        if not found:
+            short, how = ("fp8ds", "delayed") if software == "nemo-2025" else ("fp8cs", "current")
+            notes.append(f"{given} does not say its scaling: taken as {how}")
+            return short, wide
+    plain = {_SIXTEEN[w] for w in words if w in _SIXTEEN}
+    if len(plain) == 1 and all(w in _SIXTEEN or w in ("mixed", "amp", "precision") for w in words):
+        return plain.pop(), wide
+    raise UsageError(f"precision {given!r} is unknown", hint="one of " + ", ".join(PRECISIONS))
+
+
+_TASKS = {
+    "pretrain": "pretrain", "pretraining": "pretrain", "continuedpretraining": "pretrain", "sft": "sft", "finetune": "sft",
+    "finetuning": "sft", "fullfinetuning": "sft", "peft": "peft", "lora": "peft", "peftlora": "peft", "dora": "peft",
+}  # fmt: skip
+
+
+def task_of(given: Any) -> str:
+    """pretrain, sft or peft. Raises `UsageError` for another."""
+    text = str(given or "pretrain").lower()
+    found = _TASKS.get(re.sub(r"[^a-z]", "", text)) or _TASKS.get(text.split("_")[0])
+    if found is None:
+        raise UsageError(f"task {given!r} is unknown", hint="one of " + ", ".join(TASKS))
+    return found
+
+
+def recompute_of(given: Any) -> Recompute:
+    """Recomputation: Megatron's fields, a list of modules, or words ("full", "full, block, 8 layers", "selective (moe_act)"). Raises
+    `UsageError` for words that say neither what nor how much."""
+    if isinstance(given, Mapping):
+        fields = dict(given)
+        if isinstance(fields.get("granularity"), str):
+            fields["granularity"] = fields["granularity"].lower()
+        if fields.get("granularity") in ("none", "no", ""):
+            return NO_RECOMPUTE
+        if not fields.get("granularity") and fields.get("modules"):
+            fields["granularity"] = "selective"
+        if fields.get("granularity") == "full" and not fields.get("method"):
+            fields = {"num_layers": 1} | {k: v for k, v in fields.items() if v is not None} | {"method": "uniform"}
+        return recompute_from_json(fields)
+    if isinstance(given, list | tuple):
+        return selective([str(m) for m in given])
+    if given is None or given is False:
+        return NO_RECOMPUTE
+    text = str(given).strip().lower()
+    words = re.findall(r"[a-z_]+|\d+", text)
+    if not words or words[0] in ("none", "no", "off", "null", "false"):
+        return NO_RECOMPUTE
+    if words[0] == "full":
+        number_of_layers = next((int(w) for w in words if w.isdigit()), 1)
+        method = "block" if "block" in words else "uniform"
+        return Recompute(granularity="full", method=method, num_layers=number_of_layers)
+    named = [w for w in words if w in MODULES]
+    if named:
+        return selective(named)
+    if words[0] == "selective":
+        return selective(None)
+    raise UsageError(
+        f"recompute {given!r}: neither how much nor what",
+        hint="none, full, selective, or a list of " + ", ".join(MODULES),
+    )
+
+
+def oom(status: Any) -> bool:
+    """Whether a run ended for want of memory."""
+    text = str(status or "").lower()
+    return bool(re.match(r"oom\b|(cuda )?out[ _]of[ _]memory", text))
+
+
+_UNITS = {
+    "gb": 10**9,
+    "gib": 2**30,
+    "mb": 10**6,
+    "mib": 2**20,
+    "tb": 10**12,
+    "tib": 2**40,
+    "b": 1,
+    "byte": 1,
+    "bytes": 1,
+}
+
+
+def unit_of(given: Any) -> int | None:
+    """Bytes of a unit of memory; None where none is named. Raises `UsageError` for one that is none."""
+    text = str(given or "").strip()
+    if not text:
+        return None
+    word = re.match(r"[A-Za-z]+", text)
+    found = _UNITS.get(word[0].lower()) if word else None
+    if found is None:
+        raise UsageError(f"unit {given!r} is none of memory", hint="GB, GiB, MB, MiB or bytes")
+    return found
+
+
+def sharding_of(given: Any, notes: list[str]) -> dict[str, Any]:
+    """The features that a row's words on sharding amount to; what they say beyond is noted."""
+    text = str(given or "").strip().lower()
+    found: dict[str, Any] = {}
+    zero = re.search(r"zero[-_ ]?(\d)", text)
+    if re.match(r"none|no\b|ddp\b", text) or (zero and zero[1] == "0"):
+        found["no_distributed_optimizer"] = True
+    elif "hsdp" in text:
+        notes.append(f"sharding {given!r} is taken as the distributed optimizer's")
+    elif "fsdp" in text or (zero and zero[1] == "3"):
+        found["fsdp"] = True
+    elif zero and zero[1] == "2":
+        notes.append("gradients are taken to be whole on every rank: only ZeRO-1 and ZeRO-3 are known")
+    elif text and not zero and "distributed optimizer" not in text:
+        notes.append(f"sharding {given!r} is not read: taken as the distributed optimizer's")
+    if "tp-comm-overlap" in text:
+        found["tp_overlap"] = True
+    return found
+
+
+# --- machines -----------------------------------------------------------------------------------------------------
+
+_COUNTED = re.compile(r"(.+):(\d+)")
+_CLOUD = re.compile(r"^(Standard_|BM\.|a\d-|a\dx-|g\d|p\d|u-|\w+\.\w+$)")
+
+
+class Machine(NamedTuple):
+    """A preset, and how many of them the row counted."""
+
+    preset: str
+    nodes: int | None = None
+
+
+def machine_of(hardware: Any, gpu: Any, notes: list[str]) -> Machine:
+    """The preset that a row means by its `hardware`, or the usual machine around its `gpu_type`, which is noted. Raises `UsageError`
+    with the nearest."""
+    given = str(hardware or gpu or "").strip()
+    if not given:
+        raise UsageError("the row names no hardware", hint="give a preset, e.g. dgx-h100")
+    name, nodes = given, None
+    if counted := _COUNTED.fullmatch(given):
+        name, nodes = counted[1], int(counted[2])
+    name = re.sub(r"^\d+\s*[x×]\s*", "", name)
+    for spelling in (name, re.sub(r"[\s_]+", "-", name), name_key(name)):
+        if (known := preset_of(spelling)) is not None:
+            return Machine(known, nodes)
+    found = _usual(name)
+    if found is None:
+        preset_row(name)  # raises, with the nearest
+        raise AssertionError(name)
+    notes.append(f"{given}: taken as {found}, the usual machine around that GPU")
+    return Machine(found, nodes)
+
+
+@cache
+def _usual(gpu: str) -> str | None:
+    """The usual machine around a GPU: one that no cloud sells under a name of its own; SXM where the name leaves it open."""
+    sheet = product(gpu)
+    text = re.sub(r"hbm\d\w*|tensor core|(server|workstation) edition", " ", gpu.lower())
+    words = set(re.findall(r"[a-z0-9]+", re.sub(r"sxm\d", "sxm", text))) - {"nvidia", "geforce", "tesla", "gpu"}
+    every = (product(name) for name in load("products.json")["products"])
+    sheets = [p for p in every if p is not None and (p is sheet if sheet is not None else _means(words, p))]
+    presets: Mapping[str, Any] = load("presets.json")["presets"]
+    for found in sorted(sheets, key=lambda p: ("SXM" not in p.name, -p.memory_bytes)):
+        names = [n for n, row in presets.items() if row["gpu"] == found.name and not _CLOUD.match(n)]
+        if names:
+            return max(names, key=lambda n: (n.startswith(("dgx", "hgx")), presets[n]["gpus_per_node"], -len(n)))
+    return None
+
+
+def _means(words: set[str], sheet: Product) -> bool:
+    """Whether all words are of that product's name or say its memory, and one of them is of its name."""
+    own = set(re.sub(r"sxm\d", "sxm", sheet.name.lower()).split())
+    sizes = {sheet.memory_bytes / 2**30, sheet.memory_bytes / 1e9}
+
+    def memory(word: str) -> bool:
+        size = re.fullmatch(r"(\d+)gb?", word)
+        return size is not None and any(abs(int(size[1]) / s - 1) < 0.03 for s in sizes)
+
+    return bool(words & own) and all(word in own or memory(word) for word in words)
+
+
+# --- models -------------------------------------------------------------------------------------------------------
+
+_VARIANTS = re.compile(r"(?:[-_ ](?:base|instruct|it|pt|chat|hf|thinking|\d{4}|bf16|fp8|v0\.\d))+$", re.IGNORECASE)
+
+
+def _model_key(name: str) -> tuple[str, ...]:
+    """What tells models apart in their names: without owner, maker's prefix, variant of the same weights' shape."""
+    short = _VARIANTS.sub("", name.rsplit("/", 1)[-1].removeprefix("explicit:"))
+    words = re.findall(r"\d+(?:\.\d+)?|[a-z]+", short.lower())
+    return tuple(w for w in words if w not in ("meta", "nvidia"))
+
+
+@cache
+def _models() -> Mapping[tuple[str, ...], str | None]:
+    """The model of every key; None where two share it."""
+    found: dict[tuple[str, ...], str | None] = {}
+    pairs = [(m, m) for m in load("architectures.json")]
+    pairs += [(r["model"], r["model_id"]) for r in load("recipes.json")["recipes"] if r.get("model_id")]
+    for name, model in pairs:
+        key = _model_key(name)
+        found[key] = model if found.get(key, model) == model else None
+    return found
+
+
+def model_of(name: str, notes: list[str]) -> str:
+    """The catalog's name of a model that a row names in another way, which is noted; the row's own where none is meant."""
+    if name in load("architectures.json"):
+        return name
+    if (known := _models().get(_model_key(name))) is None:
+        return name
+    notes.append(f"{name}: taken as {known}")
+    return known

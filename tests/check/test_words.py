@@ -1,0 +1,297 @@
+"""Rows of tables as people write them: read as they were meant, with what is supposed said, or refused with the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from parlaunch.check.measured import Machines, Run, run_of
+from parlaunch.check.validate import validate
+from parlaunch.errors import UsageError
+from parlaunch.estimate.timing.bands import error_band
+from parlaunch.model.layout import NO_RECOMPUTE, Recompute
+
+ROW: dict[str, Any] = {
+    "id": "a", "model_id": "meta-llama/Meta-Llama-3-8B", "task": "pretrain", "hardware": "dgx-h100", "gpus": 16, "precision": "bf16",
+    "seq": 4096, "gbs": 64, "mbs": 1, "tp": 2, "framework": "Megatron-Core", "iteration_time_s": 1.0,
+}  # fmt: skip
+
+
+def read(*without: str, **change: Any) -> Run:
+    """The row with a change, and without some of its fields."""
+    return run_of({k: v for k, v in ROW.items() if k not in without} | change, Machines())
+
+
+def refused(*without: str, **change: Any) -> str:
+    with pytest.raises(UsageError) as error:
+        read(*without, **change)
+    return f"{error.value.problem} {error.value.hint or ''}"
+
+
+PLAIN = read()
+
+
+@pytest.mark.parametrize(
+    ("without", "change"),
+    [
+        (("tp", "mbs", "gbs"), {"tensor_model_parallel_size": 2, "micro_batch_size": 1, "global_batch_size": 64}),
+        (("seq",), {"seq_len": "4k"}),
+        (("seq",), {"sequence_length": "4,096"}),
+        (("gpus",), {"nodes": 2}),
+        (("gpus",), {"dp": 8}),
+        (("gpus", "hardware"), {"hardware": "dgx-h100:2"}),
+        (("gbs",), {"num_microbatches": 8}),
+        (("gbs",), {"gradient_accumulation_steps": 8}),
+        (("tp",), {"TP": 2.0}),
+    ],
+)
+def test_other_names_of_a_field_mean_the_same(without: tuple[str, ...], change: dict[str, Any]) -> None:
+    run = read(*without, **change)
+    assert (run.layout, run.recipe, run.rates, run.scored) == (PLAIN.layout, PLAIN.recipe, PLAIN.rates, True)
+
+
+def test_a_name_that_nothing_reads_is_said() -> None:
+    assert read(seq_=1, comment="x", _mine=2).notes == ("not read: seq_",)
+    assert read(features={"fp8_param": True}).notes == ("not read: features.fp8_param",)
+
+
+@pytest.mark.parametrize("value", [0, -2, 1.5, "two", True])
+def test_a_size_that_is_no_size_is_refused(value: Any) -> None:
+    assert "tp is" in refused(tp=value)
+
+
+def test_two_of_one_thing_that_differ_are_refused_and_a_dp_that_is_not_the_gpus_is_said() -> None:
+    assert "two of" in refused("mbs", micro_batch_size=1, micro_batch=2)
+    assert "dp 3 is not that of 16 GPUs: taken as 8" in read(dp=3).notes
+    assert "less than one micro batch" in refused(gbs=4, mbs=2)
+    assert "pp·vp is 2" in refused(pp=2, layers_per_chunk=[16, 8, 8])
+
+
+@pytest.mark.parametrize(
+    ("given", "short"),
+    [
+        ("BF16", "bf16"), ("bfloat16", "bf16"), ("bf16-mixed", "bf16"), ("FP16", "fp16"), ("TF32", "fp32"), ("MXFP8", "fp8mx"),
+        ("fp8-cs", "fp8cs"), ("fp8 (delayed scaling)", "fp8ds"), ("bf16 (FP8 current scaling)", "fp8cs"), ("fp8_blockwise", "fp8sc"),
+        ("bf16_with_mxfp8_mixed", "fp8mx"), ("NVFP4", "nvfp4"),
+    ],
+)  # fmt: skip
+def test_a_format_is_read_in_any_spelling(given: str, short: str) -> None:
+    run = read(hardware="dgx-b200", precision=given)
+    assert (run.recipe.precision, run.notes) == (short, ())
+
+
+def test_fp8_alone_is_scaled_as_its_software_did_and_what_is_no_format_is_refused() -> None:
+    new, old = read(precision="fp8"), read(precision="FP8", framework="NeMo 24.09")
+    assert (new.recipe.precision, old.recipe.precision) == ("fp8cs", "fp8ds")
+    assert all("does not say its scaling" in run.notes[0] for run in (new, old))
+    assert read(precision="bf16 + fp32 grad accumulation").recipe.features.grad_reduce_fp32
+    assert "is unknown" in refused(precision="bf16 int8")
+
+
+@pytest.mark.parametrize(
+    ("given", "task"), [("LoRA", "peft"), ("SFT", "sft"), ("pre-training", "pretrain"), ("fine-tuning", "sft")]
+)
+def test_a_task_is_read_in_any_spelling(given: str, task: str) -> None:
+    assert read(task=given).recipe.task == task
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("Full", Recompute(granularity="full", method="uniform", num_layers=1)),
+        ("full (block, 8 layers)", Recompute(granularity="full", method="block", num_layers=8)),
+        ({"granularity": "full"}, Recompute(granularity="full", method="uniform", num_layers=1)),
+        ("selective", Recompute(granularity="selective", modules=("core_attn",))),
+        ("selective (mlp, layernorm)", Recompute(granularity="selective", modules=("mlp", "layernorm"))),
+        (["mlp"], Recompute(granularity="selective", modules=("mlp",))),
+        ({"modules": ["mlp"]}, Recompute(granularity="selective", modules=("mlp",))),
+        ({"granularity": "none"}, NO_RECOMPUTE),
+        ("no", NO_RECOMPUTE),
+    ],
+)
+def test_recomputation_is_read_in_any_spelling(given: Any, meant: Recompute) -> None:
+    assert read(recompute=given).layout.recompute == meant
+
+
+def test_recomputation_that_says_neither_how_much_nor_what_is_refused() -> None:
+    assert "neither how much nor what" in refused(recompute="activation checkpointing")
+    assert "neither how much nor what" in refused(recompute=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "preset"),
+    [
+        ({"gpu_type": "H100"}, "dgx-h100"), ({"gpu": "NVIDIA H100 80GB HBM3"}, "dgx-h100"), ({"gpu_type": "A100-80GB"}, "dgx-a100-80g"),
+        ({"gpu_type": "A100-40GB-SXM"}, "dgx-a100-40g"), ({"gpu_type": "A100-80GB-PCIe"}, "a100-pcie-8"), ({"gpu_type": "H20-96GB"}, "hgx-h20"),
+        ({"gpu_type": "H200-141GB-SXM"}, "dgx-h200"), ({"hardware": "GB200 NVL72"}, "gb200-nvl72"), ({"hardware": "8x H100"}, "dgx-h100"),
+        ({"hardware": "RTX PRO 6000"}, "rtxpro6000-8"), ({"hardware": "H100 SXM"}, "dgx-h100"), ({"hardware": "DGX H100"}, "dgx-h100"),
+    ],
+)  # fmt: skip
+def test_a_machine_is_known_by_any_name_of_it_or_of_its_gpu(change: dict[str, Any], preset: str) -> None:
+    assert read("hardware", **change).rates == read(hardware=preset).rates
+
+
+def test_a_machine_that_is_none_is_refused_with_the_nearest() -> None:
+    assert "unknown machine 'MI300X'" in refused(hardware="MI300X")
+
+
+@pytest.mark.parametrize(
+    ("change", "known"),
+    [
+        ({"model_id": "Qwen/Qwen3-8B-Base"}, "Qwen/Qwen3-8B"), ({"model_id": "meta-llama/Llama-3.1-8B"}, "meta-llama/Meta-Llama-3.1-8B"),
+        ({"model_id": "deepseek-ai/DeepSeek-V3-Base"}, "deepseek-ai/DeepSeek-V3"), ({"model_id": None, "model": "llama3_8b"}, "meta-llama/Meta-Llama-3-8B"),
+        ({"model_id": None, "model": "GPT-3 175B"}, "explicit:gpt3_175b"),
+    ],
+)  # fmt: skip
+def test_a_model_by_another_name_is_taken_as_the_known_one_and_said(change: dict[str, Any], known: str) -> None:
+    run = read(**change)
+    assert run.recipe.architecture == read(model_id=known).recipe.architecture
+    assert any(note.endswith(f"taken as {known}") for note in run.notes)
+
+
+def test_another_model_is_none_that_is_like_it() -> None:
+    assert "unknown model" in refused(model_id="meta-llama/Llama-2-70b-hf")
+
+
+SIZES = {"layers": 32, "hidden": 4096, "heads": 32, "kv_heads": 8, "ffn": 14336, "vocab": 128256}
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        SIZES | {"gated_mlp": True, "activation_func": "silu"},
+        SIZES | {"activation": "swiglu"},
+        SIZES | {"activation_func": "SwiGLU", "layers": "32", "hidden": 4096.0},
+        {
+            "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+            "vocab_size": 128256, "swiglu": True, "hidden_act": "silu", "tie_word_embeddings": False,
+        },
+    ],
+)  # fmt: skip
+def test_sizes_of_a_model_are_read_in_any_spelling(arch: dict[str, Any]) -> None:
+    made = read("model_id", arch=arch).recipe.architecture
+    assert (made.num_query_groups, made.gated_linear_unit, made.activation_func) == (8, True, "silu")
+    assert (made.num_layers, made.ffn_hidden_size, made.vocab_size) == (32, 14336, 128256)
+
+
+def test_what_is_supposed_of_a_model_is_said() -> None:
+    run = read("model_id", arch={"layers": 24, "hidden": 2048, "heads": 16, "gated_mlp": True, "lags": 3})
+    assert [note.split(":")[0] for note in run.notes] == [
+        "not read", "a vocabulary of 51,200", "an MLP four times as wide as the model, as Megatron has it where nobody says",
+    ]  # fmt: skip
+    assert run.scored
+    assert read(arch={"num_layers": 12}).recipe.architecture.num_layers == 12
+    assert "is no decoder" in refused(arch=SIZES | {"type": "t5"})
+    every_other = read("model_id", arch=SIZES | {"experts": 8, "topk": 2, "moe_layer_freq": 2}).recipe.architecture
+    assert [kind.mlp for kind in every_other.layers()[:3]] == ["moe", "dense", "moe"]
+
+
+def test_software_that_nobody_measured_is_said_and_its_band_is_wide() -> None:
+    def band(run: Run) -> float:
+        return error_band(run.recipe, run.layout, run.rates)
+
+    strange, ours = read(framework="torchtitan"), read(framework="Megatron Bridge")
+    assert strange.notes == ("framework 'torchtitan' is not known: predicted as Megatron Bridge's",)
+    assert ours.notes == ()
+    assert band(strange) >= 3 * band(ours)
+    for name in ("mcore 0.8", "Megatron Core", "Megatron-LM core_r0.9"):
+        assert band(read(framework=name)) == band(PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("given", "sharded", "fsdp"),
+    [("None", False, False), ("DDP", False, False), ("zero-0", False, False), ("ZeRO-1", True, False), ("ZeRO 3", True, True), ("FSDP2", True, True)],
+)  # fmt: skip
+def test_sharding_is_read_in_any_spelling(given: str, sharded: bool, fsdp: bool) -> None:
+    run = read(sharding=given)
+    assert (run.recipe.features.distributed_optimizer, run.layout.fsdp) == (sharded, fsdp)
+
+
+def test_switches_are_read_by_the_names_of_the_frameworks_and_as_words() -> None:
+    f = read(
+        features={
+            "tp_comm_overlap": "true",
+            "use_distributed_optimizer": False,
+            "fsdp": "false",
+            "cuda_graph": "full_iteration",
+        }
+    )
+    g = f.recipe.features
+    assert (g.tp_overlap, g.distributed_optimizer, f.layout.fsdp, g.cuda_graph) == (
+        True,
+        False,
+        False,
+        "full_iteration",
+    )
+    assert read(features=["tp_overlap"]).recipe.features.tp_overlap
+
+
+@pytest.mark.parametrize(
+    ("change", "quantity", "value"),
+    [
+        ({"step_time_ms": 1500.0}, "iteration_time_s", 1.5),
+        ({"tokens_per_s": 160_000.0}, "tokens_per_s_per_gpu", 10_000.0),
+        ({"samples_per_s": 32.0}, "tokens_per_s_per_gpu", 8192.0),
+        ({"mfu": 0.4}, "model_tflops_per_gpu", 0.4 * 989.4),
+        ({"MFU": "40%"}, "model_tflops_per_gpu", 0.4 * 989.4),
+    ],
+)
+def test_what_was_measured_is_read_in_other_units(change: dict[str, Any], quantity: str, value: float) -> None:
+    assert read("iteration_time_s", **change).measured == pytest.approx({quantity: value}, rel=1e-3)
+
+
+def test_a_share_of_an_unknown_peak_is_not_read() -> None:
+    run = read("iteration_time_s", precision="fp8cs", mfu=0.4)
+    assert run.measured == {}
+    assert "MFU is not read" in run.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "unit"),
+    [
+        ({"unit": "MiB"}, "allocated", 2**20), ({"unit": "gib"}, "allocated", 2**30), ({"peak_memory_metric": "max reserved (GiB)"}, "reserved", 2**30),
+        ({"peak_memory_metric": "NVML used"}, "nvidia-smi", 1000 * 2**20), ({}, "allocated", 10**9),
+    ],
+)  # fmt: skip
+def test_memory_is_read_in_its_unit(change: dict[str, Any], kind: str, unit: int) -> None:
+    run = read(peak_memory_gb=40.0, **change)
+    assert (run.memory_kind, run.memory_unit) == (kind, unit)
+
+
+def test_a_unit_that_is_none_is_refused_where_memory_was_measured() -> None:
+    assert "none of memory" in refused(peak_memory_gb=40.0, unit="%")
+    assert read(unit="%").measured == {"iteration_time_s": 1.0}
+
+
+@pytest.mark.parametrize("status", ["OOM", "oom at iteration 2", "CUDA out of memory"])
+def test_a_run_out_of_memory_is_told_from_one_that_ran(status: str) -> None:
+    assert read(status=status).oom
+    assert not PLAIN.oom
+
+
+def test_a_row_that_cannot_be_predicted_costs_no_other() -> None:
+    broken = [
+        ROW | {"cp_comm_type": {"a": 1}},
+        ROW | {"features": {"cross_entropy": "none such"}},
+        ROW | {"gpus": 0},
+        {"id": "z"},
+    ]
+    result = validate([*broken, ROW])
+    assert [row["predicted"] is None for row in result["rows"]] == [True] * 4 + [False]
+    assert all(row["note"] for row in result["rows"][:4])
+
+
+def test_a_recipe_without_a_layout_of_its_own_takes_the_rows_and_one_of_another_pipeline_leaves_its_chunks() -> None:
+    run = read(
+        "model_id",
+        recipe="deepseek_v3_pretrain_256gpu_b200_bf16_config",
+        hardware="dgx-b200",
+        gpus=256,
+        pp=8,
+        ep=32,
+        tp=1,
+        gbs=4096,
+    )
+    assert (run.layout.pp, run.layout.ep) == (8, 32)
+    assert run.recipe.features.force_balance
