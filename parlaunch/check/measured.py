@@ -36,7 +36,7 @@ from parlaunch.data import load
 from parlaunch.errors import ParlaunchError, UsageError
 from parlaunch.estimate.cross_entropy import with_loss_of
 from parlaunch.estimate.frameworks import framework_of, named
-from parlaunch.estimate.memory import estimate_memory, rank_zero_memory
+from parlaunch.estimate.memory import estimate_memory, rank_zero_memory, stage_memories
 from parlaunch.estimate.timing import estimate_time
 from parlaunch.estimate.values import Estimate, Memory
 from parlaunch.frozen import dataclass
@@ -537,10 +537,18 @@ def _memory_rank(row: Mapping[str, Any]) -> str:
     return "first" if re.search(r"rank ?0|first rank", text) and not either else "fullest"
 
 
+def seen_of(run: Run, memory: Memory) -> int:
+    """Bytes that what measured the run would show of a GPU."""
+    return {"allocated": memory.allocated, "reserved": memory.reserved, "nvidia-smi": memory.peak}[run.memory_kind]
+
+
 def memory_of(run: Run) -> Memory:
-    """The predicted memory of the GPU that was measured."""
+    """The predicted memory of the GPU that was measured: of all, the one that shows most of what was measured."""
     if run.memory_rank == "fullest":
-        return estimate_memory(run.recipe, run.layout, run.rates, headroom=0.0)
+        if run.memory_kind == "nvidia-smi" or run.layout.pp == 1:
+            return estimate_memory(run.recipe, run.layout, run.rates, headroom=0.0)
+        stages = stage_memories(run.recipe, run.layout, run.rates, headroom=0.0)
+        return max(stages, key=lambda memory: seen_of(run, memory))
     return rank_zero_memory(
         run.recipe, run.layout, run.rates, headroom=0.0, fullest_stage=run.memory_rank == "pipeline"
     )

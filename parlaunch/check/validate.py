@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from parlaunch.check.measured import TIMES, Machines, Run, measured_seconds, memory_of, run_of, speeds
+from parlaunch.check.measured import TIMES, Machines, Run, measured_seconds, memory_of, run_of, seen_of, speeds
 from parlaunch.errors import ParlaunchError
+from parlaunch.estimate.memory import estimate_memory
 from parlaunch.estimate.timing import estimate_time
 from parlaunch.hardware.rates import named_in
 from parlaunch.rules import why_not
@@ -57,8 +58,7 @@ def _told(error: ParlaunchError) -> str:
 def _predict(run: Run) -> dict[str, Any]:
     estimate = estimate_time(run.recipe, run.layout, run.rates)
     memory = memory_of(run)
-    size = {"allocated": memory.allocated, "reserved": memory.reserved, "nvidia-smi": memory.peak}[run.memory_kind]
-    peak = size / run.memory_unit
+    peak = seen_of(run, memory) / run.memory_unit
     every = speeds(run, estimate) | {"peak_memory_gb": peak, "peak_mem": peak}
     wanted = dict.fromkeys((*run.measured, *STANDARD))
     notes = list(run.notes)
@@ -77,7 +77,7 @@ def _predict(run: Run) -> dict[str, Any]:
             "memory_band": memory.error_band,
         },
         "measured": dict(run.measured) | ({"status": "oom"} if run.oom else {}),
-        "fits": memory.runs,
+        "fits": estimate_memory(run.recipe, run.layout, run.rates, headroom=0.0).runs,
         "scored": run.scored,
         "note": "; ".join(notes) or None,
     }

@@ -68,13 +68,22 @@ def workspace(gpu: str, *, experts: bool) -> float:
 
 def unused(comes_and_goes: float, largest: float, keeping: Keeping, f: Features) -> int:
     """Bytes that the allocator reserved and cannot use again. `largest`: of the tensors that come and go."""
-    fragments = FRAGMENTS if f.nccl_ub else keeping.fragments  # registered buffers exclude growing segments
-    return int(keeping.slack * comes_and_goes + fragments * largest)
+    return int(keeping.slack * comes_and_goes + _fragments(keeping, f) * largest)
+
+
+def _fragments(keeping: Keeping, f: Features) -> float:
+    """Times the largest tensor."""
+    return FRAGMENTS if f.nccl_ub else keeping.fragments  # registered buffers exclude growing segments
 
 
 def graph_pool(comes_and_goes: float, f: Features) -> int:
     """Bytes that a graph's pool holds on top."""
     return int(GRAPH_POOL.get(f.cuda_graph or "", 0.0) * comes_and_goes)
+
+
+def reserved_beyond(keeping: Keeping, f: Features) -> tuple[float, float]:
+    """What both come to: a share of what comes and goes, and times the largest tensor."""
+    return keeping.slack + GRAPH_POOL.get(f.cuda_graph or "", 0.0), _fragments(keeping, f)
 
 
 def kept_free(slack: int, largest: float, transient: float, *, overlapped: bool) -> float:

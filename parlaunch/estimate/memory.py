@@ -20,6 +20,7 @@ from parlaunch.estimate.allocator import (
     graph_pool,
     kept_free,
     outside,
+    reserved_beyond,
     unused,
     workspace,
     written,
@@ -116,6 +117,7 @@ class _Frame(NamedTuple):
     # What switches add:
     written: float = 0.0  # bytes a token of what other GPUs write to, outside of torch
     registered: float = 0.0  # bytes, whatever a micro batch is
+    reserved: tuple[float, float] = (0.0, 0.0)  # `allocator.reserved_beyond` of them
     wider: float = 0.0  # the error bands, than those of runs like it
 
 
@@ -241,6 +243,7 @@ class _Model:
         return bare._replace(
             outside=bare.outside + (GRAPH if f.cuda_graph else 0),
             features=f,
+            reserved=reserved_beyond(bare.keeping, f),
             written=written(self.recipe, x),
             registered=DEEPEP_BUFFER if x.ep > 1 and f.dispatcher == "deepep" else 0,
             wider=_wider(self.recipe, x),
@@ -323,9 +326,10 @@ def _fullest(model: _Model, layout: Layout, recompute: Recompute) -> tuple[_Stag
     """The stage that holds most, with its parts."""
     x, tokens, most = model.frame(layout), model.tokens(layout), -1.0
     kept = model.bare.kept(x, recompute, min(layout.num_microbatches, x.in_flight) or 1)
+    share, fragments = x.reserved
     for stage, left in zip(x.stages, kept, strict=True):
         parts = _parts(stage, left, x, tokens)
-        total = sum(parts[:-2])
+        total = sum(parts[:-2]) + share * (parts[3] + parts[4] + parts[5]) + fragments * parts[7]
         if total > most:
             fullest, most = (stage, parts, x), total
     return fullest

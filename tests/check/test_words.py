@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from parlaunch.check.measured import Machines, Run, run_of
+from parlaunch.check.measured import Machines, Run, memory_of, run_of
 from parlaunch.check.validate import validate
 from parlaunch.errors import UsageError
 from parlaunch.estimate.timing.bands import error_band
@@ -295,3 +295,17 @@ def test_a_recipe_without_a_layout_of_its_own_takes_the_rows_and_one_of_another_
     )
     assert (run.layout.pp, run.layout.ep) == (8, 32)
     assert run.recipe.features.force_balance
+
+
+def test_each_view_of_memory_is_that_of_the_stage_which_shows_most_of_it() -> None:
+    """Without growing segments the stage of the loss reserves most, and the first one allocates most; whether it fits is all stages'."""
+    long = {"pp": 8, "tp": 1, "gpus": 64, "seq": 131072, "gbs": 64, "peak_memory_gb": 1.0, "arch": {
+        "num_layers": 16, "hidden_size": 2048, "num_attention_heads": 32, "num_query_groups": 8, "ffn_hidden_size": 8192, "vocab_size": 128256,
+    }}  # fmt: skip
+    allocated = memory_of(read("model_id", **long, peak_memory_metric="max allocated"))
+    reserved = memory_of(read("model_id", **long, peak_memory_metric="max reserved"))
+    assert (allocated.stage, reserved.stage) == (0, 7)
+    assert allocated.allocated > reserved.allocated
+    assert allocated.reserved < reserved.reserved
+    (entry,) = validate([{k: v for k, v in ROW.items() if k != "model_id"} | long | {"metric": "rank 0"}])["rows"]
+    assert not entry["fits"]

@@ -264,14 +264,17 @@ def test_the_three_views_are_ordered_and_every_part_is_there(plan: tuple[Recipe,
 @given(plans())
 def test_more_tokens_cost_more_and_more_replicas_or_recomputation_never_do(plan: tuple[Recipe, Layout]) -> None:
     trained, layout = plan
-    m = estimate_memory(trained, layout, H100)
-    assert estimate_memory(replace(trained, seq_length=8192), layout, H100).allocated >= m.allocated - 8  # rounding
-    more = replace(layout, world=128, global_batch_size=1024)
-    assert estimate_memory(trained, more, machine("dgx-h100", 16)).optimizer <= m.optimizer
-    full = estimate_memory(trained, replace(layout, recompute=FULL_RECOMPUTE), H100)
-    plain = estimate_memory(trained, replace(layout, recompute=NO_RECOMPUTE), H100)
-    assert full.allocated <= plain.allocated + 8  # rounding of eight parts
-    assert estimate_memory(replace(trained, task="peft"), layout, H100).optimizer <= m.optimizer
+    every = stage_memories(trained, layout, H100)
+    longer = stage_memories(replace(trained, seq_length=8192), layout, H100)
+    more = stage_memories(trained, replace(layout, world=128, global_batch_size=1024), machine("dgx-h100", 16))
+    full = stage_memories(trained, replace(layout, recompute=FULL_RECOMPUTE), H100)
+    plain = stage_memories(trained, replace(layout, recompute=NO_RECOMPUTE), H100)
+    adapted = stage_memories(replace(trained, task="peft"), layout, H100)
+    for i, m in enumerate(every):
+        assert longer[i].allocated >= m.allocated - 8  # rounding of eight parts
+        assert more[i].optimizer <= m.optimizer
+        assert full[i].allocated <= plain[i].allocated + 8
+        assert adapted[i].optimizer <= m.optimizer
 
 
 @given(plans())
@@ -285,13 +288,18 @@ def test_fsdp_shards_what_stays(plan: tuple[Recipe, Layout]) -> None:
     assert sharded.buffers > whole.buffers
 
 
-@given(plans())
-def test_the_fullest_stage_is_the_fullest(plan: tuple[Recipe, Layout]) -> None:
-    m = estimate_memory(*plan, H100)
-    every = stage_memories(*plan, H100)
-    assert len(every) == plan[1].pp
+@given(
+    plans(), st.sampled_from([{}, {"framework": "Megatron-Core"}, {"nccl_ub": True}, {"cuda_graph": "full_iteration"}])
+)
+def test_the_fullest_stage_is_the_fullest(plan: tuple[Recipe, Layout], switches: dict[str, Any]) -> None:
+    """With all that the allocator holds beyond the tensors: without growing segments that is most beside the logits."""
+    recipe, layout = plan
+    recipe = replace(recipe, features=replace(recipe.features, **switches))
+    m = estimate_memory(recipe, layout, H100)
+    every = stage_memories(recipe, layout, H100)
+    assert len(every) == layout.pp
     assert m == every[m.stage]
-    assert m.allocated >= max(stage.allocated for stage in every) - 8  # rounding of eight parts
+    assert m.peak >= max(stage.peak for stage in every) - 8  # rounding of eight parts
 
 
 @pytest.mark.parametrize(
