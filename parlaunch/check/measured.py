@@ -113,7 +113,7 @@ class Run:
     oom: bool
     memory_kind: str  # allocated | reserved | nvidia-smi
     memory_unit: int  # bytes
-    memory_rank: str  # whose memory it is: fullest | first (rank 0) | pipeline (the fullest stage of rank 0's pipeline)
+    memory_rank: str  # whose memory it is: fullest | first (rank 0) | pipeline (the fullest stage of rank 0's pipeline) | planned (its plan's)
     hardware_flops: bool  # TFLOP/s count the recomputed forward pass
     notes: tuple[str, ...]
     scored: bool = True  # its batch, length and GPUs are its own; else it is shown, and counts nowhere
@@ -224,7 +224,7 @@ def _planned(row: Mapping[str, Any], machines: Machines) -> Run:
         id=name, recipe=recipe, layout=layout, rates=rates, source=str(row.get("source") or "history"),
         machine=str(row.get("hardware") or row.get("gpu") or "?"), group=None,
         measured={k: float(row[k]) for k in MEASURED if row.get(k) is not None}, oom=oom(row.get("status")),
-        memory_kind=kind, memory_unit=unit, memory_rank=_memory_rank(row), hardware_flops=False, notes=(),
+        memory_kind=kind, memory_unit=unit, memory_rank="planned", hardware_flops=False, notes=(),
     )  # fmt: skip
     hash((recipe, layout, rates))
     sizes = (layout.world, layout.dp, layout.tp, layout.pp, layout.cp, layout.ep, layout.etp)
@@ -544,9 +544,9 @@ def seen_of(run: Run, memory: Memory) -> int:
 
 def memory_of(run: Run) -> Memory:
     """The predicted memory of the GPU that was measured: of all, the one that shows most of what was measured."""
+    if run.memory_rank == "planned":
+        return estimate_memory(run.recipe, run.layout, run.rates, headroom=0.0)
     if run.memory_rank == "fullest":
-        if run.memory_kind == "nvidia-smi" or run.layout.pp == 1:
-            return estimate_memory(run.recipe, run.layout, run.rates, headroom=0.0)
         stages = stage_memories(run.recipe, run.layout, run.rates, headroom=0.0)
         return max(stages, key=lambda memory: seen_of(run, memory))
     return rank_zero_memory(

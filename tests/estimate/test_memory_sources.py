@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -65,7 +66,7 @@ def test_empty_blocks_are_what_runs_without_growing_segments_had(today: Peaks) -
 
 
 def test_the_band_holds_two_of_three_runs_of_a_source_that_was_not_seen(today: Peaks) -> None:
-    """And is not twice as wide as the widest source needs."""
+    """And is not twice as wide as the widest source needs: that, to the next whole percent."""
     inside, needed = [], []
     for name, peaks in today.items():
         others = [blocks for other, rest in today.items() if other != name for p in rest if (blocks := p.wanted())]
@@ -74,7 +75,7 @@ def test_the_band_holds_two_of_three_runs_of_a_source_that_was_not_seen(today: P
         needed.append(at(0.68, [abs(peak.off()) for peak in peaks]))
     assert fmean(inside) >= 0.62
     assert max(needed) <= PEAK_BAND["today"] * 1.1
-    assert PEAK_BAND["today"] <= 1.2 * max(needed)
+    assert PEAK_BAND["today"] <= ceil(100 * max(needed)) / 100
 
 
 def test_the_risk_is_what_one_run_of_twenty_needs(today: Peaks, of_2022: list[float]) -> None:
