@@ -407,9 +407,11 @@ Known reasons, most harm first:
   longer than we say.
 - Attention in FP8 is as cuDNN's own benchmarks have it (H200, GB200 and GB300, 2026): forward half as fast again and more, backward on
   Hopper slower than in 16 bits, in MXFP8 no faster, and with a window as long as without. Releases of cuDNN before them were slower, and runs of 2024 and 2025 had those.
-- Tables of Megatron Bridge name no switches. Rows of experts from 26.02 to 26.06 have what their release's own scripts say
-  (`scripts/performance` of 0.3.1, 0.4.2 and 0.5.1: graphs, overlap, dispatcher, recomputation); others have today's recipe, less what their
-  release did not have where that is known. 25.09 and 25.11 differ in more.
+- Tables of Megatron Bridge, NeMo and DGX Cloud name no switches: their rows have what their release's own scripts say (graphs, overlap,
+  dispatcher, recomputation), and a row's notes name the file. Where a table and those scripts differ in layout, what else differed is not known.
+- Tokens dropped over the experts' capacity, with what lacks filled up (Qwen3 and DeepSeek of Megatron Bridge 25.09, Mixtral and Llama 4 of NeMo),
+  leave the host no counts to wait for and let a graph hold whole layers; choosing and sorting tokens by expert costs more. Neither is in
+  our times: Qwen3 took up to a third less than we say, Llama 4 in FP8 up to a sixth more.
 - Sparse and compressed attention, hyper-connections and gated delta nets rest on few rows or none.
 
 Rows that could not be predicted: {len(unread)} of {len(rows)}.
