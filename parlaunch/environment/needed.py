@@ -12,6 +12,7 @@ from parlaunch.environment.bridge_versions import Version
 from parlaunch.environment.exclusive import FINE, FINE_MODULES, Given, said
 from parlaunch.environment.override_grammar import value
 from parlaunch.environment.user_switches import LAYERS_OFF, LAYERS_OFF_NUMBER, SHARDED
+from parlaunch.environment.value_types import OPTIMIZER
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
 from parlaunch.model.recipe import Recipe
@@ -161,11 +162,12 @@ def _offloaded(r: Recipe, made: Recipe, given: Given) -> None:
 
 def _aware(_r: Recipe, made: Recipe, given: Given) -> None:
     # megatron/core/optimizer/optimizer_config.py:431, :476
-    kind, aware = "optimizer.optimizer", "optimizer.use_precision_aware_optimizer"
+    aware = "optimizer.use_precision_aware_optimizer"
     on = made.features.precision_aware_optimizer
-    if on and (named := said(given, kind)) not in (None, "adam", "adamw"):
+    if on and (named := said(given, OPTIMIZER)) not in (None, "adam"):
         raise UsageError(
-            f"{kind}={named}: the recipe's optimizer is precision-aware, which is Adam's", hint=f"add {aware}=False"
+            f"{OPTIMIZER}={named}: the recipe's optimizer is precision-aware, which is Adam's",
+            hint=f"add {aware}=False",
         )
     for key in ("optimizer.exp_avg_sq_dtype", "optimizer.main_grads_dtype"):
         if (

@@ -22,7 +22,7 @@ from parlaunch.environment.needed import check_needed
 from parlaunch.environment.override_grammar import hydra, pairs_of, value
 from parlaunch.environment.planned_values import read
 from parlaunch.environment.user_switches import EFFECTS, NOT_EXTERNAL, features_of
-from parlaunch.environment.value_types import check_values
+from parlaunch.environment.value_types import OPTIMIZER, check_values
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
 from parlaunch.model.architecture import FOLLOWING, HYBRID, Architecture
@@ -250,7 +250,7 @@ GROUPED = "model.moe_grouped_gemm"
 
 def _optimizer(recipe: Recipe, given: Mapping[str, str]) -> str:
     """Whose conditions hold; what another than the recipe's costs is not known."""
-    named = str(value(given["optimizer.optimizer"])) if "optimizer.optimizer" in given else recipe.optimizer
+    named = str(value(given[OPTIMIZER])) if OPTIMIZER in given else recipe.optimizer
     return "muon" if "muon" in named else "adam"
 
 

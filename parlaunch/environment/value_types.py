@@ -22,8 +22,16 @@ EXPECTED = {
 }
 """What each type is called, and an example."""
 
+OPTIMIZER = "optimizer.optimizer"
+EMERGING = (
+    "muon|adaptive_muon|muon_hyperball|mop|polargrad|scion|spel|soap|kl_soap|kl_m_soap|stacked_soap|moso|rekls|rekls_v3|tp_rekls|"
+    "psgd_pro|iso|oblique_sgd|oblique_adam|lion|signum|laprop|sim_ademamix"
+)
+"""What the package emerging-optimizers registers, of which Megatron takes each (megatron/core/optimizer/emerging_optimizers.py:495)."""
+
 CAPTURED = "attn|mlp|moe|moe_router|moe_preprocess|mamba|full|full_iteration|full_iteration_inference"
 WORDS: Mapping[str, str] = {
+    OPTIMIZER: f"adam|sgd|{EMERGING}",  # megatron/core/optimizer/__init__.py:1038, :767
     MODULES: CAPTURED,  # megatron/core/transformer/enums.py:61, cuda_graph_config.py:11
     SCOPE: CAPTURED,
     # megatron/core/transformer/transformer_config.py:1853
@@ -95,6 +103,8 @@ def takes(key: str, found: object) -> bool:
     kind = type_of(key)
     if key == NAMED or (key in NUMBERED and isinstance(found, int)):
         return True
+    if key == OPTIMIZER and isinstance(found, str):
+        found = found.removeprefix("dist_")  # how it was distributed once (megatron/core/optimizer/__init__.py:745)
     parts = found if isinstance(found, list) and key in WORDS else [found]
     return kind is None or all(_is(kind, part) for part in parts)
 

@@ -31,6 +31,8 @@ from parlaunch.front import plan
         ("train.train_iters", "None", "a word", "train.train_iters=null"),
         ("model.cuda_graph_impl", "None", "no value 'None'", "nearest: none"),
         ("optimizer.exp_avg_dtype", "bf", "no value 'bf'", "nearest: bf16"),
+        ("optimizer.optimizer", "adamw", "no value 'adamw'", "nearest: adam;"),
+        ("optimizer.optimizer", "mun", "no value 'mun'", "nearest: muon;"),
     ],
 )
 def test_what_a_field_does_not_take_is_refused(key: str, text: str, said: str, hint: str) -> None:
@@ -50,6 +52,7 @@ def test_what_a_field_does_not_take_is_refused(key: str, text: str, said: str, h
         ("checkpoint.save", "7"), ("model.cuda_graph_impl", "none"), ("model.cuda_graph_modules", "[attn,moe_router]"),
         ("model.cuda_graph_scope", "full_iteration"), ("model.offload_modules", "[]"), ("optimizer.exp_avg_dtype", "torch.bfloat16"),
         ("model.moe_router_load_balancing_type", "[aux_loss,seq_aux_loss]"), ("model.cp_comm_type", "a2a+p2p"),
+        ("optimizer.optimizer", "sgd"), ("optimizer.optimizer", "dist_muon"), ("optimizer.optimizer", "soap"), ("optimizer.optimizer", "null"),
     ],
 )  # fmt: skip
 def test_what_it_takes_is_handed_on(key: str, text: str) -> None:
