@@ -17,7 +17,7 @@ from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
 from parlaunch.model.recipe import Recipe
 from parlaunch.model.sections import PRECISION
-from parlaunch.rules.switches import EXPERTS_OWN
+from parlaunch.rules.switches import EXPERTS_OWN, UNGROUPED
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,9 @@ class Need:
     why: str
     there: Callable[[Recipe], bool] = lambda _r: False  # whether the recipe says it already
 
+
+GROUPED = "model.moe_grouped_gemm"
+SINGLE_WEIGHT, SINGLE_BIAS = "model.moe_single_grouped_weight", "model.moe_single_grouped_bias"
 
 NEEDS: tuple[Need, ...] = (
     # bridge/training/config.py:598
@@ -55,6 +58,11 @@ NEEDS: tuple[Need, ...] = (
     Need(
         "model.moe_paged_stash", "model.moe_expert_rank_capacity_factor=1.5 model.use_transformer_engine_op_fuser=True",
         "it is not said how many tokens the stash holds", lambda r: r.features.paged_stash,
+    ),
+    # megatron/core/transformer/transformer_config.py:1579
+    Need(
+        SINGLE_WEIGHT, "model.use_transformer_engine_op_fuser=True", "weights of all experts are one tensor for fused kernels alone",
+        lambda r: r.features.paged_stash,
     ),
     # Of none it moves nothing, and excludes pipeline stages all the same (megatron/core/transformer/transformer_config.py:1714).
     Need(
@@ -124,6 +132,45 @@ def _lists(_r: Recipe, made: Recipe, given: Given) -> None:
         raise UsageError(
             f"{key}={given[key]}: it speaks of {len(found)} layers, and the model has {layers}",
             hint="a 0 or 1 for each, or a number",
+        )
+
+
+def _grouped(_r: Recipe, made: Recipe, given: Given) -> None:
+    # megatron/core/transformer/transformer_config.py:1556, :1571, :1586
+    for key in (SINGLE_WEIGHT, SINGLE_BIAS):
+        if said(given, key) is not True:
+            continue
+        if not made.architecture.num_moe_experts:
+            raise UsageError(f"{key}=True: {made.model} has no experts", hint="leave it out")
+        if UNGROUPED in made.unsettled:
+            raise UsageError(f"{key}=True: the experts are multiplied one by one", hint=f"leave {GROUPED} out")
+        if key == SINGLE_WEIGHT and made.precision in ("fp8cs", "fp8ds", "fp8sc"):
+            raise UsageError(
+                f"{key}=True: Megatron has such weights in 16 bits, MXFP8 and NVFP4, and this is in {made.precision}",
+                hint="say --precision bf16, fp8mx or nvfp4, or leave it out",
+            )
+        if key == SINGLE_BIAS and not made.architecture.add_bias_linear:
+            raise UsageError(f"{key}=True: {made.model} has no biases", hint="leave it out")
+
+
+def _kept(r: Recipe, _made: Recipe, given: Given) -> None:
+    # bridge/training/config.py:618, :602; a benchmark keeps no checkpoints, and has no folder for them
+    for key, folder in (("checkpoint.ckpt_step", "checkpoint.load"), ("checkpoint.async_save", "checkpoint.save")):
+        none = said(given, folder) is None if folder in given else r.benchmark
+        if said(given, key) not in (None, False) and none:
+            raise UsageError(
+                f"{key}={given[key]}: it is not said where the checkpoints are",
+                hint=f"say {folder}=FOLDER" if folder in given else f"add {folder}=FOLDER",
+            )
+
+
+def _invariant(_r: Recipe, _made: Recipe, given: Given) -> None:
+    # megatron/core/transformer/transformer_config.py:2877 compares with a value that Bridge makes of no word (bridge/training/utils/omegaconf_utils.py)
+    if said(given, "model.batch_invariant_mode") is True:
+        raise UsageError(
+            "model.batch_invariant_mode=True: Megatron asks for model.attention_backend=flash with it, which Bridge hands on as a word "
+            "that Megatron does not know",
+            hint="leave it out; model.deterministic_mode=True is for runs that repeat their numbers",
         )
 
 
@@ -268,7 +315,8 @@ def _inference(_r: Recipe, _made: Recipe, given: Given) -> None:
 
 
 CHECKS: tuple[Callable[[Recipe, Recipe, Given], None], ...] = (
-    _needs, _widths, _formats, _lists, _aware, _activation, _activation_fused, _backend, _offloaded, _optimizer, _schedule, _profiled, _inference,
+    _needs, _widths, _formats, _lists, _aware, _activation, _activation_fused, _backend, _offloaded, _optimizer, _schedule, _profiled, _inference, _grouped,
+    _kept, _invariant,
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from parlaunch.environment.exclusive import (
     goes_with,
 )
 from parlaunch.environment.model_keys import ACTIVATION, CAPACITY, DROPS, FILLED, MODEL_KEYS, activation, drops
-from parlaunch.environment.needed import check_needed
+from parlaunch.environment.needed import GROUPED, check_needed
 from parlaunch.environment.override_grammar import hydra, pairs_of, value
 from parlaunch.environment.planned_values import read
 from parlaunch.environment.user_switches import EFFECTS, NOT_EXTERNAL, features_of
@@ -243,9 +243,6 @@ def _unsettled(recipe: Recipe, given: Mapping[str, str]) -> tuple[str, ...]:
         said[UNGROUPED] = not read(GROUPED, given[GROUPED], "bool")
     on = dict.fromkeys((*recipe.unsettled, *said))
     return tuple(name for name in on if said.get(name, True))
-
-
-GROUPED = "model.moe_grouped_gemm"
 
 
 def _optimizer(recipe: Recipe, given: Mapping[str, str]) -> str:

@@ -24,6 +24,8 @@ QUICK = "gpt_oss_20b_pretrain_config"
 GELU = "wan_1_3b_pretrain_config"
 LOW = "nemotron_3_nano_pretrain_16gpu_h100_bf16_config"  # its optimizer is precision-aware; hybrid; squared ReLU
 
+SINGLE = ("model.moe_single_grouped_weight=True", "model.use_transformer_engine_op_fuser=True")
+
 ADAPTED = "llama3_70b_peft_config"  # its optimizer is whole
 ADDING = "glm52_pretrain_192gpu_gb200_bf16_config"  # predicts a token further than its model
 
@@ -84,6 +86,15 @@ def made(name: str, *pairs: str) -> Recipe:
         (GELU, ("model.add_bias_linear=False",), "a bias that is not there", "add model.bias_activation_fusion=False"),
         (DENSE, ("model.hidden_size=2",), "fewer than the 32 attention heads", "model.num_attention_heads=2"),
         (DENSE, ("model.inference_cuda_graph_scope=block",), "exclude such of inference", "leave it out"),
+        (MOE, ("model.moe_single_grouped_weight=True",), "fused kernels", "add model.use_transformer_engine_op_fuser=True"),
+        (DENSE, (*SINGLE,), "has no experts", "leave it out"),
+        (MOE, (*SINGLE, "model.moe_grouped_gemm=False"), "one by one", "leave model.moe_grouped_gemm out"),
+        (MOE, (*SINGLE, "mixed_precision=bf16_with_fp8_current_scaling_mixed"), "in fp8cs", "--precision bf16, fp8mx or nvfp4"),
+        (MOE, ("model.moe_single_grouped_bias=True",), "has no biases", "leave it out"),
+        (DENSE, ("checkpoint.ckpt_step=100", "checkpoint.load=null"), "where the checkpoints are", "say checkpoint.load=FOLDER"),
+        (WHOLE, ("checkpoint.ckpt_step=100",), "where the checkpoints are", "add checkpoint.load=FOLDER"),
+        (WHOLE, ("checkpoint.async_save=True",), "where the checkpoints are", "add checkpoint.save=FOLDER"),
+        (DENSE, ("model.batch_invariant_mode=True",), "asks for model.attention_backend=flash", "leave it out"),
         (DENSE, ("model.moe_layer_freq=[1]",), "speaks of 1 layers, and the model has 32", "a 0 or 1 for each"),
     ],
 )  # fmt: skip
@@ -96,6 +107,18 @@ def test_what_is_lacking_is_said_and_taken(name: str, pairs: tuple[str, ...], sa
         made(name, *pairs, *added)
     elif caught.value.hint.startswith("say train"):
         made(name, *pairs, caught.value.hint.split()[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs"),
+    [
+        (MOE, (*SINGLE, "mixed_precision=bf16_with_mxfp8_mixed")), (QUICK, ("model.moe_single_grouped_bias=True",)),
+        (DENSE, ("checkpoint.ckpt_step=100", "checkpoint.async_save=True")), (WHOLE, ("checkpoint.async_save=False",)),
+        (DENSE, ("model.batch_invariant_mode=False",)),
+    ],
+)  # fmt: skip
+def test_what_lacks_nothing_is_taken(name: str, pairs: tuple[str, ...]) -> None:
+    made(name, *pairs)
 
 
 def test_what_a_need_names_is_there() -> None:
