@@ -11,12 +11,13 @@ from dataclasses import field, replace
 
 from parlaunch.environment import torchrun
 from parlaunch.environment.binding import VARIABLE, Binding, decide, variable
-from parlaunch.environment.bridge_versions import Version, heard, known_wrong, name_in
+from parlaunch.environment.bridge_versions import UNSPLIT_BY_ITSELF, Version, heard, known_wrong, name_in
 from parlaunch.environment.needed import check_data
 from parlaunch.environment.override_grammar import pairs_of, value
 from parlaunch.environment.override_keys import check_keys, left_on, not_planned_for, overruled
-from parlaunch.environment.overrides import overrides
+from parlaunch.environment.overrides import SPLIT, alone, overrides
 from parlaunch.environment.settings import node_settings, problems, settings
+from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
 from parlaunch.hardware.cluster import Cluster
 from parlaunch.hardware.cpu import device_of
@@ -83,7 +84,7 @@ def complete(
         warnings=(
             *problems(made.environment), *known_wrong(start.bridge, recipe, plan.layout), *untuned(recipe, plan, start), *uncached(recipe, start),
             *plan.warnings, *unheard,
-            *overruled(theirs, recipe), *left_on(theirs, recipe),
+            *unsplit(plan, start), *overruled(theirs, recipe), *left_on(theirs, recipe),
         ),
     )  # fmt: skip
     return replace(made, argv=command(made, start, node=node))
@@ -104,6 +105,17 @@ def untuned(recipe: Recipe, plan: Plan, start: Start) -> tuple[str, ...]:
     if recipe.task == "sft" and not recipe.benchmark and LOAD not in said:
         return (f"nothing says which weights are tuned, and Megatron Bridge stops without: say {CHECKPOINT}=FOLDER",)
     return ()
+
+
+def unsplit(plan: Plan, start: Start) -> tuple[str, ...]:
+    """A sentence where the user asks for sequence parallelism and TP is 1. Raises `UsageError` where that stops:
+    in an older Bridge, and on CPU ranks, which Megatron Core's own configuration is made for."""
+    if not alone(plan.layout, pairs_of(start.overrides)):
+        return ()
+    older = start.bridge is not None and start.bridge < UNSPLIT_BY_ITSELF
+    if older or device_of(plan.cluster) == "cpu":
+        raise UsageError(f"{SPLIT}=True needs TP above 1", hint="leave it out: it comes with TP by itself")
+    return (f"{SPLIT}=True does nothing at TP 1: Megatron Bridge turns it off; say --tp 2 to have it",)
 
 
 CACHE, FROM_CACHE = "dataset.path_to_cache", ("dataset.fast_cache_load", "dataset.defer_npy_index_mmap")

@@ -182,10 +182,6 @@ def as_said(found: Recipe, request: Request, pins: Mapping[str, Any]) -> Recipe:
     if pins.get("sequence_parallel") is False:
         _without_sequence_parallel(found, pins)
         features["sequence_parallel"] = False
-    elif pins.get("sequence_parallel") and pins.get("tp") == 1:
-        raise UsageError(
-            "model.sequence_parallel=True needs TP above 1", hint="leave it out: it comes with TP by itself"
-        )
     if (iterations := _iterations(request)) is not None:
         changes["train_iters"] = iterations
     if request.precision:

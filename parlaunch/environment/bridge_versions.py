@@ -24,6 +24,9 @@ OLDEST: Version = (0, 3, 0)
 GRAPHED_BY_MODULE: Version = (0, 5, 0)
 """The first that knows `cuda_graph_modules` (bridge/utils/cuda_graph.py)."""
 
+UNSPLIT_BY_ITSELF: Version = (0, 4, 0)
+"""The first that turns sequence parallelism off where TP is 1 (bridge/models/transformer_config.py); Megatron refuses it there."""
+
 STEP_BY_NAME: Version = (0, 6, 0)
 """The first whose script finds a recipe's forward step itself; older ones take `--step_func`, or train text."""
 

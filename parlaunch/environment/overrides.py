@@ -98,11 +98,20 @@ class _Row:
     switched: bool = False  # asked of the recipe with the plan's switches, since one of them may be what excludes it
 
 
+SPLIT = "model.sequence_parallel"
+
+
+def alone(layout: Layout, given: Mapping[str, str]) -> bool:
+    """Whether the user asks for sequence parallelism where there is no TP to split by: Megatron Bridge turns it off by itself then
+    (bridge/models/transformer_config.py:179)."""
+    return layout.tp == 1 and SPLIT in given and value(given[SPLIT]) is True
+
+
 def _sizes(r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
     """Under the same keys that a user pins them by; one that is None and not for saying so is left to the recipe."""
     named = {key: (getattr(x, pin), kind) for key, (pin, kind) in PINS.items() if pin in SIZES}
     sizes = {key: value for key, (value, kind) in named.items() if value is not None or kind.endswith("null")}
-    return sizes | {"model.sequence_parallel": x.sequence_parallel and r.features.sequence_parallel}
+    return sizes | {SPLIT: x.sequence_parallel and r.features.sequence_parallel}
 
 
 def _batch(_r: Recipe, x: Layout, _c: Cluster | None) -> dict[str, object]:
@@ -341,6 +350,8 @@ def overrides(
     found += [Override(key=key, value=hydra(v), reason=s.reason) for s in switches for key, v in s.keys]
     if recipe.features.external_cuda_graph:  # which Megatron takes none of the others beside
         found += [Override(key=EXTERNAL, value="False", reason=s.reason) for s in switches if s.name == "graphs"]
+    if alone(layout, theirs.given):
+        found = [o for o in found if o.key != SPLIT]
     check_beside(recipe, layout, theirs.given)
     _agree(found, theirs)
     return tuple({o.key: o for o in found}.values())  # two switches may need the same key

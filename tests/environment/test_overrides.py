@@ -25,8 +25,10 @@ from parlaunch.environment.user_overrides import changed, pins_from, read_overri
 from parlaunch.errors import UsageError
 from parlaunch.estimate.memory import estimate_memory
 from parlaunch.estimate.timing import estimate_time
+from parlaunch.front import plan
 from parlaunch.hardware.datasheet import preset
 from parlaunch.hardware.rates import rates_of
+from parlaunch.launching import Start
 from parlaunch.model import catalog
 from parlaunch.model.layout import FULL_RECOMPUTE, NO_RECOMPUTE, Layout, Recompute
 from parlaunch.rules import RULES, violations
@@ -442,3 +444,15 @@ def test_adapters_are_planned_as_the_user_has_them() -> None:
     layout = Layout(world=8, global_batch_size=plain.global_batch_size)
     rates = rates_of(preset("dgx-h100"))
     assert estimate_memory(small, layout, rates).allocated < estimate_memory(plain, layout, rates).allocated
+
+
+def test_sequence_parallelism_without_tp_is_left_to_bridge_which_turns_it_off() -> None:
+    asked = ("model.sequence_parallel=True",)
+    made = plan("llama3_8b_pretrain_config", "dgx-h100:1", overrides=asked, tp=1, evidence=False)
+    assert [o for o in made.overrides if "sequence_parallel" in o] == list(asked)
+    assert any("does nothing at TP 1" in w for w in made.warnings)
+    made = plan("llama3_8b_pretrain_config", "dgx-h100:1", overrides=asked, tp=2, evidence=False)
+    assert made.layout.sequence_parallel
+    assert not any("TP 1" in w for w in made.warnings)
+    with pytest.raises(UsageError, match="needs TP above 1"):
+        plan("llama3_8b_pretrain_config", "dgx-h100:1", overrides=asked, tp=1, start=Start(bridge=(0, 3, 1)))
