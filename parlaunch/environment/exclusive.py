@@ -315,8 +315,10 @@ def _kind(r: Recipe, given: Given) -> None:
 def _saved(r: Recipe, given: Given) -> None:
     # bridge/training/config.py:1395
     form, apart = said(given, "checkpoint.ckpt_format"), "checkpoint.async_save"
-    if said(given, apart) is True and r.benchmark and said(given, "checkpoint.save") is None:
-        raise UsageError(f"{apart}=True: a benchmark saves nothing", hint="add checkpoint.save=FOLDER")
+    folder = "checkpoint.save"
+    if said(given, apart) is True and said(given, folder) is None and (r.benchmark or folder in given):
+        who, say = ("it", "say") if folder in given else ("a benchmark", "add")
+        raise UsageError(f"{apart}=True: {who} saves nothing", hint=f"{say} {folder}=FOLDER")
     if said(given, apart) is True and form not in (None, "torch_dist", "fsdp_dtensor"):
         raise UsageError(
             f"{apart}=True: checkpoints of the format {form} are not written while training goes on",

@@ -153,15 +153,14 @@ def _grouped(_r: Recipe, made: Recipe, given: Given) -> None:
             raise UsageError(f"{key}=True: {made.model} has no biases", hint="leave it out")
 
 
-def _kept(r: Recipe, _made: Recipe, given: Given) -> None:
-    # bridge/training/config.py:618, :602; a benchmark keeps no checkpoints, and has no folder for them
-    for key, folder in (("checkpoint.ckpt_step", "checkpoint.load"), ("checkpoint.async_save", "checkpoint.save")):
-        none = said(given, folder) is None if folder in given else r.benchmark
-        if said(given, key) not in (None, False) and none:
-            raise UsageError(
-                f"{key}={given[key]}: it is not said where the checkpoints are",
-                hint=f"say {folder}=FOLDER" if folder in given else f"add {folder}=FOLDER",
-            )
+def _read(r: Recipe, _made: Recipe, given: Given) -> None:
+    # bridge/training/config.py:618; a benchmark may have no folder for checkpoints
+    key, folder = "checkpoint.ckpt_step", "checkpoint.load"
+    if said(given, key) is not None and said(given, folder) is None and (r.benchmark or folder in given):
+        raise UsageError(
+            f"{key}={given[key]}: it is not said where the checkpoint is",
+            hint=f"say {folder}=FOLDER" if folder in given else f"add {folder}=FOLDER",
+        )
 
 
 def _invariant(_r: Recipe, _made: Recipe, given: Given) -> None:
@@ -316,7 +315,7 @@ def _inference(_r: Recipe, _made: Recipe, given: Given) -> None:
 
 CHECKS: tuple[Callable[[Recipe, Recipe, Given], None], ...] = (
     _needs, _widths, _formats, _lists, _aware, _activation, _activation_fused, _backend, _offloaded, _optimizer, _schedule, _profiled, _inference, _grouped,
-    _kept, _invariant,
+    _read, _invariant,
 )  # fmt: skip
 
 

@@ -125,6 +125,7 @@ def test_what_the_recipe_has_of_the_other_kind_is_taken_back(
         ),
         (DENSE, ("model.moe_ffn_hidden_size=1536",), "has no experts", "leave it out"),
         (OVERLAPPED, ("checkpoint.async_save=True",), "saves nothing", "add checkpoint.save=FOLDER"),
+        (DENSE, ("checkpoint.async_save=True", "checkpoint.save=null"), "saves nothing", "say checkpoint.save=FOLDER"),
         (DENSE, ("model.pipeline_model_parallel_layout=Et*16|t*16mL",), "the model 0", "end it with L"),
         (DENSE, ("model.pipeline_model_parallel_layout=t*16|Et*16L",), "the first stage has the embedding", "E…|…L"),
         (DENSE, ("dist.use_decentralized_pg=True",), "NCCL's alone", "add dist.use_gloo_process_groups=False"),
