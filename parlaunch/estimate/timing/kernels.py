@@ -14,7 +14,7 @@ from parlaunch.estimate.timing.operators import (
     tail,
     waves,
 )
-from parlaunch.estimate.timing.silicon import Silicon, silicon_of
+from parlaunch.estimate.timing.silicon import MX_JOULES, Silicon, silicon_of
 from parlaunch.hardware.rates import Rates
 
 # Bytes of one operand element by GEMM format; products are written in 16 bits.
@@ -28,6 +28,9 @@ OPERAND_BYTES = {
     "fp4": 0.56,
 }
 
+MX_BURST = 1.05
+"""Time of a product in MXFP8 over one with a scale a tensor, whose table it takes: twelve of a layer on B300 in Transformer Engine's
+benchmark (docs/examples/gemm_profiling, operands quantised before: 7.16 and 6.81 ms)."""
 GROUPED_SHARE = 0.90
 """Weight gradients of experts over one product of the same size: every expert's own sum in fp32 (SimuMax's 36 on B200: 0.99)."""
 SIDE_BY_SIDE = 2
@@ -73,12 +76,13 @@ class Kernels:
     def _share(self, fmt: str, m: int, n: int, k: int) -> float:
         """What a product reaches of what the data sheet allows for its shape, as a burst."""
         share, shown = self._table(fmt).at(m, n, k), self._tails[fmt]
+        share /= MX_BURST if fmt == "mx" else 1.0
         return share / waves(m, n, self.product.sms, shown) if shown else share
 
     def _sustained(self, fmt: str, measured: Mapping[str, float]) -> float:
         burst, name = self._burst(fmt), f"gemm_{_MEASURED.get(fmt, 'bf16')}"
         if name in measured:
-            return measured[name] / burst
+            return measured[name] / burst / (MX_JOULES if fmt == "mx" else 1.0)
         return self.silicon.sustained(fmt, burst * self.rate[fmt], self.product.power_w)
 
     def _table(self, fmt: str) -> Grid:

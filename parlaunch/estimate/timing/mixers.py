@@ -18,8 +18,8 @@ PLAIN_ROTATION = (24.0, 34.0)
 sines, the halves turned, their sum, and what joins and cuts them, each by itself (Megatron-Core rope_utils.py,
 `_apply_rotary_pos_emb_bshd`). Megatron Bridge takes the kernel back for all but plain rotary embeddings (utils/fusions.py:84), so for
 YaRN and for those of several axes."""
-CAST_BACK, CAST_BOTH_WAYS = 3.0, 4.0
-"""Bytes an element that comes back from FP8 moves, and one that is read once in 16 bits and written in both orientations (MXFP8)."""
+CAST_BACK = 3.0
+"""Bytes an element that comes back from FP8 moves."""
 
 WINDOW_EDGE = 700
 """Keys that a query of windowed attention costs beside those in its window, at the pace of long sequences: tiles that the window cuts,
@@ -212,7 +212,7 @@ class Mixers(Pieces):
         groups = max(1, kind.groups // self.s.tp) if kind.mixer == "attention" else heads
         rows, precision = self.s.mbs * self.seq, self.o.recipe.precision
         given, out = rows * (heads * qk + groups * (qk + value)), rows * heads * value
-        into = CAST_BOTH_WAYS if self.o.narrow == "mx" else quantised_bytes(precision, "", frozen=True)
+        into = quantised_bytes(precision, "", frozen=self.o.narrow != "mx")
         back = CAST_BACK if precision == "fp8ds" else 0.0
         kernels = QUANTISE_KERNELS.get(precision, 1) + (1 if back else 0)
         return (

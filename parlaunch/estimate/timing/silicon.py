@@ -5,8 +5,9 @@ what the tensor cores do, so a large product is never faster than watts over jou
 runs as a whole, never for one model: H100's of dense models in bf16 and FP8 (Megatron-Core, DGX Cloud, MLPerf), B200's in bf16
 (SimuMax: 0.48 of the peak where bursts reach 0.68), GB200's and GB300's in FP8. Other boards of the chip have theirs by their watts
 (`CLOCK`). FP4's tables hold kernels of inference with their quantising, which are slower than Transformer Engine's: there the limit alone
-says what large products reach, and the table how much less others do (B200, GB200 and GB300 differ as their 1,000 to 1,400 watts).
-Memory, kernel gaps and NCCL's constants a link (20.0, 20.6 and 40.1 GB/s of 25, 25 and 50) are those of kernel benchmarks.
+says what large products reach, and the table how much less others do. Its joules are those at which twelve products of a layer take a B300
+the 3.76 ms of Transformer Engine's own benchmark (docs/examples/gemm_profiling, 2026). Memory on Blackwell streams at 0.67 (SimuMax's B200)
+to 0.70 of its rate (quantising in that benchmark, by the bytes it moves). Elsewhere memory, kernel gaps and NCCL's constants a link (20.0, 20.6 and 40.1 GB/s of 25, 25 and 50) are those of kernel benchmarks.
 A machine file (`parlaunch.check.calibrate`) replaces them by what was measured on the machine itself.
 """
 
@@ -22,8 +23,11 @@ CLOCK = 0.5
 voltage that rises with the clock, so a board of fewer watts does a FLOP for fewer joules. Runs that differ in the board alone, with the
 whole iteration in one graph: Llama 3 8B in FP8 on B200 against GB200 (Megatron Bridge 25.09 and 25.11; five sixths of the watts) says
 0.3 to 0.5. Blackwell Ultra's boards do not: Qwen3-30B on B300 against GB300 (26.06) and Llama 3.1 8B on B300 (MLPerf) say 0.9 and more.
-In 16 bits on Blackwell runs disagree by more than the watts do, and FP4's number is that of more than products. Those joules are taken
-for every board's."""
+In 16 bits on Blackwell runs disagree by more than the watts do. Those joules, and FP4's, are taken for every board's."""
+MX_JOULES = 1.07
+"""Joules of a FLOP in MXFP8 over those with one scale a tensor: every block's scales are read beside the operands. Of 16 pairs of
+runs that differ in nothing else (Llama 3 8B and 70B, Llama 3.1 405B and others on B200, GB200 and GB300; Megatron Bridge 25.09 to
+26.06) MXFP8's took 1 to 8 % longer in all but one, where its casts alone would make it faster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,7 @@ class Silicon:
             return power / (self.joules_fp4 * burst) if power and self.joules_fp4 else 1.0
         if fmt in ("fp8", "mx"):
             joules, watts, kept = self.joules_fp8, self.watts_fp8, self.sustained_fp8
+            joules *= MX_JOULES if fmt == "mx" else 1.0
         else:
             joules, watts, kept = self.joules_bf16, self.watts_bf16, self.sustained_bf16
         if power and watts:
@@ -69,12 +74,12 @@ GENERATIONS: dict[str, Silicon] = {
         hbm=0.78, kernel=1.8e-6, nvlink=0.824, host=6e-6,
     ),
     "blackwell": Silicon(
-        joules_bf16=0.91e-12, joules_fp8=0.445e-12, joules_fp4=0.17e-12, watts_fp8=1200.0, flash=0.97, flash_backward=0.81,
-        epilogue=0.3, hbm=0.79, kernel=1.8e-6, nvlink=0.802,
+        joules_bf16=0.91e-12, joules_fp8=0.43e-12, joules_fp4=0.195e-12, watts_fp8=1200.0, flash=0.97, flash_backward=0.81,
+        epilogue=0.3, hbm=0.70, kernel=1.8e-6, nvlink=0.802,
     ),
     "rubin": Silicon(
-        joules_bf16=0.91e-12, joules_fp8=0.445e-12, joules_fp4=0.17e-12, flash=0.97, flash_backward=0.81, epilogue=0.3,
-        hbm=0.86, kernel=1.8e-6, nvlink=0.802,
+        joules_bf16=0.91e-12, joules_fp8=0.43e-12, joules_fp4=0.195e-12, flash=0.97, flash_backward=0.81, epilogue=0.3,
+        hbm=0.70, kernel=1.8e-6, nvlink=0.802,
     ),
 }  # fmt: skip
 
