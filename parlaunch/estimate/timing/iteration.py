@@ -140,6 +140,10 @@ class _Model:
                 time = layers[kind]
                 forward = add(forward, time.forward)
                 backward = add(add(backward, time.backward), time.recompute)
+        if self.kernels.product.arch == "blackwell":
+            older = self.software.blackwell
+            forward = forward._replace(compute=older * forward.compute)
+            backward = backward._replace(compute=older * backward.compute)
         hidden = self._overlapped(forward, backward)
         if hidden:
             left = 1.0 - hidden / (forward.ep + backward.ep)
