@@ -394,3 +394,13 @@ def test_a_frozen_model_computes_no_gradients_of_weights_and_sends_none() -> Non
     assert a.breakdown.dp_exposed_s <= b.breakdown.dp_exposed_s
     assert a.breakdown.optimizer_s < 0.2 * b.breakdown.optimizer_s  # what remains is launches
     assert a.model_tflops_per_gpu > b.model_tflops_per_gpu  # Megatron counts all three
+
+
+def test_the_first_kernels_on_blackwell_were_slower_those_on_hopper_were_not() -> None:
+    def longer(machine: str) -> float:
+        early = recipe(precision="fp8ds", features=features(framework="NeMo 2.0 (docs)"))
+        both = [estimate_time(r, layout(), rates(machine)).breakdown for r in (early, recipe(precision="fp8ds"))]
+        return both[0].compute_s / both[1].compute_s
+
+    assert longer("dgx-h100") == pytest.approx(1.0, abs=0.01)
+    assert longer("dgx-b200") == pytest.approx(1.08, abs=0.01)
