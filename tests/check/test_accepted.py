@@ -140,7 +140,7 @@ def changed(value: Any, path: tuple[Any, ...]) -> Any:
 
 def idle(name: str, path: tuple[Any, ...]) -> bool:
     """Numbers that nothing reads or that never decide: formats that a generation has not, links that a table knows, fabrics that no
-    preset has, latencies of a protocol that carries only what is large, launches and scans that something slower hides, watts whose limit
+    preset has, GPUs that came after the software, latencies of a protocol that carries only what is large, launches and scans that something slower hides, watts whose limit
     lies above the burst already."""
     if name == "GENERATIONS":
         return (
@@ -150,7 +150,10 @@ def idle(name: str, path: tuple[Any, ...]) -> bool:
             or path in (("ada", "scan"), ("ampere", "watts_bf16"))
         )
     if name == "SOFTWARE":
-        return path[1] == "softmax_batch" and path[0] in ("megatron-bridge", "megatron-core", "nemo-2025", "internevo")
+        older = path[0].startswith(("megatron-lm", "internevo"))
+        return (path[1] == "blackwell" and older) or (
+            path[1] == "softmax_batch" and path[0] in ("megatron-bridge", "megatron-core", "nemo-2025", "internevo")
+        )
     return (name, *path) in {
         ("_PROTOCOLS", 2, 0), ("_PROTOCOLS", 2, 1), ("_PROTOCOLS", 2, 2), ("FABRIC_SHARE", "slingshot"), ("FABRIC_SHARE", "none"), ("OPERAND_BYTES", "vector"), ("UNFUSED_SOFTMAX",),
     }  # fmt: skip
