@@ -92,7 +92,7 @@ class Links:
     def bandwidth(self, group: Group) -> float:
         if not group.crosses:
             return self.nvlink
-        return min(self.nvlink, group.inside * self.fabric)
+        return min(self.bus, group.inside * self.fabric)
 
     def gather(self, moved: float, group: Group) -> float:
         """All-gather or reduce-scatter of `moved` bytes in all."""

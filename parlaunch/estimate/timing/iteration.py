@@ -56,6 +56,16 @@ class _Stage:
     forward_share: float
     hidden_ep: float  # of the expert all-to-all, where another micro batch runs beside
 
+    @property
+    def passes(self) -> tuple[float, float]:
+        """Seconds of the forward and of the backward pass, where the GPU waits for the CPU too: traffic does not."""
+        return self.forward_share * self.seconds, (1.0 - self.forward_share) * self.seconds
+
+    @property
+    def gpu(self) -> float:
+        """Seconds that the GPU computes and waits for other ranks' tensors."""
+        return self.forward.gpu + self.backward.gpu
+
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
@@ -229,7 +239,7 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
         near = pp * (layout.world // pp) <= links.reach
         send = links.send(moved, near=near)
     ideal = m * slow.seconds
-    ahead, back = [s.forward_share * s.seconds for s in stages], [(1 - s.forward_share) * s.seconds for s in stages]
+    ahead, back = zip(*(s.passes for s in stages), strict=True)
     bubble = max(0.0, pipeline_time(ahead, back, vp=vp, microbatches=m) - ideal)
     # Steady state: an interleaved pipeline sends while it computes, plain 1F1B waits for both directions.
     hidden = 0.9 if software.p2p_overlap and vp > 1 else 0.3 if software.p2p_overlap else 0.0
@@ -320,11 +330,11 @@ def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> floa
     if not (software.dp_overlap and features.dp_overlap):
         return scatter + gather
     small = buckets * 30e-6
-    f, b = stage.forward.gpu, stage.backward.gpu
+    f, b = stage.passes
     # Gradients are complete only in the last micro batch's backward pass; weights are needed in the first forward.
     # Other stages' fill and drain do not help the slowest stage.
     exposed = max(scatter * (1 - DP_SHARE_HIDDEN), scatter - b) + max(gather * (1 - DP_SHARE_HIDDEN), gather - f)
-    return exposed + small + DP_SLOWDOWN * min(scatter + gather, f + b)
+    return exposed + small + DP_SLOWDOWN * min(scatter + gather, stage.gpu)
 
 
 def _offload(model: _Model, layout: Layout, stage: _Stage) -> float:
@@ -355,9 +365,9 @@ def _sharded(model: _Model, layout: Layout, stage: _Stage, m: int) -> float:
     inner = links.group(max(1, layout.edp), layout.ep * layout.etp)
     gather = links.gather(2.0 * dense, group) + links.gather(2.0 * routed, inner)
     scatter = links.gather(2.0 * dense, group) + links.gather(2.0 * routed, inner)
-    f, b = stage.forward.gpu, stage.backward.gpu
+    f, b = stage.passes
     exposed = max(0.08 * gather, gather - f) + max(0.08 * (gather + scatter), gather + scatter - b)
-    slowed = DP_SLOWDOWN * min(2 * gather + scatter, f + b)
+    slowed = DP_SLOWDOWN * min(2 * gather + scatter, stage.gpu)
     return m * (exposed + slowed)
 
 

@@ -77,3 +77,13 @@ def test_an_nvl72_rack_is_one_domain_for_sixty_four_ranks() -> None:
 def test_a_measured_bus_replaces_the_data_sheet() -> None:
     slow = replace(rates(), measured={"nvlink_bus_bytes_per_s": 100e9})
     assert Links(slow).gather(8e9, Group(8, 8)) == pytest.approx(7e9 / 100e9, rel=0.01)
+
+
+@pytest.mark.parametrize("machine", ["dgx-a100-80g", "dgx-h100", "dgx-b200", "dgx-b300", "gb200-nvl72", "gb300-nvl72"])
+def test_two_domains_gather_no_faster_than_one_of_them(machine: str) -> None:
+    """However fast the network between them: what passes it passes NVLink on both sides."""
+    links = Links(rates(machine, 64))
+    one, two = links.group(links.domain, 1), links.group(2 * links.domain, 1)
+    assert one.inside == one.size
+    assert two.crosses
+    assert links.gather(8e9, two) > 0.98 * links.gather(8e9, one)

@@ -39,6 +39,18 @@ def test_the_breakdown_adds_up_and_nothing_in_it_is_negative(
     assert 0 < e.error_band < 0.5
 
 
+@pytest.mark.parametrize("machine", ["dgx-h100", "gb300-nvl72"])
+@pytest.mark.parametrize("sharded", [True, False])
+def test_longer_sequences_take_no_less_time_where_the_gpu_waits_for_the_cpu(machine: str, sharded: bool) -> None:
+    """Traffic hides under the time of a pass, whichever of both it waits for, and is not counted beside it once more."""
+    small = recipe(dense(hidden_size=2048, ffn_hidden_size=8192, num_layers=16, num_attention_heads=32))
+    times = [
+        estimate_time(replace(small, seq_length=n), layout(16, fsdp=sharded), rates(machine, 4)).iteration_time_s
+        for n in (256, 512, 768, 1024, 1536, 2048)
+    ]
+    assert times == sorted(times)
+
+
 def test_deepep_moves_what_its_multiprocessors_can_and_hybridep_what_the_links_can() -> None:
     def seconds(dispatcher: str, machine: str) -> float:
         moe = recipe("Qwen/Qwen3-30B-A3B", features=features(dispatcher=dispatcher))
