@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -69,8 +70,8 @@ def find(
     if script is not None and module is not None:
         raise UsageError("both --script and --module are given", hint="keep one: the runner is a script or a module")
     if script is not None:
-        if not Path(script).is_file():
-            raise UsageError(f"--script {script}: there is no such file", hint="check the path")
+        if not os.path.isfile(script):
+            raise UsageError(f"--script {script}: there is no such file", hint="check the path, and who may read it")
         return Runner(argv=(str(script),), kind="script", why="--script names it")
     if module is not None:
         if not rank_has(module):
@@ -118,13 +119,13 @@ def _checkout(environ: Mapping[str, str], container_home: Path) -> tuple[Path, s
     """The checkout to run from, and why that one; None when there is none. Raises UsageError for one that is named in vain."""
     home = environ.get("MEGATRON_BRIDGE_HOME")
     if home:
-        if not Path(home, SCRIPT).is_file():
+        if not os.path.isfile(Path(home, SCRIPT)):
             raise UsageError(
                 f"MEGATRON_BRIDGE_HOME={home} has no {SCRIPT}",
                 hint="point it at a checkout of Megatron-Bridge, or unset it",
             )
         return Path(home), "MEGATRON_BRIDGE_HOME names a checkout"
-    if (container_home / SCRIPT).is_file():
+    if os.path.isfile(container_home / SCRIPT):
         return container_home, f"the container has {container_home}"
     return None
 

@@ -29,6 +29,8 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         raise UsageError(
             f"{path} has no list of rows", hint='give {"rows": [{"id": …, "model_id": …, "hardware": …, "tp": …}]}'
         )
+    if not rows:
+        raise UsageError(f"{path} has no rows", hint="each is a run: what was trained, where, and what was measured")
     return rows
 
 

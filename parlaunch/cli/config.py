@@ -133,7 +133,7 @@ def show(*, every: bool, format: str) -> None:
     chosen = {key: c for key, c in values.items() if every or c.origin != "default"}
     if format == "json":
         rows = {key: {"value": _plain(c.value), "origin": c.origin} for key, c in chosen.items()}
-        there = [{"path": str(path), "exists": path.is_file()} for path in paths]
+        there = [{"path": str(path), "exists": os.path.isfile(path)} for path in paths]
         print(json.dumps({"schema": "parlaunch.config/1", "files": there, "values": rows}, indent=2))
         return
     rows_ = [(key, str(_plain(c.value)), c.origin) for key, c in chosen.items()]
@@ -144,7 +144,7 @@ def show(*, every: bool, format: str) -> None:
         print("nothing is configured")
     print("\nlooked for, the first one first:")
     for path in paths:
-        print(f"  {path}{'' if path.is_file() else '  (not there)'}")
+        print(f"  {path}{'' if os.path.isfile(path) else '  (not there)'}")
     for sentence in misspelt(os.environ):
         print(f"mind: {sentence}")
 

@@ -20,6 +20,17 @@ _KINDS = (
 )  # fmt: skip
 
 
+def there(path: Path | str) -> bool:
+    """Whether a file or folder is there, or may be behind a folder that is closed to us: whoever reads it says that."""
+    try:
+        os.stat(path)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def regular(path: Path, option: str) -> None:
     """Raise `UsageError` for what is no regular file: a pipe is waited on for ever, and some devices never end."""
     try:

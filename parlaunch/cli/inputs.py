@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from parlaunch.cli.files import read_json, regular
+from parlaunch.cli.files import read_json, regular, there
 from parlaunch.cli.options import recompute_words
 from parlaunch.cli.request import Request
 from parlaunch.errors import ParlaunchError, ProbeError, UsageError
@@ -69,6 +69,9 @@ def merged_pins(request: Request) -> dict[str, Any]:
     return pins
 
 
+COUNT = "0*[1-9][0-9]{0,8}"
+
+
 def recompute_of(text: str) -> Recompute:
     """`none`, `full`, `full:block:4`, `selective`, or a comma list of modules."""
     kind, _, rest = text.partition(":")
@@ -76,7 +79,7 @@ def recompute_of(text: str) -> Recompute:
         return NO_RECOMPUTE
     if kind == "full":
         method, _, layers = rest.partition(":")
-        if rest and (method not in ("uniform", "block") or not (layers or "1").isdigit()):
+        if rest and (method not in ("uniform", "block") or not re.fullmatch(COUNT, layers or "1")):
             raise UsageError(f"--recompute {text!r} is not readable", hint="full, full:uniform:1 or full:block:4")
         return Recompute(granularity="full", method=method, num_layers=int(layers or 1)) if rest else FULL_RECOMPUTE
     if kind == "selective":
@@ -172,9 +175,9 @@ def as_said(found: Recipe, request: Request, pins: Mapping[str, Any]) -> Recipe:
     found = changed(found, said)
     changes: dict[str, Any] = {}
     features: dict[str, Any] = {}
-    if seq := pins.get("seq_length"):
+    if (seq := pins.get("seq_length")) is not None:
         changes["seq_length"] = seq
-    if batch := pins.get("global_batch_size"):
+    if (batch := pins.get("global_batch_size")) is not None:
         changes["global_batch_size"] = batch
     for part in ("frozen_language_model", "frozen_encoder"):
         if (freeze := pins.get(part)) is not None:
@@ -200,7 +203,7 @@ def _iterations(request: Request) -> int | None:
     """What the overrides say of the length of the run; the last one stands, as with Megatron Bridge."""
     key = "train.train_iters="
     said = [pair.removeprefix(key) for pair in request.overrides if pair.startswith(key)]
-    if not said or not said[-1].isdigit():
+    if not said or not re.fullmatch("[0-9]{1,18}", said[-1]):
         return None
     if request.tokens is not None or request.samples is not None:
         option = "--tokens" if request.tokens is not None else "--samples"
@@ -259,7 +262,7 @@ def software_of(spec: str | None) -> Installed | None:
 
     if spec is None:
         return None
-    if not Path(spec).exists():
+    if not there(spec):
         return release(spec)
     from parlaunch_probes.files import read_hardware
 
@@ -291,9 +294,9 @@ def _config_path(given: Path) -> Path:
     """The file that was meant. Raises `UsageError` for a model that is not in the cache, naming the cache."""
     from parlaunch_launch.cpu.hub_cache import config_of, folder_of
 
-    if given.is_dir():
+    if os.path.isdir(given):
         return given / "config.json"
-    if given.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(given)) or given.suffix == ".json":
+    if there(given) or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(given)) or given.suffix == ".json":
         return given
     found = config_of(str(given), os.environ)
     if found is None:
@@ -385,22 +388,35 @@ def _with_gpu(cluster: Cluster, sheet: Product, name: str, spec: str) -> Cluster
     return replace(cluster, nodes=nodes, notes=tuple(dict.fromkeys(notes)))
 
 
+MOST_NODES = 100_000
+"""A hundred times the largest jobs; more takes minutes to plan."""
+
+
 def _machine(spec: str, gpu: Product | None) -> Cluster:
     if spec == "auto":
         from parlaunch_probes import probe
 
         return probe(environ=dict(os.environ))
+    if not spec:
+        raise UsageError("--hardware names nothing", hint="for example --hardware dgx-h100:4, or leave it out")
     name, nodes = spec, 1
-    if (counted := re.fullmatch(r"(.+):(\d+)(racks?)?", spec)) and not Path(spec).exists():
+    if (counted := re.fullmatch(r"(.+):(\d{1,12})(racks?)?", spec)) and not there(spec):
         name, nodes = counted[1], int(counted[2])
         if counted[3]:
             from parlaunch.hardware.datasheet import trays
 
             nodes *= trays(name)
-    if Path(name).exists():
+        if nodes > MOST_NODES:
+            raise UsageError(f"--hardware {spec}: no job has so many nodes", hint=f"at most {name}:{MOST_NODES}")
+    if name == "auto":
+        raise UsageError(
+            f"--hardware {spec}: auto is what is here",
+            hint=f"for more of it: parlaunch probe --save here.json, then --hardware here.json:{nodes}",
+        )
+    if there(name):
         from parlaunch_probes.files import read_hardware, replicate
 
-        if not Path(name).is_dir():
+        if not os.path.isdir(name):
             regular(Path(name), "--hardware")
         found = read_hardware(name, gpu)
         return replicate(found, nodes) if nodes != len(found.nodes) and counted else found
@@ -430,7 +446,7 @@ def sizes_from(text: str) -> dict[str, int]:
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
         name = {"mbs": "micro_batch_size"}.get(name.lower(), name.lower())
-        if name not in SIZES or not value.isdigit() or int(value) < 1:
+        if name not in SIZES or not re.fullmatch(COUNT, value):
             raise UsageError(f"--why-not {text!r}: {part.strip()!r} is no size", hint="for example tp=8,pp=2,mbs=1")
         sizes[name] = int(value)
     return sizes

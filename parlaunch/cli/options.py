@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from functools import cache
 from inspect import Parameter, Signature
-from math import inf
+from math import inf, isfinite
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 from typer.models import OptionInfo
 
+from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
 
 T = TypeVar("T")
@@ -215,10 +216,20 @@ def takes(*described: type, without: tuple[str, ...] = ()) -> Callable[[Callable
     return give
 
 
+def _check_finite(source: type, values: Mapping[str, Any]) -> None:
+    """Raise `UsageError` for the first number that is none: what is computed with it would be wrong in silence."""
+    for o in described(source):
+        found = values.get(o.field)
+        for number in found if isinstance(found, tuple) else (found,):
+            if isinstance(number, float) and not isfinite(number):
+                raise UsageError(f"{o.name} {number} is no number to plan with", hint="write a number, or leave it out")
+
+
 def picked(described: type[T], given: Mapping[str, Any], **more: Any) -> T:
     """The dataclass from what typer hands over."""
     names = {f.name for f in fields(described)}  # type: ignore[arg-type]
     values = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items() if n in names}
     source: Any = described
+    _check_finite(described, values)
     repeated = {n for n, kind in _hints(source).items() if (get_args(kind) or (None,))[0] in _LISTS}
     return described(**{n: v for n, v in values.items() if not (n in repeated and v is None)}, **more)

@@ -41,9 +41,9 @@ class Request:
     model_config: Annotated[
         Path | None, option("--model-config", panel=WHAT, help="a Hugging Face config.json instead of a recipe")
     ] = None
-    seq_length: Annotated[int | None, option("--seq-length", panel=WHAT, help="tokens a sequence")] = None
+    seq_length: Annotated[int | None, option("--seq-length", panel=WHAT, help="tokens a sequence", min=1)] = None
     global_batch_size: Annotated[
-        int | None, option("--global-batch-size", panel=WHAT, help="sequences an iteration")
+        int | None, option("--global-batch-size", panel=WHAT, help="sequences an iteration", min=1)
     ] = None
     precision: Annotated[
         str | None,
@@ -178,7 +178,9 @@ class Request:
     ] = None
     node_rank: Annotated[int | None, option("--node-rank", panel=RANKS, help="number of this node")] = None
     master_addr: Annotated[str | None, option("--master-addr", panel=RANKS, help="address of the first node")] = None
-    master_port: Annotated[int | None, option("--master-port", panel=RANKS, help="port on the first node")] = None
+    master_port: Annotated[
+        int | None, option("--master-port", panel=RANKS, help="port on the first node", min=0, max=65535)
+    ] = None
     rdzv_backend: Annotated[str | None, option("--rdzv-backend", panel=RANKS, help="c10d or static")] = None
     rdzv_endpoint: Annotated[str | None, option("--rdzv-endpoint", panel=RANKS, help="HOST:PORT of the rendezvous")] = (
         None

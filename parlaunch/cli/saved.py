@@ -30,10 +30,10 @@ def diff(before: Path, after: Path, *, format: str) -> None:
     if str(before) == "recipe":
         from parlaunch.show.compare import recipe_default
 
-        new = saved(after)
+        new = saved(after, "diff")
         old = recipe_default(new)
     else:
-        old, new = saved(before), saved(after)
+        old, new = saved(before, "diff"), saved(after, "diff")
     rows = difference(old, new)
     if format == "json":
         print(json.dumps({"schema": "parlaunch.diff/1", "changes": rows}, indent=2))

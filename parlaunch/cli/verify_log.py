@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -81,7 +82,7 @@ FIRST_RANK = re.compile(r"using world size: \d|^-+ arguments -+|\] Non-default v
 def _runs(path: Path) -> list[list[Path]]:
     """The logs of each run, in a folder: files whose names differ by a rank (and a stream) alone are of one run, whose ranks but
     the last print no iterations. The file that has them stands first."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return [[path]]
     by_rank: dict[str, dict[str, list[Path]]] = {}  # files of both streams, by run and by rank
     for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):

@@ -8,18 +8,22 @@ from typing import Any
 
 from parlaunch.errors import UsageError
 
+LONGEST = 100
+"""Digits of a number; beyond some thousands Python reads none."""
+
 _KEY = re.compile(r"(?:\+\+|\+)?([A-Za-z_][\w./@-]*)")
 
 
 def pairs_of(words: Sequence[str]) -> dict[str, str]:
-    """Key to text, the `+` of additions taken away. A repeated key: the last one counts, as in Hydra. Deletions (`~key`) have
-    no value and are not in it.
+    """Key to text, the `+` of additions taken away. A repeated key: the last one counts, as in Hydra. A deletion (`~key`)
+    takes back what was said of a key or a section before it: Megatron Bridge then leaves it as the recipe has it.
 
     Raises `UsageError` for a word that is no KEY=VALUE.
     """
     found: dict[str, str] = {}
     for word in words:
         if word.startswith("~"):
+            found = {key: text for key, text in found.items() if not within(key, deleted(word))}
             continue
         key, equals, text = word.partition("=")
         named = _KEY.fullmatch(key)
@@ -34,6 +38,16 @@ def pairs_of(words: Sequence[str]) -> dict[str, str]:
             )
         found[named[1]] = text
     return found
+
+
+def deleted(word: str) -> str:
+    """The key or section of a deletion: `~key`, or `~key=VALUE`."""
+    return word[1:].partition("=")[0]
+
+
+def within(key: str, section: str) -> bool:
+    """Whether a key is this one, or of this section."""
+    return key == section or key.startswith(f"{section}.")
 
 
 def value(text: str) -> Any:
@@ -60,6 +74,10 @@ def value(text: str) -> Any:
     if lower in ("null", "true", "false"):
         return {"null": None, "true": True, "false": False}[lower]
     if re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", word):
+        if len(word) > LONGEST:
+            raise UsageError(
+                f"{word[:20]}… is a number of {len(word)} digits", hint="write one that something is counted in"
+            )
         return int(word)
     if re.fullmatch(r"[+-]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)([eE][+-]?[0-9]+)?", word):
         return float(word)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from parlaunch.environment.exclusive import EXTERNAL, PADDED, check_beside
-from parlaunch.environment.override_grammar import hydra, value
+from parlaunch.environment.override_grammar import deleted, hydra, value, within
 from parlaunch.environment.user_overrides import PINS, STAGES, UserOverrides, read_overrides
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
@@ -354,6 +354,7 @@ def overrides(
         found = [o for o in found if o.key != SPLIT]
     check_beside(recipe, layout, theirs.given)
     _agree(found, theirs)
+    _not_taken_back(found, said)
     return tuple({o.key: o for o in found}.values())  # two switches may need the same key
 
 
@@ -375,6 +376,17 @@ def _agree(ours: Sequence[Override], theirs: UserOverrides) -> None:
             f"{override.key}={text} contradicts the plan, which needs {override}: {override.reason}",
             hint=f"leave {override.key} out",
         )
+
+
+def _not_taken_back(ours: Sequence[Override], said: Sequence[str]) -> None:
+    """Raise `UsageError` for the first deletion of the user's that would undo one of ours: Megatron Bridge trains what the recipe
+    has then (bridge/training/utils/omegaconf_utils.py)."""
+    for word in said:
+        for override in ours:
+            if word.startswith("~") and within(override.key, deleted(word)):
+                raise UsageError(
+                    f"{word} takes back {override}, which the plan needs: {override.reason}", hint=f"leave {word} out"
+                )
 
 
 def _same(a: object, b: object) -> bool:

@@ -100,7 +100,7 @@ def number(environ: Mapping[str, str], *names: str) -> int | None:
     """The first of the variables that is set and a whole number. Counts of some sites carry a type (`h100:8`)."""
     for name in names:
         text = environ.get(name, "").rsplit(":", 1)[-1].strip()
-        if text.isdigit():
+        if text.isdecimal() and len(text) < 10:
             return int(text)
     return None
 
@@ -110,7 +110,7 @@ def nnodes(text: Any) -> int | None:
     if text is None or text == "":
         return None
     parts = str(text).split(":")
-    if len(parts) > 2 or not all(p.isdigit() and int(p) > 0 for p in parts) or int(parts[0]) > int(parts[-1]):
+    if len(parts) > 2 or not all(re.fullmatch("0*[1-9][0-9]{0,8}", p) for p in parts) or int(parts[0]) > int(parts[-1]):
         raise UsageError(f"--nnodes {text} is no count of nodes", hint="for example --nnodes 4")
     return int(parts[-1])
 

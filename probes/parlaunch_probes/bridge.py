@@ -31,7 +31,9 @@ def version() -> str | None:
     import importlib.util
 
     spec = importlib.util.find_spec("megatron")  # the metadata of packages takes long to load
-    if spec is None or not any((Path(at) / "bridge").is_dir() for at in spec.submodule_search_locations or ()):
+    if spec is None or not any(
+        os.path.isdir(os.path.join(at, "bridge")) for at in spec.submodule_search_locations or ()
+    ):
         return None
     import importlib.metadata
 

@@ -129,7 +129,7 @@ def is_capture(path: str | Path) -> bool:
 def load(path: str | Path) -> Capture:
     """The capture in a file or folder. Raises `ProbeError` naming the path."""
     given = Path(path)
-    file = given / FILE if given.is_dir() else given
+    file = given / FILE if os.path.isdir(given) else given
     try:
         if file.stat().st_size > MOST:
             raise ProbeError(f"{path} has more than {MOST >> 20} MiB", hint="a capture of parlaunch is far smaller")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +53,21 @@ LLAMA = ("--recipe", "llama32_1b_pretrain_config", "--hardware", "dgx-h100:1", "
         ((*LLAMA, "--machine-file", "gone.json"), 2, ["gone.json", "calibrate"]),
         (("validate", "gone.json"), 2, ["gone.json", "rows"]),
         (("recipes", "--task", "eat"), 2, ["eat", "pretrain"]),
+        ((*LLAMA, "--price", "nan"), 2, ["--price nan"]),
+        ((*LLAMA, "--tokens", "1T", "--price", "inf"), 2, ["--price inf"]),
+        ((*LLAMA, "--mtbf", "nan"), 2, ["--mtbf nan"]),
+        ((*LLAMA, "--why-not", "tp=²"), 2, ["tp=²", "tp=8"]),
+        ((*LLAMA, "--nnodes", "²"), 2, ["--nnodes ²", "--nnodes 4"]),
+        ((*LLAMA, "--recompute", "full:block:0"), 2, ["full:block:0", "full:block:4"]),
+        ((*LLAMA, f"train.train_iters={'9' * 5000}"), 2, ["5000 digits"]),
+        ((*LLAMA, "~model.tensor_model_parallel_size"), 2, ["takes back model.tensor_model_parallel_size=1", "leave"]),
+        ((*LLAMA, "~model"), 2, ["~model takes back", "leave ~model out"]),
+        (("plan", *LLAMA[:2], "--hardware", ""), 2, ["--hardware names nothing", "dgx-h100:4"]),
+        (("plan", *LLAMA[:2], "--hardware", "auto:4"), 2, ["what is here", "here.json:4"]),
+        (("plan", *LLAMA[:2], "--hardware", "dgx-h100:999999999"), 2, ["no job has so many", "dgx-h100:100000"]),
+        (("plan", *LLAMA[:2], "--hardware", f"dgx-h100:{'9' * 5000}"), 2, ["unknown machine"]),
+        (("validate", "/dev/null"), 2, ["/dev/null has no rows", "run"]),
+        (("diff", "/dev/null", "/dev/null"), 2, ["diff /dev/null"]),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_what_to_try(
@@ -74,6 +92,39 @@ def test_no_gpu_and_no_hardware_says_what_to_do_instead(parlaunch: Run, tmp_path
     assert "no GPU on this machine" in said.err
     assert "--hardware dgx-h100:2" in said.err
     assert "--device cpu" in said.err
+
+
+@pytest.mark.parametrize("words", [("--seq-length", "0"), ("--global-batch-size", "0"), ("--master-port", "70000")])
+def test_a_number_out_of_range_is_named(parlaunch: Run, words: tuple[str, str]) -> None:
+    said = parlaunch(*LLAMA, *words)
+    assert said.code == 2
+    assert words[0] in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("plan", *LLAMA[:2], "--hardware", "/shut/machine.json"), 1), (("plan", *LLAMA[:2], "--hardware", "/shut/machine.json:4"), 1),
+        (("plan", "--model-config", "/shut/config.json"), 2), ((*LLAMA, "--software", "/shut/machine.json"), 1),
+        (("plan", *LLAMA[:4], "--script", "/shut/train.py"), 0), (("config",), 0), (LLAMA, 0),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_closed_to_us_ends_nothing(
+    parlaunch: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: int
+) -> None:
+    stat = os.stat
+
+    def closed(path: Any, *rest: Any, **more: Any) -> os.stat_result:
+        if str(path).startswith("/shut/"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return stat(path, *rest, **more)
+
+    monkeypatch.setattr(os, "stat", closed)
+    for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME", "MEGATRON_BRIDGE_HOME"):
+        monkeypatch.setenv(name, "/shut/in")
+    said = parlaunch(*words)
+    assert said.code == code, said.err
+    assert code == 0 or "/shut/" in said.err
 
 
 def test_an_unreadable_capture_is_named(parlaunch: Run, tmp_path: Path) -> None:

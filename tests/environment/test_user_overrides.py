@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from parlaunch.data import load
 from parlaunch.environment.bridge_versions import WRONG, check_version, heard, known_wrong, name_in
-from parlaunch.environment.override_grammar import hydra, value
+from parlaunch.environment.override_grammar import hydra, pairs_of, value
 from parlaunch.environment.override_keys import check_keys, not_planned_for, overruled, shipped_keys
 from parlaunch.environment.overrides import overrides
 from parlaunch.environment.runner_options import OPTIONS, overrides_in
@@ -421,3 +421,11 @@ def test_every_name_that_is_gone_leads_to_one_that_is_there() -> None:
     there = {row["name"] for row in table["recipes"]} | set(table["aliases"])
     assert {gone["name"] for gone in table["renamed"].values()} <= there
     assert not there & set(table["renamed"])
+
+
+def test_a_deletion_takes_back_what_was_said_before_it() -> None:
+    assert pairs_of(["model.hidden_size=2048", "ddp.bucket_size=1", "~model.hidden_size"]) == {"ddp.bucket_size": "1"}
+    assert pairs_of(["model.hidden_size=2048", "models.x=1", "~model", "model.num_layers=4"]) == {
+        "models.x": "1",
+        "model.num_layers": "4",
+    }
