@@ -395,9 +395,9 @@ Known reasons, most harm first:
   joules cannot hold both; the band does.
 - Routers are taken as balanced in benchmarks (`force_balance`); elsewhere the fullest rank is taken to have up to 40 % more than the mean,
   by experts and top-k. Pairs of runs disagree: Qwen3-235B on H100 asks for 75 %, Qwen3-30B and Llama 4 on the same GPU for less.
-- LoRA of MLPerf's round 5.0 on Blackwell took up to an eighth longer than we say, that of round 5.1 in FP8 up to a tenth less: the same
-  512 GB200 became a fifth faster from one round to the next. The later code can fuse adapters and MLPs (Transformer Engine's
-  operation fuser), and no row says whether it did.
+- The first software on Blackwell (NeMo's containers up to 25.04) has one factor for all its kernels, 8 %: single runs ask for none (GPT-3)
+  to 15 % (LoRA on 512 GB200). LoRA of MLPerf's round 5.1 takes up to a tenth less than we say: the same 512 GB200 became a fifth faster from
+  one round to the next. The later code can fuse adapters and MLPs (Transformer Engine's operation fuser), and no row says whether it did.
 - Experts' products are held against two sets of measurements and not interpolated from them: the tables of fused experts hold
   permutation and activation in one time, of kernels of inference that differ by half from one another. Where an expert has a
   thousand tokens or more, single products with their power limit are 1.0 to 1.2 of them on H100, B200 and GB200 in 16 bits and FP8.

@@ -13,7 +13,7 @@ from parlaunch.hardware.rates import Rates
 from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Recipe
 
-BRIDGE = {"dense": 0.05, "moe": 0.12, "graphed": 0.05, "hybrid": 0.055, "adapters": 0.105}
+BRIDGE = {"dense": 0.05, "moe": 0.12, "graphed": 0.05, "hybrid": 0.055, "adapters": 0.085}
 """Megatron Bridge and its relatives on Hopper and Blackwell, by kind of model; `graphed`: a mixture of experts whose whole iteration
 is one CUDA graph, so that no host is waited for."""
 FP4 = 0.08
