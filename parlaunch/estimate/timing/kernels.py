@@ -14,7 +14,7 @@ from parlaunch.estimate.timing.operators import (
     tail,
     waves,
 )
-from parlaunch.estimate.timing.silicon import MX_JOULES, Silicon, silicon_of
+from parlaunch.estimate.timing.silicon import SCALED_JOULES, Silicon, silicon_of
 from parlaunch.hardware.rates import Rates
 
 # Bytes of one operand element by GEMM format; products are written in 16 bits.
@@ -24,13 +24,14 @@ OPERAND_BYTES = {
     "fp32": 4.0,
     "vector": 2.0,  # 16 bits that the tensor cores do not take
     "fp8": 1.0,
+    "block": 1.03,
     "mx": 1.03,
     "fp4": 0.56,
 }
 
-MX_BURST = 1.05
-"""Time of a product in MXFP8 over one with a scale a tensor, whose table it takes: twelve of a layer on B300 in Transformer Engine's
-benchmark (docs/examples/gemm_profiling, operands quantised before: 7.16 and 6.81 ms)."""
+SCALED_BURST = {"mx": 1.05, "block": 1.12}
+"""Time of a product in FP8 with a scale a block over one with a scale a tensor, whose table it takes: twelve of a layer in Transformer
+Engine's benchmark (docs/examples/gemm_profiling): on B300, operands quantised before, 7.16 and 6.81 ms; on H200 as in `SCALED_JOULES`."""
 GROUPED_SHARE = 0.90
 """Weight gradients of experts over one product of the same size: every expert's own sum in fp32 (SimuMax's 36 on B200: 0.99)."""
 SIDE_BY_SIDE = 2
@@ -43,8 +44,16 @@ VECTOR_SHARE = 0.72
 """Share of their peak that units other than tensor cores reach: whatever the shape, with operands that are read unaligned."""
 LARGE = 8192
 """Rows, columns and depth of the product whose burst the power limit is held against."""
-_PEAKS = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "fp8": "fp8cs", "mx": "fp8mx", "fp4": "nvfp4"}
-_MEASURED = {"mx": "fp8", "fp8": "fp8", "fp4": "fp4"}
+_PEAKS = {
+    "bf16": "bf16",
+    "fp16": "fp16",
+    "fp32": "fp32",
+    "fp8": "fp8cs",
+    "block": "fp8sc",
+    "mx": "fp8mx",
+    "fp4": "nvfp4",
+}
+_MEASURED = {"mx": "fp8", "block": "fp8", "fp8": "fp8", "fp4": "fp4"}
 """Formats whose products have tables of their own; all others are as far from their peak as 16 bits are."""
 _HEAD_SIZES = (64, 128, 256, 512)
 
@@ -76,13 +85,13 @@ class Kernels:
     def _share(self, fmt: str, m: int, n: int, k: int) -> float:
         """What a product reaches of what the data sheet allows for its shape, as a burst."""
         share, shown = self._table(fmt).at(m, n, k), self._tails[fmt]
-        share /= MX_BURST if fmt == "mx" else 1.0
+        share /= SCALED_BURST.get(fmt, 1.0)
         return share / waves(m, n, self.product.sms, shown) if shown else share
 
     def _sustained(self, fmt: str, measured: Mapping[str, float]) -> float:
         burst, name = self._burst(fmt), f"gemm_{_MEASURED.get(fmt, 'bf16')}"
         if name in measured:
-            return measured[name] / burst / (MX_JOULES if fmt == "mx" else 1.0)
+            return measured[name] / burst / SCALED_JOULES.get(fmt, 1.0)
         return self.silicon.sustained(fmt, burst * self.rate[fmt], self.product.power_w)
 
     def _table(self, fmt: str) -> Grid:

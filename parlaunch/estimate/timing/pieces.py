@@ -17,7 +17,7 @@ from parlaunch.model.layout import SELECTIVE_RECOMPUTE, Layout
 from parlaunch.model.precision import USER_BUFFERED
 from parlaunch.model.recipe import Recipe
 
-LOW = ("fp8", "mx", "fp4")
+LOW = ("fp8", "block", "mx", "fp4")
 
 
 class Cost(NamedTuple):
@@ -98,14 +98,18 @@ class Workload:
         self.kernels, self.links, self.features = kernels, links, recipe.features
         p = recipe.precision
         self.wide = "fp16" if p == "fp16" else "fp32" if p == "fp32" else "bf16"
-        self.narrow = {"nvfp4": "fp4", "fp8mx": "mx"}.get(p, "fp8" if p.startswith("fp8") else self.wide)
+        # From Blackwell on, blocks of 128 are those of MXFP8 (Transformer Engine, csrc/extensions/gemm.cpp: `convert_block_scaling_to_mxfp8_tensor`).
+        self.ordered = kernels.product.compute_capability < (10, 0)
+        block = "block" if self.ordered else "mx"
+        self.narrow = {"nvfp4": "fp4", "fp8mx": "mx", "fp8sc": block}.get(
+            p, "fp8" if p.startswith("fp8") else self.wide
+        )
         if self.narrow in LOW and "fp8" not in kernels.product.flops:
             self.narrow = self.wide
         self.frozen = recipe.frozen
         self.user_buffers = recipe.features.tp_overlap and p in USER_BUFFERED
         targets = BENCHMARK_ADAPTED if recipe.benchmark else recipe.features.adapter_targets
         self.adapted = targets if recipe.task == "peft" else ()
-        self.ordered = kernels.product.compute_capability < (10, 0)
 
 
 BENCHMARK_ADAPTED = ("linear_qkv",)

@@ -24,10 +24,11 @@ voltage that rises with the clock, so a board of fewer watts does a FLOP for few
 whole iteration in one graph: Llama 3 8B in FP8 on B200 against GB200 (Megatron Bridge 25.09 and 25.11; five sixths of the watts) says
 0.3 to 0.5. Blackwell Ultra's boards do not: Qwen3-30B on B300 against GB300 (26.06) and Llama 3.1 8B on B300 (MLPerf) say 0.9 and more.
 In 16 bits on Blackwell runs disagree by more than the watts do. Those joules, and FP4's, are taken for every board's."""
-MX_JOULES = 1.07
-"""Joules of a FLOP in MXFP8 over those with one scale a tensor: every block's scales are read beside the operands. Of 16 pairs of
-runs that differ in nothing else (Llama 3 8B and 70B, Llama 3.1 405B and others on B200, GB200 and GB300; Megatron Bridge 25.09 to
-26.06) MXFP8's took 1 to 8 % longer in all but one, where its casts alone would make it faster."""
+SCALED_JOULES = {"mx": 1.07, "block": 1.12}
+"""Joules of a FLOP in FP8 over those with one scale a tensor, by the format that has a scale a block. MXFP8: of 16 pairs of runs that
+differ in nothing else (Llama 3 8B and 70B, Llama 3.1 405B and others on B200, GB200 and GB300; Megatron Bridge 25.09 to 26.06) its took
+1 to 8 % longer in all but one, where its casts alone would make it faster. Blocks of 128 on Hopper: what twelve products of a layer take
+longer on H200 in Transformer Engine's benchmark (docs/examples/gemm_profiling), less the casts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +55,9 @@ class Silicon:
         """Share of the burst rate (FLOP/s) that a format's products keep in training on a board of that many watts."""
         if fmt == "fp4":
             return power / (self.joules_fp4 * burst) if power and self.joules_fp4 else 1.0
-        if fmt in ("fp8", "mx"):
+        if fmt in ("fp8", *SCALED_JOULES):
             joules, watts, kept = self.joules_fp8, self.watts_fp8, self.sustained_fp8
-            joules *= MX_JOULES if fmt == "mx" else 1.0
+            joules *= SCALED_JOULES.get(fmt, 1.0)
         else:
             joules, watts, kept = self.joules_bf16, self.watts_bf16, self.sustained_bf16
         if power and watts:

@@ -111,3 +111,18 @@ def test_what_is_offloaded_over_a_fast_link_costs_its_bytes_of_memory_bandwidth(
 
     moved = iteration.OFFLOADED * 16 * 4096 * 4096 * split.num_microbatches
     assert host(16) - host(0) == pytest.approx(2.0 * moved / Kernels(machine).hbm, rel=1e-6)
+
+
+def test_products_scaled_in_blocks_take_longer_and_on_blackwell_are_those_of_mxfp8() -> None:
+    def products(machine: str, fmt: str) -> float:
+        return Kernels(rates(machine)).gemm(8192, 8192, 8192, fmt)
+
+    assert products("dgx-h100", "block") == pytest.approx(1.12 * products("dgx-h100", "fp8"), rel=0.01)
+    assert 1.04 < products("gb200-nvl72", "mx") / products("gb200-nvl72", "fp8") < 1.08
+
+    def seconds(machine: str, precision: str) -> float:
+        wide = features(cuda_graph="full_iteration")
+        return estimate_time(recipe(precision=precision, features=wide), layout(), rates(machine)).breakdown.compute_s
+
+    assert seconds("dgx-h100", "fp8sc") > 1.05 * seconds("dgx-h100", "fp8cs")
+    assert seconds("dgx-b200", "fp8sc") == pytest.approx(seconds("dgx-b200", "fp8mx"), rel=0.06)
