@@ -358,13 +358,15 @@ def _offload(model: _Model, layout: Layout, stage: _Stage) -> float:
 
 
 def _sharded(model: _Model, layout: Layout, stage: _Stage, m: int) -> float:
-    """Fully sharded: weights are gathered for forward and backward of every micro batch, gradients scattered in each."""
+    """Fully sharded: weights are gathered for forward and backward of every micro batch, gradients scattered in each; frozen weights
+    have none."""
     links = model.links
     dense, routed = model.parameters(layout)
+    learnt, learnt_routed = model.trained(layout)
     group = links.group(layout.dp * layout.cp, layout.tp)
     inner = links.group(max(1, layout.edp), layout.ep * layout.etp)
     gather = links.gather(2.0 * dense, group) + links.gather(2.0 * routed, inner)
-    scatter = links.gather(2.0 * dense, group) + links.gather(2.0 * routed, inner)
+    scatter = links.gather(2.0 * learnt, group) + links.gather(2.0 * learnt_routed, inner)
     f, b = stage.passes
     exposed = max(0.08 * gather, gather - f) + max(0.08 * (gather + scatter), gather + scatter - b)
     slowed = DP_SLOWDOWN * min(2 * gather + scatter, stage.gpu)

@@ -51,6 +51,18 @@ def test_longer_sequences_take_no_less_time_where_the_gpu_waits_for_the_cpu(mach
     assert times == sorted(times)
 
 
+def test_frozen_weights_are_gathered_and_their_gradients_are_not_there_to_be_scattered() -> None:
+    """Three passes over the network with training, two with adapters, where compute hides little of them."""
+    short = recipe(
+        dense(num_layers=64, hidden_size=8192, ffn_hidden_size=28672, num_attention_heads=64), seq_length=256
+    )
+    whole, adapted = (
+        estimate_time(replace(short, task=task), layout(64, fsdp=True), rates("dgx-h100", 8)).breakdown.dp_exposed_s
+        for task in ("pretrain", "peft")
+    )
+    assert 0.6 < adapted / whole < 0.75
+
+
 def test_deepep_moves_what_its_multiprocessors_can_and_hybridep_what_the_links_can() -> None:
     def seconds(dispatcher: str, machine: str) -> float:
         moe = recipe("Qwen/Qwen3-30B-A3B", features=features(dispatcher=dispatcher))
