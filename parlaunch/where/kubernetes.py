@@ -13,7 +13,7 @@ def recognise(seen: Seen) -> Situation | None:
         return None
     master = environ.get("PET_MASTER_ADDR") or environ.get("MASTER_ADDR")
     # The operator's WORLD_SIZE counts processes (pods × nprocPerNode) where it sets PET_NNODES, and pods where it does not.
-    nodes = nnodes(environ.get("PET_NNODES")) or number(environ, "WORLD_SIZE")
+    nodes = nnodes(environ.get("PET_NNODES"), "PET_NNODES") or number(environ, "WORLD_SIZE")
     rank = number(environ, "PET_NODE_RANK", "RANK")
     endpoint = environ.get("PET_RDZV_ENDPOINT")
     if endpoint and rank is None:

@@ -22,7 +22,7 @@ def hostnames(nodelist: str) -> tuple[str, ...]:
     A leading zero of the low end pads; several brackets multiply, the last one running fastest (Slurm
     itself brackets the last number only). Doubles stay, as with
     `scontrol show hostnames`. Raises UsageError for what Slurm itself would refuse: brackets that do not match, a range
-    that runs backwards, anything but digits in brackets, or more than 65,536 hosts.
+    that runs backwards, anything but digits in brackets, no host between commas, or more than 65,536 hosts.
     """
     found: list[str] = []
     for part in _split(nodelist):
@@ -30,6 +30,8 @@ def hostnames(nodelist: str) -> tuple[str, ...]:
             found.append(host)
             if len(found) > MOST:
                 raise UsageError(f"the node list {nodelist!r} names more than {MOST} hosts", hint="check the brackets")
+    if nodelist and not found:
+        raise _unreadable(nodelist, "it names no host")
     return tuple(found)
 
 

@@ -105,13 +105,15 @@ def number(environ: Mapping[str, str], *names: str) -> int | None:
     return None
 
 
-def nnodes(text: Any) -> int | None:
-    """Nodes of `4` or `2:4`: the job starts with what it is promised, the upper end."""
+def nnodes(text: Any, name: str = "--nnodes") -> int | None:
+    """Nodes of `4` or `2:4`: the job starts with what it is promised, the upper end. Raises `UsageError` with the name of the
+    option or variable."""
     if text is None or text == "":
         return None
-    parts = str(text).split(":")
+    between = " " if name.startswith("-") else "="
+    said, parts = f"{name}{between}{text}", str(text).split(":")
     if len(parts) > 2 or not all(re.fullmatch("0*[1-9][0-9]{0,8}", p) for p in parts) or int(parts[0]) > int(parts[-1]):
-        raise UsageError(f"--nnodes {text} is no count of nodes", hint="for example --nnodes 4")
+        raise UsageError(f"{said} is no count of nodes", hint=f"for example {name}{between}4")
     return int(parts[-1])
 
 

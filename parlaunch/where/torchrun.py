@@ -26,9 +26,12 @@ def by_variables(seen: Seen) -> Situation | None:
     """MASTER_ADDR with a rank a node, as platforms and hand-written scripts set them."""
     environ, hostname = seen.environ, seen.hostname
     master = environ.get("MASTER_ADDR")
+    if master is None:
+        return None
     for rank_name, nodes_name in (("NODE_RANK", "NNODES"), ("PET_NODE_RANK", "PET_NNODES"), ("RANK", "WORLD_SIZE")):
-        rank, nodes = number(environ, rank_name), nnodes(environ.get(nodes_name))
-        if master is None or rank is None or nodes is None or nodes < 2:
+        if (rank := number(environ, rank_name)) is None:
+            continue
+        if (nodes := nnodes(environ.get(nodes_name), nodes_name)) is None or nodes < 2:
             continue
         return checked(Situation(
             kind="torchrun", why=f"MASTER_ADDR, {rank_name} and {nodes_name} are set", hostname=hostname, node_rank=rank,

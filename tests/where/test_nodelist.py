@@ -54,6 +54,7 @@ def test_lists_are_expanded_in_the_order_written(written: str, hosts: str) -> No
         ("n[]", "holds something else than numbers"),
         ("n[1-9999999999]", "is longer than"),
         ("gpu 01", "has a blank in it"),
+        (",,", "it names no host"),
         ("a[1-300]b[1-300]", "names more than 65536 hosts"),
     ],
 )

@@ -79,6 +79,9 @@ def test_a_requeued_job_is_told_from_its_first_run() -> None:
         ({"nnodes": "2", "master_addr": "a"}, {}, "--nnodes 2 is given without --node-rank"),
         ({"nnodes": "2", "node_rank": 1}, {}, "--nnodes 2 is given without --master-addr"),
         ({"rdzv_endpoint": "a:b:c", "nnodes": "2"}, {}, "'a:b:c' is not HOST:PORT"),
+        ({}, {"MASTER_ADDR": "a", "RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE=two is no count of nodes"),
+        ({}, {"PET_NODE_RANK": "0", "PET_NNODES": "2:1"}, "PET_NNODES=2:1 is no count of nodes"),
+        ({"nnodes": "0"}, {}, "--nnodes 0 is no count of nodes"),
         ({}, {"MASTER_ADDR": "a", "NODE_RANK": "5", "NNODES": "2"}, "NODE_RANK 5 is outside the 2 nodes"),
         ({}, {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, "2 of them on this node"),
     ],
@@ -88,6 +91,10 @@ def test_numbers_that_cannot_be_are_named(flags: dict[str, Any], environ: dict[s
         where(environ, hostname="h", flags=flags)
     assert words in caught.value.problem
     assert caught.value.hint
+
+
+def test_a_count_that_nobody_asked_for_is_not_read() -> None:
+    assert where({"WORLD_SIZE": "0", "NNODES": "x"}, hostname="a").kind == where({}, hostname="a").kind
 
 
 def test_a_node_count_that_the_step_contradicts_is_refused() -> None:
