@@ -434,7 +434,8 @@ def _features(
         features = MLPERF_LORA | {k: v for k, v in features.items() if v is not None}
     if row.get("recipe") and (known := _nearest(row, gpu)):
         features = dict(known.get("features") or {}) | features
-    features |= sharding_of(row.get("sharding"), notes)
+    named_in = framework if re.search(r"fsdp|zero[-_ ]?3", framework.lower()) else None
+    features |= sharding_of(row.get("sharding") or named_in, notes)
     if framework == "Megatron-LM" and recompute.granularity != "selective" and "sequence_parallel" not in features:
         # Korthikanti et al. compare with the code as it was before: all-reduces, no sequence parallelism.
         features["sequence_parallel"] = False

@@ -9,6 +9,7 @@ import pytest
 from parlaunch.check.measured import Machines, Run, memory_of, run_of
 from parlaunch.check.validate import validate
 from parlaunch.errors import UsageError
+from parlaunch.estimate.frameworks import framework_of
 from parlaunch.estimate.timing.bands import error_band
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute
 
@@ -206,6 +207,22 @@ def test_software_that_nobody_measured_is_said_and_its_band_is_wide() -> None:
 def test_sharding_is_read_in_any_spelling(given: str, sharded: bool, fsdp: bool) -> None:
     run = read(sharding=given)
     assert (run.recipe.features.distributed_optimizer, run.layout.fsdp) == (sharded, fsdp)
+
+
+def test_sharding_in_the_name_of_a_framework_counts_where_nothing_else_says() -> None:
+    assert read(framework="torchtitan (FSDP2)").layout.fsdp
+    assert read(framework="DeepSpeed ZeRO-3").layout.fsdp
+    assert not read(framework="DeepSpeed ZeRO-3", sharding="ZeRO-1").layout.fsdp
+
+
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [("Megatron-LM 2021", "Megatron-LM (SC21)"), ("Megatron-LM v2.6", "Megatron-LM (SC21)"), ("Megatron-LM 2024", "Megatron-Core"),
+     ("NeMo 24.09", "NeMo (MLPerf Training v4.1)"), ("Megatron-LM v3.0", "Megatron-LM 2022")],
+)  # fmt: skip
+def test_a_year_or_version_says_which_generation_of_software_it_was(name: str, like: str) -> None:
+    old, known = (read(framework=f, hardware="dgx-a100-80g", precision="fp16").recipe.features for f in (name, like))
+    assert framework_of(old.framework)[1:] == framework_of(known.framework)[1:]
 
 
 def test_switches_are_read_by_the_names_of_the_frameworks_and_as_words() -> None:
