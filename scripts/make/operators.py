@@ -44,7 +44,11 @@ GPUS = {
 FORMATS = {"bf16": ("bfloat16",), "fp8": ("fp8", "fp8_block"), "fp4": ("nvfp4",)}
 """Our formats of a product, and the tables' names for what counts as one."""
 PEAKS = {"bf16": "bf16", "fp8": "fp8cs", "fp4": "nvfp4"}
-ROWS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+MULTIPLES = {"bf16": 1, "fp8": 16, "fp4": 32}
+"""What every size of a product is a multiple of, rows of one pass being another's depth. Transformer Engine refuses other sizes in FP8
+(pytorch/utils.py, `assert_dim_for_fp8_exec`), and Megatron Core fills experts' tokens up to them (core/fp8_utils.py, core/fp4_utils.py).
+The package has one row more of most sizes too: a tenth slower in FP8 on Hopper, where kernels copy or realign such operands first."""
+ROWS = (128, 256, 512, 1024, 1536, 2048, 2560, 3072, 3584, 4096, 8192, 16384, 32768)
 SIDES = (128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 65536)
 TAILS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """How much of the rounds of tiles shows (`parlaunch.estimate.timing.operators.tail`): the one that meets the left-out points best."""
@@ -125,7 +129,7 @@ def gemm(tables: Tables, gpu: str, sheet: Product) -> tuple[dict[str, bytes], li
             mine = by_point(
                 ((row["m"], row["n"], row["k"]), row["latency"] * 1e-3)
                 for row in rows
-                if row["gemm_dtype"] in names and row["m"] >= 128 and row["n"] >= 128 and row["k"] >= 128
+                if row["gemm_dtype"] in names and runs((row["m"], row["n"], row["k"]), fmt)
             )
             for point, found in mine.items():
                 times[point].append(min(found))
@@ -145,6 +149,11 @@ def gridded(best: Mapping[tuple[int, int, int], float], sheet: Product, fmt: str
     grid = Grid(axes, cells)
     out = [p for p in shares if scored(p) and any(size not in axis for size, axis in zip(p, axes, strict=True))]
     return cells, check("gemm", sheet, fmt, [shares[p] / grid.at(*p) for p in out])
+
+
+def runs(point: tuple[int, int, int], fmt: str) -> bool:
+    """Whether a training may run a product in a format, of no fewer rows, columns and depth than the grid has."""
+    return all(size >= 128 and size % MULTIPLES[fmt] == 0 for size in point)
 
 
 def scored(point: tuple[int, int, int]) -> bool:
