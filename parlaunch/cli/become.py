@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from parlaunch.cli.inputs import note
@@ -12,20 +13,41 @@ from parlaunch.errors import ParlaunchError
 from parlaunch.planning.plan import Plan
 
 if TYPE_CHECKING:
+    from parlaunch.doctor.finding import Finding
     from parlaunch_launch.party import Agreement
+
+
+def _found(job: Job, request: Request) -> tuple[list[Finding], list[Finding]]:
+    """What doctor calls broken on the job's machine, and what it warns of."""
+    from parlaunch.doctor.preflight import examine
+
+    if job.device == "cpu":
+        return [], []
+    found = examine(
+        job.cluster, ranks_per_node=request.nproc_per_node, headroom=request.headroom, nodes=len(job.cluster.nodes)
+    )
+    return [f for f in found if f.severity == "FAIL"], [f for f in found if f.severity == "WARN"]
+
+
+FORESEEN = 3
+"""Findings that a dry run names."""
+
+
+def foreseen(plan: Plan, job: Job, request: Request) -> Plan:
+    """The plan with what will stop its launch on this machine first among its warnings."""
+    if job.cluster.source.startswith("preset "):  # nothing is broken there, and doctor takes time to load
+        return plan
+    failed, _ = _found(job, request)
+    what = "FAIL" if request.force else "FAIL, which stops a launch"
+    said = [f"{what}: {finding.saw}; {finding.do}" for finding in failed[:FORESEEN]]
+    if len(failed) > FORESEEN:
+        said.append(f"{len(failed) - FORESEEN} FAIL more: `parlaunch doctor` shows all")
+    return replace(plan, warnings=(*said, *plan.warnings)) if said else plan
 
 
 def preflight(job: Job, request: Request) -> None:
     """Refuse to launch on a machine that doctor calls broken, unless forced."""
-    from parlaunch.doctor.preflight import examine
-
-    if job.device == "cpu":
-        return
-    found = examine(
-        job.cluster, ranks_per_node=request.nproc_per_node, headroom=request.headroom, nodes=len(job.cluster.nodes)
-    )
-    failed = [f for f in found if f.severity == "FAIL"]
-    warned = [f for f in found if f.severity == "WARN"]
+    failed, warned = _found(job, request)
     for finding in (*failed, *warned):
         note(f"{finding.severity}: {finding.saw}; {finding.do}")
     if failed and not request.force:

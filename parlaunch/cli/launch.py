@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from parlaunch.cli import inputs, output, writer
 from parlaunch.cli.asked import asked
-from parlaunch.cli.become import become, preflight
+from parlaunch.cli.become import become, foreseen, preflight
 from parlaunch.cli.inputs import note
 from parlaunch.cli.job import Job, job_of, planned, too_large
 from parlaunch.cli.request import Request
@@ -61,7 +61,7 @@ def _planned(request: Request, situation: Situation, *, launching: bool) -> None
     job = job_of(request, situation)
     plan = planned(job)
     if request.command == "launch" and not launching:  # the ranks of a launch ask it themselves, in their first minute
-        plan = asked(plan, job, request)
+        plan = foreseen(asked(plan, job, request), job, request)
     output.emit(plan, job, request)
     if not plan.chosen.memory.fits:
         raise too_large(plan)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from shutil import which
 
 import pytest
@@ -76,3 +77,15 @@ def test_fsdp_that_was_wished_is_told_to_a_recipe_without_it() -> None:
     made = plan(preset("dgx-h100", 1), own, Wishes(fsdp=True))
     assert made.recipe.features.fsdp
     assert "dist.use_megatron_fsdp=True" in complete(made, recipe=own).overrides
+
+
+def test_a_dry_run_says_what_will_stop_the_launch(parlaunch: Callable[..., Said]) -> None:
+    sick = str(Path(__file__).parents[1] / "machines" / "nvml-dgx-h100-sick")
+    words = ("--recipe", "llama32_1b_pretrain_config", "--hardware", sick)
+    said = parlaunch(*words, "--dry-run", "--format", "json")
+    assert said.code == 0
+    first = json.loads(said.out)["warnings"][0]
+    assert first.startswith("FAIL, which stops a launch: GPU 6: row remapping failed")
+    forced = json.loads(parlaunch(*words, "--dry-run", "--force", "--format", "json").out)
+    assert forced["warnings"][0].startswith("FAIL: GPU 6")
+    assert not any("FAIL" in w for w in json.loads(parlaunch("plan", *words, "--format", "json").out)["warnings"])
