@@ -6,10 +6,11 @@
 
 The package (Apache-2.0, NVIDIA) holds times of single operators measured on GPUs for planning inference. Taken over is what
 training also runs: matrix products (cuBLAS in 16 bits; of several FP8 and FP4 kernels the fastest, which is nearest to the
-product alone where a row's time may hold quantising too), causal attention forward, and NCCL inside a node, of every framework its
-newest version. Attention in FP8, both ways, is that of cuDNN's own benchmarks of training (`cudnn-frontend`,
-MIT). Only shares of the data sheet on a coarse grid are kept. Every second size stays out of the grid: how well those are
-met is written beside it, and how far measurements that ought to agree are apart.
+product alone: every row of theirs holds the quantising of its first operand, which shows where columns are few), causal
+attention forward, and NCCL inside a node, of every framework its newest version. Attention in FP8, both ways, is that of
+cuDNN's own benchmarks of training (`cudnn-frontend`, MIT). Only shares of the data sheet on a coarse grid are kept. Every
+second size stays out of the grid: how well those are met is written beside it, and how far measurements that ought to agree
+are apart.
 """
 
 from __future__ import annotations
