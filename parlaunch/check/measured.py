@@ -9,6 +9,7 @@ read raises `UsageError`.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -387,11 +388,14 @@ def _architecture(row: Mapping[str, Any], notes: list[str]) -> Architecture:
             changed = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
             notes.append("sizes that arch has not are those of the model")
             return whole.with_sizes(changed)
-        if not given.get("vocab_size"):
+        if given.get("kind") != "diffusion":
+            given = {"normalization": "LayerNorm"} | given
+        if not given.get("vocab_size") and given.get("kind") != "diffusion":
+            given["vocab_size"] = VOCABULARY
             notes.append(f"a vocabulary of {VOCABULARY:,}: GPT-2's, as Megatron-LM pads it")
         if given.get("gated_linear_unit") and not (given.get("ffn_hidden_size") or given.get("moe_ffn_hidden_size")):
             notes.append("an MLP four times as wide as the model, as Megatron has it where nobody says")
-        return _inline(tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in given.items())))
+        return _inline(json.dumps(given, sort_keys=True))
     if whole is None:
         raise UsageError("the row has neither model_id nor arch", hint="give a Hugging Face name or the sizes")
     return whole
@@ -411,8 +415,8 @@ VOCABULARY = 51200
 
 
 @lru_cache(maxsize=512)
-def _inline(given: tuple[tuple[str, Any], ...]) -> Architecture:
-    return architecture_from_json({"vocab_size": VOCABULARY, "normalization": "LayerNorm"} | dict(given))
+def _inline(given: str) -> Architecture:
+    return architecture_from_json(json.loads(given))
 
 
 def _features(

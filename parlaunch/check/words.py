@@ -15,6 +15,7 @@ from parlaunch.data import load
 from parlaunch.errors import UsageError
 from parlaunch.hardware.datasheet import Product, name_key, preset_of, preset_row, product
 from parlaunch.model.architecture import Architecture
+from parlaunch.model.hf_config import NAMES
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute, recompute_from_json, selective
 from parlaunch.model.precision import short_name
 from parlaunch.model.recipe import PRECISIONS, TASKS, Features
@@ -42,6 +43,9 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Our name of a field, and the names that others give it."""
 
+_NOTHING = ("", "-", "–", "—", "n/a", "na", "null")
+"""What stands in the cells of a table that says nothing."""
+DEGREES = ("tp", "pp", "vp", "cp", "ep", "etp")
 SIZES = ("gpus", "nodes", "mbs", "gbs", "seq", "num_microbatches", "tp", "pp", "vp", "cp", "ep", "etp", "dp")
 READ = frozenset({
     *FIELDS, "id", "recipe", "model", "model_id", "arch", "task", "hardware", "precision", "recompute", "features", "framework",
@@ -88,7 +92,7 @@ def spelt(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     for key, value in row.items():
         key = key.lower()
         name = ours.get(key, key)
-        if value is None:
+        if value is None or (isinstance(value, str) and value.strip().lower() in _NOTHING):
             continue
         told = key in TOLD or key.startswith("_")
         if not told and name not in READ and key not in OTHERS and key not in ("mfu", "mfu_pct"):
@@ -99,6 +103,9 @@ def spelt(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
             out[name] = value
     if unread:
         notes.append("not read: " + ", ".join(unread))
+    for name in DEGREES:
+        if str(out.get(name)) in ("0", "0.0"):
+            del out[name]  # not used
     return out | {name: number(name, out[name]) for name in SIZES if name in out}
 
 
@@ -167,15 +174,12 @@ SHORT_NAMES = {
     "layers": "num_layers", "hidden": "hidden_size", "heads": "num_attention_heads", "kv_heads": "num_query_groups",
     "ffn": "ffn_hidden_size", "gated_mlp": "gated_linear_unit", "vocab": "vocab_size",
 }  # fmt: skip
-SAME_NAMES = {
-    "num_kv_heads": "num_query_groups", "num_key_value_heads": "num_query_groups", "query_groups": "num_query_groups",
-    "num_hidden_layers": "num_layers", "num_heads": "num_attention_heads", "n_heads": "num_attention_heads",
-    "intermediate_size": "ffn_hidden_size", "head_dim": "kv_channels", "swiglu": "gated_linear_unit", "gated": "gated_linear_unit",
+SAME_NAMES = {other: ours for ours, others in NAMES.items() for other in others if other != ours} | {
+    "query_groups": "num_query_groups", "num_heads": "num_attention_heads", "swiglu": "gated_linear_unit", "gated": "gated_linear_unit",
     "tied": "share_embeddings_and_output_weights", "tie_word_embeddings": "share_embeddings_and_output_weights",
-    "experts": "num_moe_experts", "num_experts": "num_moe_experts", "num_local_experts": "num_moe_experts",
-    "n_routed_experts": "num_moe_experts", "topk": "moe_router_topk", "top_k": "moe_router_topk",
-    "num_experts_per_tok": "moe_router_topk", "moe_intermediate_size": "moe_ffn_hidden_size", "expert_ffn": "moe_ffn_hidden_size",
+    "experts": "num_moe_experts", "topk": "moe_router_topk", "top_k": "moe_router_topk", "expert_ffn": "moe_ffn_hidden_size",
 }  # fmt: skip
+"""Names of a model's sizes in configurations of Hugging Face and in tables."""
 _NESTED = (
     "provider",
     "dsa",
@@ -204,8 +208,8 @@ def shape_of(arch: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     if kind and not any(word in kind for word in _DECODERS):
         raise UsageError(f"a model of type {arch['type']!r} is no decoder that is predicted here")
     given: dict[str, Any] = {}
-    for key, value in sizes_of(arch).items():
-        given[SAME_NAMES.get(key, key)] = value
+    for key, value in sizes_of({**arch, **(arch.get("provider") or {})}).items():
+        given[key if key in _NESTED else SAME_NAMES.get(key, key)] = value
     act = str(
         given.pop("activation", None) or given.pop("hidden_act", None) or given.get("activation_func") or ""
     ).lower()
@@ -217,6 +221,10 @@ def shape_of(arch: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         if gated:
             given["gated_linear_unit"] = True
     every = moe_every(given)
+    if shared := given.pop("n_shared_experts", None):
+        given["moe_shared_expert_intermediate_size"] = int(shared) * int(given.get("moe_ffn_hidden_size") or 0)
+    if given.get("kv_lora_rank"):
+        every["multi_latent_attention"] = True
     known = Architecture.__dataclass_fields__
     if unread := [k for k in given if k not in known and k not in _NESTED]:
         notes.append("not read: " + ", ".join(f"arch.{k}" for k in unread))

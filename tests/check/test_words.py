@@ -8,9 +8,11 @@ import pytest
 
 from parlaunch.check.measured import Machines, Run, memory_of, run_of
 from parlaunch.check.validate import validate
+from parlaunch.data import load
 from parlaunch.errors import UsageError
 from parlaunch.estimate.frameworks import framework_of
 from parlaunch.estimate.timing.bands import error_band
+from parlaunch.model.catalog import architecture
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute
 
 ROW: dict[str, Any] = {
@@ -45,6 +47,7 @@ PLAIN = read()
         (("gbs",), {"num_microbatches": 8}),
         (("gbs",), {"gradient_accumulation_steps": 8}),
         (("tp",), {"TP": 2.0}),
+        ((), {"vp": 0, "ep": "-", "cp": ""}),
     ],
 )
 def test_other_names_of_a_field_mean_the_same(without: tuple[str, ...], change: dict[str, Any]) -> None:
@@ -57,7 +60,7 @@ def test_a_name_that_nothing_reads_is_said() -> None:
     assert read(features={"fp8_param": True}).notes == ("not read: features.fp8_param",)
 
 
-@pytest.mark.parametrize("value", [0, -2, 1.5, "two", True])
+@pytest.mark.parametrize("value", [-2, 1.5, "two", True])
 def test_a_size_that_is_no_size_is_refused(value: Any) -> None:
     assert "tp is" in refused(tp=value)
 
@@ -174,6 +177,27 @@ def test_sizes_of_a_model_are_read_in_any_spelling(arch: dict[str, Any]) -> None
     made = read("model_id", arch=arch).recipe.architecture
     assert (made.num_query_groups, made.gated_linear_unit, made.activation_func) == (8, True, "silu")
     assert (made.num_layers, made.ffn_hidden_size, made.vocab_size) == (32, 14336, 128256)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_every_known_model_is_the_same_one_inline(whole: bool) -> None:
+    """As the catalog's table writes it, and as `Architecture.shape` does."""
+    for name, entry in load("architectures.json").items():
+        known = architecture(name)
+        if known.complete:
+            assert read("model_id", arch=entry if whole else known.shape()).recipe.architecture == known, name
+
+
+def test_latent_attention_and_shared_experts_are_read_by_their_names_in_a_configuration() -> None:
+    made = read("model_id", arch={
+        "num_hidden_layers": 4, "hidden_size": 2048, "num_attention_heads": 16, "vocab_size": 32000, "n_routed_experts": 64,
+        "num_experts_per_tok": 6, "moe_intermediate_size": 1408, "n_shared_experts": 2, "kv_lora_rank": 512, "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64, "v_head_dim": 128, "first_k_dense_replace": 1, "intermediate_size": 10944,
+    })  # fmt: skip
+    a = made.recipe.architecture
+    assert made.notes == ()
+    assert (a.layers()[0].mixer, a.layers()[0].mlp, a.layers()[1].mlp) == ("mla", "dense", "moe")
+    assert (a.qk_head_dim, a.qk_pos_emb_head_dim, a.moe_shared_expert_intermediate_size) == (128, 64, 2816)
 
 
 def test_what_is_supposed_of_a_model_is_said() -> None:
