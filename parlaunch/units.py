@@ -56,6 +56,8 @@ def amount(text: str) -> float:
     found = re.fullmatch(_NUMBER + r"([kmbgtp]?)", text, re.IGNORECASE)
     if found is None or not (number := _plain(found[1]) * _TIMES[found[2].lower()]) > 0:
         raise ValueError(f"{text!r} is no number above zero: write 15T, 300B or 1e12")
+    if number > 1e18:
+        raise ValueError(f"{text!r} is more than anybody trains: write 15T, 300B or 1e12")
     return number
 
 

@@ -63,7 +63,9 @@ def read(file: Path) -> list[dict[str, Any]]:
 def rows_of(file: Path) -> list[dict[str, Any]]:
     """All rows, oldest first, without lines that were cut off. Raises OSError for a file that is there and cannot be read."""
     try:
-        lines = file.read_bytes().splitlines()
+        # Not blocking: a pipe of that name is not waited for.
+        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+            lines = stream.read().splitlines()
     except FileNotFoundError:
         return []
     rows = []

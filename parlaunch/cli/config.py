@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from parlaunch.cli.files import regular
 from parlaunch.cli.options import Described, described, variable_of
 from parlaunch.cli.request import Request, Trial
 from parlaunch.errors import UsageError
@@ -56,6 +57,7 @@ def from_files(paths: Sequence[Path]) -> dict[str, Configured]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    regular(path, "the configuration")
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -66,7 +68,7 @@ def _read(path: Path) -> dict[str, Any]:
 
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is no TOMLDecodeError
         raise UsageError(
             f"{path} is not TOML: {error}", hint='for example: price = 2.50, or partition = "h100"'
         ) from error

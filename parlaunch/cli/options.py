@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from functools import cache
 from inspect import Parameter, Signature
-from math import inf, isfinite
+from math import inf
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
@@ -36,6 +36,15 @@ def variable_of(name: str) -> str:
     'PARLAUNCH_EVIDENCE'
     """
     return "PARLAUNCH_" + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
+
+
+MOST = 1e18
+"""Larger than anything that an option counts or measures."""
+
+
+def _can_be(number: float) -> bool:
+    """Whether an option can have this number: not so nan, infinities and what overflows in the first product."""
+    return -MOST < number < MOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +108,7 @@ class Described:
             number = isinstance(given, int) or (kind is float and isinstance(given, float))
             low = -inf if self.info.min is None else self.info.min
             high = inf if self.info.max is None else self.info.max
-            return kind(given) if number and low <= given <= high else None
+            return kind(given) if number and low <= given <= high and _can_be(given) else None
         if kind is str and isinstance(given, int | float):
             return str(given)
         return kind(given) if isinstance(given, str) and given else None
@@ -221,7 +230,7 @@ def _check_finite(source: type, values: Mapping[str, Any]) -> None:
     for o in described(source):
         found = values.get(o.field)
         for number in found if isinstance(found, tuple) else (found,):
-            if isinstance(number, float) and not isfinite(number):
+            if isinstance(number, int | float) and not _can_be(number):
                 raise UsageError(f"{o.name} {number} is no number to plan with", hint="write a number, or leave it out")
 
 

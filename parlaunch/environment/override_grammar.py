@@ -8,8 +8,8 @@ from typing import Any
 
 from parlaunch.errors import UsageError
 
-LONGEST = 100
-"""Digits of a number; beyond some thousands Python reads none."""
+LONGEST = 20
+"""Digits of a number: seeds of 64 bits have as many."""
 
 _KEY = re.compile(r"(?:\+\+|\+)?([A-Za-z_][\w./@-]*)")
 

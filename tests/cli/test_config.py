@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -91,6 +92,10 @@ def test_every_option_has_a_variable_that_does_what_the_option_does(
         ("evidence = 'no'", "evidence = 'no' is no true or false", "--evidence"),
         ("sbatch-arg = [1]", "sbatch-arg = [1] is no list of words", "--sbatch-arg"),
         ("recipe = ", "is not TOML", "for example"),
+        (f"top = {'9' * 5000}", "is not TOML", "for example"),
+        (f"price = {'9' * 400}", "is no number, 0 or more", "--price"),
+        (f"top = {'[' * 5000}", "is not TOML", "for example"),
+        ("price = inf", "price = inf is no number, 0 or more", "--price"),
     ],
 )
 def test_what_a_file_cannot_mean_is_named_with_the_nearest(
@@ -103,6 +108,13 @@ def test_what_a_file_cannot_mean_is_named_with_the_nearest(
         assert str(places["user"]) in answer.err
         assert said in answer.err
         assert hint in answer.err
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(parlaunch: Run, places: dict[str, Path]) -> None:
+    os.mkfifo(places["here"])
+    said = parlaunch(*PLAN)
+    assert said.code == 2
+    assert "parlaunch.toml is a pipe" in said.err
 
 
 def test_keys_are_spelt_with_dashes_or_underscores(parlaunch: Run, places: dict[str, Path]) -> None:

@@ -27,6 +27,13 @@ def test_the_history_keeps_what_can_be_read(tmp_path: Path) -> None:
     assert [row["id"] for row in history.read(file)] == ["a", "b"]
 
 
+def test_a_pipe_in_its_place_is_not_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "history.jsonl"
+    os.mkfifo(file)
+    assert history.read(file) == []
+    assert "was not written" in str(history.append({"id": "a"}, file))
+
+
 def test_a_history_that_cannot_be_written_spoils_nothing(tmp_path: Path) -> None:
     (tmp_path / "parlaunch").write_text("a file where the folder should be")
     problem = history.append({"id": "a"}, history.path({"XDG_STATE_HOME": str(tmp_path)}))
