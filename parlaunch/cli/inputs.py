@@ -413,17 +413,19 @@ def _machine(spec: str, gpu: Product | None) -> Cluster:
             f"--hardware {spec}: auto is what is here",
             hint=f"for more of it: parlaunch probe --save here.json, then --hardware here.json:{nodes}",
         )
+    from parlaunch.hardware.datasheet import preset, preset_of
+
     if there(name):
-        from parlaunch_probes.files import read_hardware, replicate
+        from parlaunch_probes.files import is_machine, read_hardware, replicate
 
         if not os.path.isdir(name):
             regular(Path(name), "--hardware")
+        elif preset_of(name) is not None and not is_machine(name):
+            return preset(name, nodes)  # a folder of results, say, that has the machine's name
         found = read_hardware(name, gpu)
         return replicate(found, nodes) if nodes != len(found.nodes) and counted else found
     if "/" in name or re.search(r"\.(json|xml|txt|tar|bz2|gz)$", name):
         raise ProbeError(f"--hardware {name}: there is no such file", hint="check the path")
-    from parlaunch.hardware.datasheet import preset
-
     return preset(name, nodes)
 
 

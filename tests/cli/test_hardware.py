@@ -86,3 +86,15 @@ def test_a_file_of_ports_alone_is_refused_with_what_to_add(parlaunch: Run, tmp_p
     assert said.code == 1
     assert "append the output of `nvidia-smi -L` to the file" in said.err
     assert parlaunch("doctor", "--hardware", str(tmp_path / "ports.txt")).code == 0
+
+
+def test_a_folder_that_has_a_machines_name_is_not_in_its_way(
+    parlaunch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dgx-h100").mkdir()
+    said = parlaunch("probe", "--hardware", "dgx-h100:2", "--format", "json")
+    assert said.code == 0, said.err
+    assert '"source": "preset dgx-h100:2"' in said.out
+    (tmp_path / "dgx-h100" / "capture.json").write_text("{}")
+    assert parlaunch("probe", "--hardware", "dgx-h100:2").code == 1

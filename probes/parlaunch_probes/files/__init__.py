@@ -45,7 +45,7 @@ from parlaunch_probes.files.clean import decode
 from parlaunch_probes.files.conclude import cluster_of
 from parlaunch_probes.files.facts import Facts, join
 
-__all__ = ["read_hardware", "replicate"]
+__all__ = ["is_machine", "read_hardware", "replicate"]
 
 MOST = 256 << 20  # bytes of a file
 TRAYS = 18  # nodes of an NVLink rack whose GPUs are not known (NVL72)
@@ -89,6 +89,11 @@ def read_hardware(path: Path | str, gpu: Product | None = None) -> Cluster:
         return _content(content, given, gpu)
     except (RecursionError, MemoryError) as error:
         raise ProbeError(f"{path} is nested too deeply or too large to read", hint=ACCEPTED) from error
+
+
+def is_machine(path: Path | str) -> bool:
+    """Whether a folder holds a machine: a capture, or a captured /sys."""
+    return capture.is_capture(path) or sysfs_tree.is_folder(Path(path))
 
 
 def _folder(path: Path) -> Cluster:

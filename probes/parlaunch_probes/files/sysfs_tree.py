@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import posixpath
 import tarfile
 from collections.abc import Mapping
@@ -100,7 +101,7 @@ def _top(path: Path) -> Path | None:
         inside = sorted(p for p in path.iterdir() if p.is_dir())
     except OSError:
         return None
-    return next((p for p in (path, *inside[:50]) if any((p / here).exists() for here in _HERE)), None)
+    return next((p for p in (path, *inside[:50]) if any(os.path.exists(p / here) for here in _HERE)), None)
 
 
 def read_folder(path: Path) -> Cluster:
