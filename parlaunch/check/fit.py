@@ -73,7 +73,8 @@ class Fit:
 
     def __init__(self, timed: Sequence[Observed]) -> None:
         self.timed = timed
-        self.start = _start(timed[0].run.rates)
+        # Of the largest run: what a table says of its fabric is known of runs on several nodes.
+        self.start = _start(max(timed, key=lambda t: t.run.layout.world).run.rates)
         self.still = dict.fromkeys(self.start, 0.0)
         self.everything = range(len(timed))
         moved = {name: self.residuals(self.still | {name: STEP}) for name in self.start}

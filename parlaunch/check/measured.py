@@ -257,6 +257,8 @@ def _run(row: Mapping[str, Any], machines: Machines, notes: list[str]) -> Run:
     gpu = rates.product.hardware
     nearest = _nearest(row, gpu)
     features = _features(row, framework, recompute, gpu, notes)
+    if ranks := features.pop("optimizer_ranks", None):
+        features["optimizer_instances"] = max(1, dp * cp // ranks)
     if nearest and not features.get("cross_entropy"):
         features["cross_entropy"] = (nearest.get("features") or {}).get("cross_entropy")
     known = named(framework)

@@ -392,6 +392,8 @@ def sharding_of(given: Any, notes: list[str]) -> dict[str, Any]:
         notes.append("gradients are taken to be whole on every rank: only ZeRO-1 and ZeRO-3 are known")
     elif text and not zero and "distributed optimizer" not in text:
         notes.append(f"sharding {given!r} is not read: taken as the distributed optimizer's")
+    if zero and zero[1] == "1" and (ranks := re.search(r"over (\d+) ranks", text)):
+        found["optimizer_ranks"] = int(ranks[1])
     if "tp-comm-overlap" in text:
         found["tp_overlap"] = True
     return found

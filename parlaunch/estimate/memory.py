@@ -161,7 +161,8 @@ class _Bare:
         )  # fmt: skip
         spread = expert_spread = 1
         if f.distributed_optimizer or fsdp:
-            spread, expert_spread = max(layout.world // (layout.tp * pp), 1), max(layout.edp, 1)
+            parts = 1 if fsdp else f.optimizer_instances
+            spread, expert_spread = max(layout.world // (layout.tp * pp * parts), 1), max(layout.edp // parts, 1)
         dimensions = (layout.tp, pp, layout.cp, layout.ep, layout.etp, layout.dp, layout.edp)
         communicators = sum(n > 1 for n in dimensions) + keeping.communicators
         return _Frame(

@@ -35,6 +35,7 @@ class Features(HashedOnce):
     fsdp: bool = False  # Megatron-FSDP
     nccl_ub: bool = False  # NCCL user buffers
     distributed_optimizer: bool = True
+    optimizer_instances: int = 1  # of the data-parallel ranks: `num_distributed_optimizer_instances`
     grad_reduce_fp32: bool = False
     fp8_param_gather: bool = False
     fp4_param_gather: bool = False
@@ -95,6 +96,7 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
         fsdp=bool(given.get("fsdp")),
         nccl_ub=bool(given.get("nccl_ub")),
         distributed_optimizer=not given.get("no_distributed_optimizer"),
+        optimizer_instances=int(given.get("optimizer_instances") or 1),
         dp_overlap=not given.get("no_dp_overlap"),
         grad_reduce_fp32=bool(given.get("grad_reduce_fp32")),
         fp8_param_gather=bool(given.get("fp8_param_gather")),

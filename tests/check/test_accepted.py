@@ -224,7 +224,8 @@ def plain() -> list[tuple[Run, tuple[float, float, float]]]:
             f, r = run.recipe.features, run.recipe
             mixers = frozenset((k.mixer, k.mlp) for k in r.architecture.layers())
             graphed, fsdp = bool(f.cuda_graph), run.layout.fsdp
-            kind = (mixers, r.precision, r.task, run.rates.product.name, f.framework, f.dispatcher, graphed, fsdp)
+            many = run.layout.dp > 500  # where what grows with the ranks is all there is
+            kind = (mixers, r.precision, r.task, run.rates.product.name, f.framework, f.dispatcher, graphed, fsdp, many)
             if name == "probes" or kind not in kinds:
                 kinds.add(kind)
                 found.append((run, predict(run)))

@@ -18,6 +18,7 @@ from parlaunch.check.machine_file import PEAK_SHARES, machine_to_text
 from parlaunch.check.measured import Machines, run_of
 from parlaunch.check.normal import Sums, joined
 from parlaunch.check.validate import validate
+from parlaunch.cli.accuracy import rows_of
 from parlaunch.errors import ParlaunchError, ProbeError, UsageError
 from parlaunch.estimate.timing import estimate_time
 from parlaunch.estimate.timing.collectives import Group, Links
@@ -286,6 +287,17 @@ def test_calibration_on_four_runs_of_a_site_does_not_make_its_others_worse() -> 
     drawn = list(found["draws"](6, every=found["sites"]("internevo") | found["sites"]("bloom"), seed=1))
     assert not [d for d in drawn if d.worse]
     assert fmean(d.after for d in drawn) < fmean(d.before for d in drawn)
+
+
+def test_the_fabric_is_that_of_runs_on_several_nodes_whichever_row_is_first() -> None:
+    """One node's own preset says nothing of the site's fabric."""
+    path = Path(__file__).parents[2] / "validation" / "internevo.jsonl"
+    names = {f"internevo-7b-{n}" for n in ("tp1-z8-8", "tp1-z-1-128", "tp1-z-1-1024", "tp2-z4-1024")}
+    rows = [row for row in rows_of(path) if row["id"] in names]
+    rows.sort(key=lambda row: row["gpus"])
+    assert rows[0]["gpus"] == 8
+    assert from_runs(rows)["measured"] == pytest.approx(from_runs(rows[::-1])["measured"])
+    assert from_runs(rows)["measured"]["fabric_bus_bytes_per_s"] < 7e9
 
 
 def test_rows_without_a_time_are_refused_with_the_reason() -> None:

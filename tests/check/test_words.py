@@ -249,6 +249,13 @@ def test_a_year_or_version_says_which_generation_of_software_it_was(name: str, l
     assert framework_of(old.framework)[1:] == framework_of(known.framework)[1:]
 
 
+def test_the_ranks_that_share_an_optimizer_say_how_many_optimizers_there_are() -> None:
+    all_of_them, node = (
+        read(gpus=16, tp=2, gbs=64, sharding=f"ZeRO-1 over {ranks}") for ranks in ("all DP", "4 ranks")
+    )
+    assert (all_of_them.recipe.features.optimizer_instances, node.recipe.features.optimizer_instances) == (1, 2)
+
+
 def test_switches_are_read_by_the_names_of_the_frameworks_and_as_words() -> None:
     f = read(
         features={

@@ -37,6 +37,11 @@ A2A_FAR = {"efa": 0.36}
 """The same between nodes, over what a ring reaches there (0.9 where it is not said): over EFA every peer is a flow of its own through
 libfabric. Settled on Kimi-K2 on 128 and 256 B300; Qwen3-30B-A3B on 64 H100 over EFA, left out, says 0.25."""
 
+BROADCAST_HOP = 8e-6
+"""Seconds a hop of a ring broadcast, near or far: no rank forwards what it has not got. Settled on InternEvo, 16 to 1,024 A100 in groups
+of 8 to 1,024 ranks: what broadcasts to all cost beyond those inside a node is their bytes, and this for each rank of each (NCCL's own
+src/graph/tuning.cc: a hop over the network for every rank, 4 (LL128) or 28 us (a chunk of Simple))."""
+
 _PASSES = {"all_gather": 1, "all_reduce": 2, "alltoall": 1}
 """Times that a byte passes a rank's links (nccl-tests' bus bandwidth), by operation of the measured tables."""
 LEAST_MEASURED, MOST_MEASURED = 1 << 17, 8
@@ -101,6 +106,13 @@ class Links:
     def reduce(self, moved: float, group: Group) -> float:
         """All-reduce: a reduce-scatter and an all-gather in one launch."""
         return self._collective("all_reduce", moved, group)
+
+    def broadcast(self, moved: float, group: Group, times: int) -> float:
+        """`moved` bytes in all from `times` ranks to all others, one rank after the other: a ring that differs by channel has the next
+        root wait for the last hop of the one before."""
+        if group.size <= 1 or moved <= 0:
+            return 0.0
+        return moved / self.bandwidth(group) + times * group.size * BROADCAST_HOP
 
     def all_to_all(self, moved: float, group: Group) -> float:
         """Every rank sends `moved` bytes, spread evenly over the group (its own share stays)."""

@@ -21,13 +21,16 @@ from parlaunch.hardware.rates import Rates
 from parlaunch.model.flops import model_flops_per_token
 from parlaunch.model.layout import Layout
 from parlaunch.model.matrices import adapter_size
-from parlaunch.model.parameters import split_layers, stage_weights
+from parlaunch.model.parameters import padded_vocab, split_layers, stage_weights
 from parlaunch.model.recipe import Recipe
 
 DP_SHARE_HIDDEN = 0.8
 """Share of data-parallel traffic that hides where there is compute to hide it under: the last bucket never does."""
 DP_SLOWDOWN = 0.12
 """Compute beside a collective loses SMs, memory and clock: share of the collective's time that shows up in it."""
+BUCKETED = 12.0
+"""Bytes a parameter around an all-reduce in 16 bits that is no view of the gradients: flattened, divided by the ranks, copied back
+(InternLM, solver/optimizer/hybrid_zero_optim.py, `_reduce_and_copy`; utils.py, `reduce_tensor`)."""
 SPREAD = 0.0093
 """Standard deviation over its mean of the time that GPUs of one product take for the same work: under the power limit no two
 clock alike (Sinha et al., "Not All GPUs Are Created Equal", SC22). All wait for the slowest once an iteration."""
@@ -314,6 +317,8 @@ def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> floa
     replicas = layout.dp * layout.cp  # gradients are summed over context parallelism too
     wide = links.group(replicas, layout.tp)
     experts = links.group(max(1, layout.edp), layout.ep * layout.etp)
+    shards, expert_shards = _shards(model, layout)
+    inner, inner_experts = links.group(shards, layout.tp), links.group(expert_shards, layout.ep * layout.etp)
     gradient = 4.0 if features.grad_reduce_fp32 else 2.0
     # MXFP8 travels in 16 bits, from which both orientations are cast (`reuse_grad_buf_for_mxfp8_param_ag`).
     low = features.gathered_low(recipe.precision) and recipe.precision != "fp8mx"
@@ -325,16 +330,42 @@ def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> floa
     if not features.distributed_optimizer or not software.distributed_optimizer:
         traffic = links.reduce(gradient * dense, wide) + links.reduce(gradient * routed, experts)
         return traffic
-    scatter = links.gather(gradient * dense, wide) + links.gather(gradient * routed, experts)
-    gather = links.gather(weight * dense, wide) + links.gather(weight * routed, experts)
+    f, b = stage.passes
+    if software.dealt_tensors:
+        # Gradients are summed whole under the last backward pass, in buckets that are copied to and fro; broadcasts follow the step.
+        summed = links.reduce(gradient * dense, wide) + links.reduce(gradient * routed, experts)
+        summed += model.kernels.stream(BUCKETED * (dense + routed))
+        tensors = _tensors(model, layout)
+        shared = links.broadcast(2.0 * dense, inner, min(shards, tensors))
+        shared += links.broadcast(2.0 * routed, inner_experts, min(expert_shards, tensors))
+        return max(summed * (1 - DP_SHARE_HIDDEN), summed - b) + DP_SLOWDOWN * min(summed, stage.gpu) + shared
+    scatter = links.gather(gradient * dense, inner) + links.gather(gradient * routed, inner_experts)
+    gather = links.gather(weight * dense, inner) + links.gather(weight * routed, inner_experts)
+    # Shards are summed over the optimizers that have the same (Megatron-Core, distributed/param_and_grad_buffer.py:
+    # `inter_distributed_optimizer_instance_group`).
+    across = links.group(replicas // shards, layout.tp * shards)
+    experts_across = links.group(max(1, layout.edp) // expert_shards, layout.ep * layout.etp * expert_shards)
+    scatter += links.reduce(gradient * dense / shards, across)
+    scatter += links.reduce(gradient * routed / expert_shards, experts_across)
     if not (software.dp_overlap and features.dp_overlap):
         return scatter + gather
     small = buckets * 30e-6
-    f, b = stage.passes
     # Gradients are complete only in the last micro batch's backward pass; weights are needed in the first forward.
     # Other stages' fill and drain do not help the slowest stage.
     exposed = max(scatter * (1 - DP_SHARE_HIDDEN), scatter - b) + max(gather * (1 - DP_SHARE_HIDDEN), gather - f)
     return exposed + small + DP_SLOWDOWN * min(scatter + gather, stage.gpu)
+
+
+def _shards(model: _Model, layout: Layout) -> tuple[int, int]:
+    """Ranks that share one optimizer: of dense parameters, and of routed ones."""
+    instances = model.recipe.features.optimizer_instances
+    return max(1, layout.dp * layout.cp // instances), max(1, max(1, layout.edp) // instances)
+
+
+def _tensors(model: _Model, layout: Layout) -> int:
+    """Tensors of a stage that are dealt out whole: those of its layers, embedding, output and last norm."""
+    layers = -(-len(model.recipe.architecture.layers()) // layout.pp)
+    return model.software.dealt_tensors * layers + 3
 
 
 def _offload(model: _Model, layout: Layout, stage: _Stage) -> float:
@@ -376,12 +407,16 @@ def _sharded(model: _Model, layout: Layout, stage: _Stage, m: int) -> float:
 def _optimizer(model: _Model, layout: Layout) -> float:
     """Adam over this rank's shard: gradients, master weights and two moments read, three of them and weights written."""
     features = model.recipe.features
-    shards = layout.dp * layout.cp
+    shards, expert_shards = (layout.dp * layout.cp, max(1, layout.edp)) if layout.fsdp else _shards(model, layout)
     sharded = (features.distributed_optimizer and model.software.distributed_optimizer) or layout.fsdp
     dense, routed = model.trained(layout)
-    mine = dense / (shards if sharded else 1) + routed / (max(1, layout.edp) if sharded else 1)
+    mine = dense / (shards if sharded else 1) + routed / (expert_shards if sharded else 1)
+    if model.software.dealt_tensors:  # who has the embedding, the largest tensor, has all of it
+        arch = model.recipe.architecture
+        mine = max(mine, padded_vocab(arch, layout.tp) // layout.tp * arch.hidden_size)
     moments = 2.0 if features.moments in ("bfloat16", "float16") else 1.0 if "8" in features.moments else 4.0
-    moved = mine * (4.0 + 4.0 + 4.0 * moments + 2.0 + 4.0 + 4.0)  # with a pass for the gradient norm and clipping
+    # With a pass for the gradient norm and clipping.
+    moved = mine * (4.0 + 4.0 + 4.0 * moments + 2.0 + 4.0 + 4.0 + model.software.step_bytes)
     local = model.kernels.stream(moved, kernels=40)
     if features.optimizer_offload:
         # Gradients go to the host and weights come back; Adam runs on the CPU at its own pace.

@@ -158,7 +158,7 @@ def _over(size: int) -> float:
 def _summed(o: Workload) -> float:
     """Bytes that each weight gradient moves on its way to the sum; 0 where its product adds it."""
     if not o.software.fused_accumulation:
-        return ACCUMULATED[o.wide]
+        return ACCUMULATED[o.wide if o.software.float32_sums or o.wide != "bf16" else "fp16"]
     if o.features.fused_accumulation or o.features.fsdp:  # Megatron-FSDP's own way is in what is measured of it
         return 0.0
     # Read, and added to the sum in DDP's buffer (megatron/core/distributed/distributed_data_parallel.py: main_grad.add_).

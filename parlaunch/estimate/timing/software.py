@@ -18,6 +18,7 @@ class Software:
     """One generation. Booleans say what it does."""
 
     fused_attention: bool = True  # flash attention; else scores go through memory
+    first_flash: bool = False  # the first FlashAttention
     sequence_parallel: bool = True  # norms and residuals are split by TP
     backward_overlap: float = 0.75  # share of TP's backward collectives that hides under the weight-gradient product
     collective_s: float = (
@@ -26,7 +27,12 @@ class Software:
     dp_overlap: bool = True  # gradients are reduced under the backward pass, weights gathered under the forward pass
     p2p_overlap: bool = True  # interleaved pipelines send while they compute
     distributed_optimizer: bool = True
+    dealt_tensors: int = (
+        0  # of a layer, whole to one rank of that optimizer, which broadcasts; 0: equal shares are gathered
+    )
+    step_bytes: float = 0.0  # bytes that the step moves for a parameter beyond a fused one's
     fused_accumulation: bool = True  # products of weight gradients add to the main gradient themselves
+    float32_sums: bool = True  # where they do not: bf16 gradients go on to an fp32 buffer after every micro batch
     amax_in_norm: bool = True  # norms find the largest value of what current scaling quantises (Transformer Engine 2.7)
     blackwell: float = 1.0  # time of kernels on Blackwell over today's
     fused_elementwise: float = 1.0  # bytes moved by norms, activations, dropout over those of fused kernels
@@ -63,7 +69,14 @@ SOFTWARE: Mapping[str, Software] = {
     "megatron-lm-2021": MEGATRON_2021,
     # The same with `CUDA_LAUNCH_BLOCKING=1`.
     "megatron-lm-2021-blocking": replace(MEGATRON_2021, blocking=True),
-    "internevo": Software(logits_bytes=24.0, fused_elementwise=2.0, iteration_s=0.020),
+    # Its table is of 2023, of InternLM 0.1 on PyTorch 1.13 and FlashAttention 1 (configs/7B_sft.py, doc/en/install.md). Its tensors: the
+    # weights and biases of `Wqkv` and `out_proj`, `w1`, `w2`, `w3`, two norms (internlm/model/). Its step, in bytes a parameter, against 34
+    # of a fused one: `_check_overflow` 10, `compute_norm` 10, flattened gradients 4 and in float32 6, scaled 8, AdamW over one tensor
+    # operator by operator 88, weights 6 (hybrid_zero_optim.py; torch/optim/adamw.py, `_single_tensor_adamw`).
+    "internevo": Software(
+        first_flash=True, sequence_parallel=False, fused_accumulation=False, float32_sums=False, dealt_tensors=9, step_bytes=98.0,
+        logits_bytes=24.0, fused_elementwise=2.0, iteration_s=0.020,
+    ),
 }  # fmt: skip
 
 

@@ -54,6 +54,15 @@ def test_more_bandwidth_is_never_slower(moved: float, n: int, stride: int, facto
         assert quick.all_to_all(moved, group) <= slow.all_to_all(moved, group) + 1e-12
 
 
+def test_broadcasts_pay_every_hop_of_each_root() -> None:
+    links = Links(rates("dgx-a100-80g", 4))
+    group = links.group(32, 1)
+    one, ten = links.broadcast(1e9, group, 1), links.broadcast(1e9, group, 10)
+    assert ten - one == pytest.approx(9 * 32 * 8e-6)
+    assert one > links.gather(1e9, group)
+    assert links.broadcast(1e9, links.group(1, 1), 1) == 0.0
+
+
 def test_a_group_counts_its_members_in_each_nvlink_domain() -> None:
     links = Links(rates("dgx-h100", 4))
     assert links.group(8, 1) == Group(8, 8)

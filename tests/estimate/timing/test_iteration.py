@@ -63,6 +63,32 @@ def test_frozen_weights_are_gathered_and_their_gradients_are_not_there_to_be_sca
     assert 0.6 < adapted / whole < 0.75
 
 
+def test_tensors_dealt_out_whole_are_broadcast_one_after_the_other() -> None:
+    """So the time grows with the ranks and, until each has one tensor, with the roots: not where the optimizer stays in a node."""
+
+    def exposed(nodes: int, **changes: Any) -> float:
+        x = layout(8 * nodes, global_batch_size=8 * nodes)
+        made = recipe(features=features(framework="InternEvo", **changes))
+        return estimate_time(made, x, rates("dgx-a100-80g", nodes)).breakdown.dp_exposed_s
+
+    few, more, many, most = (exposed(nodes) - exposed(nodes, optimizer_instances=nodes) for nodes in (2, 16, 64, 128))
+    assert 0 < few < more
+    assert most - few == pytest.approx(291 * 1024 * 8e-6, rel=0.1)
+    assert most - many == pytest.approx(291 * 512 * 8e-6, rel=0.1)
+
+
+def test_several_optimizers_sum_their_shards_and_gather_within_one() -> None:
+    """Gathers stay in the node; gradients still cross, one step after the other, and each rank steps a larger share."""
+    whole, apart = (
+        estimate_time(
+            recipe(features=features(optimizer_instances=n, dp_overlap=False)), layout(64), rates("dgx-h100", 8)
+        ).breakdown
+        for n in (1, 8)
+    )
+    assert 0.5 < apart.dp_exposed_s / whole.dp_exposed_s < 2.0
+    assert apart.optimizer_s > 3 * whole.optimizer_s
+
+
 def test_deepep_moves_what_its_multiprocessors_can_and_hybridep_what_the_links_can() -> None:
     def seconds(dispatcher: str, machine: str) -> float:
         moe = recipe("Qwen/Qwen3-30B-A3B", features=features(dispatcher=dispatcher))
