@@ -14,7 +14,7 @@ from parlaunch.estimate.timing.operators import (
     tail,
     waves,
 )
-from parlaunch.estimate.timing.silicon import SCALED_JOULES, Silicon, silicon_of
+from parlaunch.estimate.timing.silicon import CLOCK, SCALED_JOULES, Silicon, silicon_of
 from parlaunch.hardware.rates import Rates
 
 # Bytes of one operand element by GEMM format; products are written in 16 bits.
@@ -94,6 +94,14 @@ class Kernels:
             return measured[name] / burst / SCALED_JOULES.get(fmt, 1.0)
         return self.silicon.sustained(fmt, burst * self.rate[fmt], self.product.power_w)
 
+    def _clocked(self, fmt: str, share: float, size: int) -> float:
+        """What a product of rows times columns times depth keeps of its burst under the power limit. One that is larger than that which the
+        limit is held against and yet reached less was slowed by it when it was measured: it draws less, and loses the less clock for it."""
+        kept, most = self._kept[fmt], self._burst(fmt)
+        if size < LARGE**3 or share >= most or fmt in ("fp4", "vector"):
+            return kept
+        return max(kept, min(1.0, kept * (most / share) ** CLOCK))
+
     def _table(self, fmt: str) -> Grid:
         found = products(self._stands_for, self._measured(fmt))
         assert found is not None
@@ -130,11 +138,12 @@ class Kernels:
         # One launch works groups off side by side, as the tiles of one product with all their rows would be.
         beside = groups if fused else 1 if accumulate else min(SIDE_BY_SIDE, groups)
         share = VECTOR_SHARE if fmt == "vector" else self._share(fmt, m * beside, n, k)
+        kept = self._clocked(fmt, share, m * beside * n * k)
         share *= GROUPED_SHARE if groups > 1 and accumulate else 1.0
         rows = m + PADDING if groups > 1 and not accumulate else m
         moved = OPERAND_BYTES[fmt] * groups * (m * k + k * n) + groups * 2.0 * m * n
         # The power limit lowers the clock of what the tensor cores do, not the memory's.
-        compute = 2.0 * groups * rows * n * k / (self.rate[fmt] * self._kept[fmt])
+        compute = 2.0 * groups * rows * n * k / (self.rate[fmt] * kept)
         seconds = max(max(compute, moved / self.product.hbm_bytes_per_s) / share, s.kernel)
         # A sum in fp32 is read and written beside the product, and only a part of it hides.
         return seconds + (s.epilogue * 6.0 * groups * m * n / self.hbm if accumulate else 0.0)

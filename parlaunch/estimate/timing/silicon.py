@@ -75,11 +75,11 @@ GENERATIONS: dict[str, Silicon] = {
         hbm=0.78, kernel=1.8e-6, nvlink=0.824, host=6e-6,
     ),
     "blackwell": Silicon(
-        joules_bf16=0.91e-12, joules_fp8=0.425e-12, joules_fp4=0.195e-12, watts_fp8=1200.0, flash=0.97, flash_backward=0.81,
+        joules_bf16=0.91e-12, joules_fp8=0.43e-12, joules_fp4=0.195e-12, watts_fp8=1200.0, flash=0.97, flash_backward=0.81,
         epilogue=0.3, hbm=0.70, kernel=1.8e-6, nvlink=0.802,
     ),
     "rubin": Silicon(
-        joules_bf16=0.91e-12, joules_fp8=0.425e-12, joules_fp4=0.195e-12, flash=0.97, flash_backward=0.81, epilogue=0.3,
+        joules_bf16=0.91e-12, joules_fp8=0.43e-12, joules_fp4=0.195e-12, flash=0.97, flash_backward=0.81, epilogue=0.3,
         hbm=0.70, kernel=1.8e-6, nvlink=0.802,
     ),
 }  # fmt: skip

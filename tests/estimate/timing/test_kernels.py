@@ -96,3 +96,17 @@ def test_a_board_of_fewer_watts_does_a_flop_of_fp8_for_fewer_joules() -> None:
     rate = low.reached("fp8") * low.rate["fp8"] / (high.reached("fp8") * high.rate["fp8"])
     assert watts < rate < 1.0
     assert rate == pytest.approx(watts**0.5, rel=0.01)
+
+
+def test_a_product_that_was_slowed_when_it_was_measured_is_not_slowed_once_more_in_full() -> None:
+    made = Kernels(rates("gb200-nvl72"))
+
+    def rate(m: int, n: int, k: int, kept: float = 1.0) -> float:
+        seconds = made.gemm(m, n, k, "fp8")
+        return 2.0 * m * n * k / seconds / (made.rate["fp8"] * kept)
+
+    large, larger = (kernels.LARGE,) * 3, (8192, 16384, 26624)
+    burst = made._share("fp8", *larger) / made._share("fp8", *large)
+    assert burst < 0.95  # the table's own reading of it
+    assert rate(*larger) / rate(*large) == pytest.approx(burst**0.5, rel=0.02)
+    assert rate(*large) == pytest.approx(made.reached("fp8"), rel=0.02)
