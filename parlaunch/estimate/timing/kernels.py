@@ -100,7 +100,8 @@ class Kernels:
         kept, most = self._kept[fmt], self._burst(fmt)
         if size < LARGE**3 or share >= most or fmt in ("fp4", "vector"):
             return kept
-        return max(kept, min(1.0, kept * (most / share) ** CLOCK))
+        regained: float = (most / share) ** CLOCK
+        return max(kept, min(1.0, kept * regained))
 
     def _table(self, fmt: str) -> Grid:
         found = products(self._stands_for, self._measured(fmt))
