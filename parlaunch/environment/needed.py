@@ -153,14 +153,11 @@ def _grouped(_r: Recipe, made: Recipe, given: Given) -> None:
             raise UsageError(f"{key}=True: {made.model} has no biases", hint="leave it out")
 
 
-def _read(r: Recipe, _made: Recipe, given: Given) -> None:
-    # bridge/training/config.py:618; a benchmark may have no folder for checkpoints
+def _read(_r: Recipe, _made: Recipe, given: Given) -> None:
+    # bridge/training/config.py:618; of recipes most have a folder, and some benchmarks have none
     key, folder = "checkpoint.ckpt_step", "checkpoint.load"
-    if said(given, key) is not None and said(given, folder) is None and (r.benchmark or folder in given):
-        raise UsageError(
-            f"{key}={given[key]}: it is not said where the checkpoint is",
-            hint=f"say {folder}=FOLDER" if folder in given else f"add {folder}=FOLDER",
-        )
+    if said(given, key) is not None and folder in given and said(given, folder) is None:
+        raise UsageError(f"{key}={given[key]}: it is not said where the checkpoint is", hint=f"say {folder}=FOLDER")
 
 
 def _invariant(_r: Recipe, _made: Recipe, given: Given) -> None:

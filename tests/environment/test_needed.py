@@ -92,7 +92,6 @@ def made(name: str, *pairs: str) -> Recipe:
         (MOE, (*SINGLE, "mixed_precision=bf16_with_fp8_current_scaling_mixed"), "in fp8cs", "--precision bf16, fp8mx or nvfp4"),
         (MOE, ("model.moe_single_grouped_bias=True",), "has no biases", "leave it out"),
         (DENSE, ("checkpoint.ckpt_step=100", "checkpoint.load=null"), "where the checkpoint is", "say checkpoint.load=FOLDER"),
-        (WHOLE, ("checkpoint.ckpt_step=100",), "where the checkpoint is", "add checkpoint.load=FOLDER"),
         (DENSE, ("model.batch_invariant_mode=True",), "asks for model.attention_backend=flash", "leave it out"),
         (DENSE, ("model.moe_layer_freq=[1]",), "speaks of 1 layers, and the model has 32", "a 0 or 1 for each"),
     ],
@@ -112,7 +111,7 @@ def test_what_is_lacking_is_said_and_taken(name: str, pairs: tuple[str, ...], sa
     ("name", "pairs"),
     [
         (MOE, (*SINGLE, "mixed_precision=bf16_with_mxfp8_mixed")), (QUICK, ("model.moe_single_grouped_bias=True",)),
-        (DENSE, ("checkpoint.ckpt_step=100", "checkpoint.async_save=True")), (WHOLE, ("checkpoint.async_save=False",)),
+        (DENSE, ("checkpoint.ckpt_step=100", "checkpoint.async_save=True")), (WHOLE, ("checkpoint.async_save=False",)), (WHOLE, ("checkpoint.ckpt_step=100",)),
         (DENSE, ("model.batch_invariant_mode=False",)),
     ],
 )  # fmt: skip
