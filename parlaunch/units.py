@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import re
 
+COUNT = "0*[1-9][0-9]{0,8}"
+"""Of what is counted by hand: a whole number of one or more."""
+MOST = 1e18
+"""Larger than anything that is counted or measured here."""
+
 
 def gib(size: float) -> str:
     """Bytes as GiB: "38.2 GiB"; small ones as MiB."""
@@ -56,7 +61,7 @@ def amount(text: str) -> float:
     found = re.fullmatch(_NUMBER + r"([kmbgtp]?)", text, re.IGNORECASE)
     if found is None or not (number := _plain(found[1]) * _TIMES[found[2].lower()]) > 0:
         raise ValueError(f"{text!r} is no number above zero: write 15T, 300B or 1e12")
-    if number > 1e18:
+    if number > MOST:
         raise ValueError(f"{text!r} is more than anybody trains: write 15T, 300B or 1e12")
     return number
 

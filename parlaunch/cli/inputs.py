@@ -21,7 +21,7 @@ from parlaunch.hardware.installed import Installed
 from parlaunch.model.layout import FULL_RECOMPUTE, NO_RECOMPUTE, SIZES, Recompute, selective
 from parlaunch.model.recipe import PRECISIONS, Recipe
 from parlaunch.planning.plan import Wishes
-from parlaunch.units import amount, speed
+from parlaunch.units import COUNT, amount, speed
 
 
 def note(sentence: str) -> None:
@@ -67,9 +67,6 @@ def merged_pins(request: Request) -> dict[str, Any]:
             raise UsageError("--recompute contradicts the model.recompute_* overrides", hint="keep one of the two")
         pins["recompute"] = wanted
     return pins
-
-
-COUNT = "0*[1-9][0-9]{0,8}"
 
 
 def recompute_of(text: str) -> Recompute:

@@ -15,6 +15,7 @@ from typer.models import OptionInfo
 
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
+from parlaunch.units import MOST
 
 T = TypeVar("T")
 REPEATED = tuple[str, ...]
@@ -36,10 +37,6 @@ def variable_of(name: str) -> str:
     'PARLAUNCH_EVIDENCE'
     """
     return "PARLAUNCH_" + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
-
-
-MOST = 1e18
-"""Larger than anything that an option counts or measures."""
 
 
 def _can_be(number: float) -> bool:

@@ -78,12 +78,17 @@ def _fragments(keeping: Keeping, f: Features) -> float:
 
 def graph_pool(comes_and_goes: float, f: Features) -> int:
     """Bytes that a graph's pool holds on top."""
-    return int(GRAPH_POOL.get(f.cuda_graph or "", 0.0) * comes_and_goes)
+    return int(_pooled(f) * comes_and_goes)
+
+
+def _pooled(f: Features) -> float:
+    """Share of what comes and goes."""
+    return GRAPH_POOL.get(f.cuda_graph or "", 0.0)
 
 
 def reserved_beyond(keeping: Keeping, f: Features) -> tuple[float, float]:
     """What both come to: a share of what comes and goes, and times the largest tensor."""
-    return keeping.slack + GRAPH_POOL.get(f.cuda_graph or "", 0.0), _fragments(keeping, f)
+    return keeping.slack + _pooled(f), _fragments(keeping, f)
 
 
 def kept_free(slack: int, largest: float, transient: float, *, overlapped: bool) -> float:

@@ -14,52 +14,45 @@ from typing import NamedTuple
 class Framework(NamedTuple):
     """One generation of training software."""
 
-    start: str  # how its names begin, in lower case
+    starts: tuple[str, ...]  # how its names begin, in lower case
     software: str  # a key of `estimate.timing.software.SOFTWARE`
     keeping: str  # a key of `estimate.states.KEEPING`
     band: float | None  # ± share of the iteration time of two of three measured runs; None: as Megatron Bridge's
 
 
-BRIDGE = Framework("megatron-bridge", "megatron-bridge", "megatron", None)
-OTHER = Framework("", "megatron-bridge", "megatron", 0.20)
+BRIDGE = Framework(("megatron-bridge",), "megatron-bridge", "megatron", None)
+OTHER = Framework((), "megatron-bridge", "megatron", 0.20)
 """One that no open row was made with: predicted as Megatron Bridge's, within what frameworks other than NVIDIA's were off by."""
 FRAMEWORKS = (
     BRIDGE,
-    Framework("megatron-core", "megatron-core", "megatron-core", 0.09),
-    Framework("nemo (mlperf training v4", "nemo-2025", "nemo-2025", None),
-    Framework("nemo (mlperf training v5.0", "nemo-2025", "nemo-2025", None),
-    Framework("nemo 1", "nemo-2025", "nemo-2025", None),
-    Framework("nemo 23", "nemo-2025", "nemo-2025", None),
-    Framework("nemo 24", "nemo-2025", "nemo-2025", None),
-    Framework("nemo 25.02", "nemo-2025", "nemo-2025", None),
-    Framework("nemo 25.04", "nemo-2025", "nemo-2025", None),
-    Framework("nemo 2.0", "nemo-2025", "nemo", None),
-    Framework("nemo", "megatron-bridge", "nemo", None),
-    Framework("megatron-lm (sc21)", "megatron-lm-2021", "megatron-lm", 0.05),
-    Framework("megatron-lm v1", "megatron-lm-2021", "megatron-lm", 0.05),
-    Framework("megatron-lm v2", "megatron-lm-2021", "megatron-lm", 0.05),
-    Framework("megatron-lm 2019", "megatron-lm-2021", "megatron-lm", 0.05),
-    Framework("megatron-lm 2020", "megatron-lm-2021", "megatron-lm", 0.05),
-    Framework("megatron-lm 2021", "megatron-lm-2021", "megatron-lm", 0.05),
-    Framework("megatron-lm core", "megatron-core", "megatron-core", 0.09),
-    Framework("megatron-lm 2023", "megatron-core", "megatron-core", 0.09),
-    Framework("megatron-lm 2024", "megatron-core", "megatron-core", 0.09),
-    Framework("megatron-lm 2025", "megatron-core", "megatron-core", 0.09),
-    Framework("megatron-lm 2026", "megatron-core", "megatron-core", 0.09),
-    Framework("megatron-lm", "megatron-lm-2022", "megatron-lm", 0.05),
-    Framework("megatron-deepspeed (blocking", "megatron-lm-2021-blocking", "deepspeed", 0.16),
-    Framework("megatron-deepspeed", "megatron-lm-2021", "deepspeed", 0.095),
-    Framework("deepspeed", "megatron-bridge", "deepspeed", OTHER.band),
-    Framework("gpt-neox", "megatron-lm-2021", "deepspeed", 0.22),
-    Framework("internevo", "internevo", "megatron", 0.095),
-)
-"""The first whose start fits, with words joined by a hyphen or not. Bands: the 68th percentile of the residuals over the open rows (`docs/accuracy.md`)."""
+    Framework(
+        ("megatron-core", "megatron-lm core", *(f"megatron-lm {year}" for year in range(2023, 2027))),
+        "megatron-core", "megatron-core", 0.09,
+    ),
+    Framework(
+        ("nemo (mlperf training v4", "nemo (mlperf training v5.0", "nemo 1", "nemo 23", "nemo 24", "nemo 25.02", "nemo 25.04"),
+        "nemo-2025", "nemo-2025", None,
+    ),
+    Framework(("nemo 2.0",), "nemo-2025", "nemo", None),
+    Framework(("nemo",), "megatron-bridge", "nemo", None),
+    Framework(
+        ("megatron-lm (sc21)", "megatron-lm v1", "megatron-lm v2", *(f"megatron-lm {year}" for year in range(2019, 2022))),
+        "megatron-lm-2021", "megatron-lm", 0.05,
+    ),
+    Framework(("megatron-lm",), "megatron-lm-2022", "megatron-lm", 0.05),
+    Framework(("megatron-deepspeed (blocking",), "megatron-lm-2021-blocking", "deepspeed", 0.16),
+    Framework(("megatron-deepspeed",), "megatron-lm-2021", "deepspeed", 0.095),
+    Framework(("deepspeed",), "megatron-bridge", "deepspeed", OTHER.band),
+    Framework(("gpt-neox",), "megatron-lm-2021", "deepspeed", 0.22),
+    Framework(("internevo",), "internevo", "megatron", 0.095),
+)  # fmt: skip
+"""The first of which a start fits, with words joined by a hyphen or not. Bands: the 68th percentile of the residuals over the open rows (`docs/accuracy.md`)."""
 
 
 def named(framework: str | None) -> Framework | None:
     """The framework that a name of a table means ("Megatron-LM (SC21)", "megatron-bridge 26.04"); None when it is in no row."""
     name = re.sub(r"^(megatron)[ _](?=\w)", r"\1-", (framework or "").lower()).replace("mcore", "megatron-core")
-    return next((f for f in FRAMEWORKS if name.startswith(f.start)), None)
+    return next((f for f in FRAMEWORKS if name.startswith(f.starts)), None)
 
 
 @lru_cache(maxsize=64)

@@ -12,6 +12,7 @@ from typing import Any
 
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
+from parlaunch.units import COUNT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +113,7 @@ def nnodes(text: Any, name: str = "--nnodes") -> int | None:
         return None
     between = " " if name.startswith("-") else "="
     said, parts = f"{name}{between}{text}", str(text).split(":")
-    if len(parts) > 2 or not all(re.fullmatch("0*[1-9][0-9]{0,8}", p) for p in parts) or int(parts[0]) > int(parts[-1]):
+    if len(parts) > 2 or not all(re.fullmatch(COUNT, p) for p in parts) or int(parts[0]) > int(parts[-1]):
         raise UsageError(f"{said} is no count of nodes", hint=f"for example {name}{between}4")
     return int(parts[-1])
 

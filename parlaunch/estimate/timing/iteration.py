@@ -256,7 +256,7 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
     optimizer = _optimizer(model, layout)
     host = m * (slow.host_exposed + _offload(model, layout, slow)) + software.iteration_s
     f, b = slow.forward, slow.backward
-    data += SPREAD * largest(layout.world) * m * (f.gpu + b.gpu)
+    data += SPREAD * largest(layout.world) * m * slow.gpu
     parts = Breakdown(
         compute_s=m * (f.compute + b.compute) + cast_time(recipe, layout, model.kernels),
         tp_s=m * (f.tp + b.tp),
@@ -312,33 +312,24 @@ def largest(ranks: int) -> float:
 def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> float:
     """Exposed seconds of gradient and weight traffic over data-parallel ranks."""
     recipe, links, software = model.recipe, model.links, model.software
-    dense, routed = model.trained(layout)
     features = recipe.features
+    if layout.fsdp or features.fsdp:
+        return _sharded(model, layout, stage, m)
+    dense, routed = model.trained(layout)
     replicas = layout.dp * layout.cp  # gradients are summed over context parallelism too
-    wide = links.group(replicas, layout.tp)
-    experts = links.group(max(1, layout.edp), layout.ep * layout.etp)
+    gradient = 4.0 if features.grad_reduce_fp32 else 2.0
+    distributed = features.distributed_optimizer and software.distributed_optimizer
+    if not distributed or software.dealt_tensors:
+        wide, experts = links.group(replicas, layout.tp), links.group(max(1, layout.edp), layout.ep * layout.etp)
+        summed = links.reduce(gradient * dense, wide) + links.reduce(gradient * routed, experts)
+        return _dealt(model, layout, stage, summed) if distributed else summed
     shards, expert_shards = _shards(model, layout)
     inner, inner_experts = links.group(shards, layout.tp), links.group(expert_shards, layout.ep * layout.etp)
-    gradient = 4.0 if features.grad_reduce_fp32 else 2.0
     # MXFP8 travels in 16 bits, from which both orientations are cast (`reuse_grad_buf_for_mxfp8_param_ag`).
     low = features.gathered_low(recipe.precision) and recipe.precision != "fp8mx"
     weight = (0.5 if recipe.precision == "nvfp4" else 1.0) if low else 2.0
     # Buckets: every one pays the latency once.
     buckets = max(1.0, min(64.0, dense / 40e6))
-    if layout.fsdp or features.fsdp:
-        return _sharded(model, layout, stage, m)
-    if not features.distributed_optimizer or not software.distributed_optimizer:
-        traffic = links.reduce(gradient * dense, wide) + links.reduce(gradient * routed, experts)
-        return traffic
-    f, b = stage.passes
-    if software.dealt_tensors:
-        # Gradients are summed whole under the last backward pass, in buckets that are copied to and fro; broadcasts follow the step.
-        summed = links.reduce(gradient * dense, wide) + links.reduce(gradient * routed, experts)
-        summed += model.kernels.stream(BUCKETED * (dense + routed))
-        tensors = _tensors(model, layout)
-        shared = links.broadcast(2.0 * dense, inner, min(shards, tensors))
-        shared += links.broadcast(2.0 * routed, inner_experts, min(expert_shards, tensors))
-        return max(summed * (1 - DP_SHARE_HIDDEN), summed - b) + DP_SLOWDOWN * min(summed, stage.gpu) + shared
     scatter = links.gather(gradient * dense, inner) + links.gather(gradient * routed, inner_experts)
     gather = links.gather(weight * dense, inner) + links.gather(weight * routed, inner_experts)
     # Shards are summed over the optimizers that have the same (Megatron-Core, distributed/param_and_grad_buffer.py:
@@ -350,10 +341,25 @@ def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> floa
     if not (software.dp_overlap and features.dp_overlap):
         return scatter + gather
     small = buckets * 30e-6
+    f, b = stage.passes
     # Gradients are complete only in the last micro batch's backward pass; weights are needed in the first forward.
     # Other stages' fill and drain do not help the slowest stage.
     exposed = max(scatter * (1 - DP_SHARE_HIDDEN), scatter - b) + max(gather * (1 - DP_SHARE_HIDDEN), gather - f)
     return exposed + small + DP_SLOWDOWN * min(scatter + gather, stage.gpu)
+
+
+def _dealt(model: _Model, layout: Layout, stage: _Stage, summed: float) -> float:
+    """The same where tensors are dealt out whole: gradients are `summed` seconds under the last backward pass, in buckets that are copied
+    to and fro; broadcasts follow the step."""
+    links, tensors = model.links, _tensors(model, layout)
+    dense, routed = model.trained(layout)
+    summed += model.kernels.stream(BUCKETED * (dense + routed))
+    shards, expert_shards = _shards(model, layout)
+    shared = links.broadcast(2.0 * dense, links.group(shards, layout.tp), min(shards, tensors))
+    experts = links.group(expert_shards, layout.ep * layout.etp)
+    shared += links.broadcast(2.0 * routed, experts, min(expert_shards, tensors))
+    _, b = stage.passes
+    return max(summed * (1 - DP_SHARE_HIDDEN), summed - b) + DP_SLOWDOWN * min(summed, stage.gpu) + shared
 
 
 def _shards(model: _Model, layout: Layout) -> tuple[int, int]:
