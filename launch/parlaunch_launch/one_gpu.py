@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
@@ -39,8 +41,12 @@ FIRST = 3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    device = parser.parse_args().device
-    row = json.load(sys.stdin)
+    parser.add_argument("--libraries", action="store_true", help="only say which of them load here, with what GPU")
+    asked = parser.parse_args()
+    if asked.libraries:
+        print("\n" + json.dumps(libraries()), flush=True)
+        return
+    device, row = asked.device, json.load(sys.stdin)
     try:
         answer = train(row, device)
     except ParlaunchError as error:
@@ -48,9 +54,31 @@ def main() -> None:
     print("\n" + json.dumps(answer), flush=True)
 
 
+def libraries() -> dict[str, Any]:
+    """What a training would find: the GPU that torch sees, Transformer Engine with why it does not load, fused accumulation."""
+    torch = import_module("torch") if _found("torch") else None
+    cuda = torch is not None and torch.cuda.is_available()
+    return {
+        "gpu": torch.cuda.get_device_name(0) if torch is not None and cuda else None,
+        "engine": engine(), "why": unloaded(), "fused": fused_accumulation(),
+    }  # fmt: skip
+
+
+@cache
+def unloaded() -> str | None:
+    """Why Transformer Engine does not load here: one of another torch or CUDA is found, and fails; None where it does."""
+    if find_spec("transformer_engine") is None:
+        return "it is not installed"
+    try:
+        import_module("transformer_engine.pytorch")
+    except Exception as error:  # a symbol, a library, a version: it has many ways
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    return None
+
+
 def engine() -> bool:
     """Whether Transformer Engine's layers can be had here."""
-    return find_spec("transformer_engine") is not None
+    return unloaded() is None
 
 
 def fused_accumulation() -> bool:
@@ -80,6 +108,10 @@ def train(row: Mapping[str, Any], device: str) -> dict[str, Any]:
 
         train_on_cpu()
     else:
+        if not torch.cuda.is_available():
+            raise ParlaunchError(
+                f"torch {torch.__version__} sees no GPU", hint="`parlaunch doctor` says what is wrong with the machine"
+            )
         torch.cuda.set_device(0)
     from megatron.core import parallel_state as mpu
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
@@ -251,7 +283,8 @@ def _step(data: Any, model: Any) -> Any:
 
     def loss_function(losses: Any) -> Any:
         losses = losses.float()
-        count = torch.tensor(losses.numel(), dtype=torch.int, device=losses.device)
+        # Filled where it is: a copy from the host waits for the GPU.
+        count = torch.full((), losses.numel(), dtype=torch.int, device=losses.device)
         return losses.sum(), count, {"lm loss": losses.detach().mean()}
 
     return model(tokens, positions, None, labels=labels), loss_function

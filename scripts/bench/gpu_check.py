@@ -88,8 +88,11 @@ def main() -> int:
     here = steps.do("machine", _machine)
     steps.do("doctor", lambda: _doctor(folder))
     sheet = _sheet(here) if device == "cuda" else None
+    libraries = steps.do("libraries", lambda: _libraries(steps)) or {} if device == "cuda" else {}
+    if sheet is not None and not ("fp8" in sheet.flops and libraries.get("engine")):
+        cases = [(name, case) for name, case in cases if "precision" not in case]
     hardware = "dgx-h100" if sheet is None else steps.do("preset", lambda: _preset(sheet))
-    rows = [_row(name, case, hardware, sheet, device) for name, case in cases] if hardware else []
+    rows = [_row(name, case, hardware, sheet, libraries) for name, case in cases] if hardware else []
     predicted = [(row, steps.do(f"prediction of {row['id']}", partial(_fitting, row))) for row in rows]
     runs = [run for _, run in predicted if run is not None]
     steps.do("operators", lambda: _operators(folder, runs, device, sheet, steps))
@@ -168,8 +171,8 @@ def _sheet(here: Cluster | None) -> Product:
 
 
 def _preset(sheet: Product) -> str:
-    """A preset around this GPU: rows name their machine by one."""
-    for name in preset_names():
+    """A preset around this GPU: rows name their machine by one, NVIDIA's own before a cloud's."""
+    for name in sorted(preset_names(), key=lambda name: not name.startswith("dgx")):
         found = sheet_of(preset(name).nodes[0].gpus[0])
         if found is not None and found.name == sheet.name:
             return name
@@ -179,14 +182,14 @@ def _preset(sheet: Product) -> str:
     )
 
 
-def _row(name: str, case: Mapping[str, Any], hardware: str, sheet: Product | None, device: str) -> dict[str, Any]:
-    """A row of a table of runs, without what is to be measured."""
-    arch, cpu = dict(case["arch"]), device == "cpu"
+def _row(
+    name: str, case: Mapping[str, Any], hardware: str, sheet: Product | None, libraries: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A row of a table of runs, without what is to be measured. `sheet`: None on a CPU."""
+    arch, cpu, engine = dict(case["arch"]), sheet is None, libraries.get("engine")
     if cpu:
         arch |= {k: v for k, v in SMALL.items() if k in arch}
-    precision = case.get("precision", "bf16")
-    if precision != "bf16" and (cpu or sheet is None or "fp8" not in sheet.flops or not _engine()):
-        precision = "bf16"
+    precision = "bf16" if cpu else case.get("precision", "bf16")
     mbs, words = case.get("mbs", 1), name.replace(",", "").replace(" ", "-").lower()
     # Core's own loop has no growing segments unless the environment says so; Bridge always has, which is how rows say it.
     framework = "Megatron-Bridge (Core's loop)" if case.get("grows") else "Megatron-Core"
@@ -197,20 +200,20 @@ def _row(name: str, case: Mapping[str, Any], hardware: str, sheet: Product | Non
         "features": {"grad_reduce_fp32": True, "cross_entropy": "unfused", "force_balance": True}, "status": "ok",
         "source": "scripts/gpu_check", "licence": "this repository's",
         # Rows mean Transformer Engine's layers, and gradients that are added up where they are made.
-        "confidence": "high" if _engine() and _fused() else f"low: without {'apex' if _engine() else 'Transformer Engine'}",
+        "confidence": "high" if libraries.get("fused") else f"low: without {'apex' if engine else 'Transformer Engine'}",
     }  # fmt: skip
 
 
-def _engine() -> bool:
-    from parlaunch_launch.one_gpu import engine
-
-    return engine()
-
-
-def _fused() -> bool:
-    from parlaunch_launch.one_gpu import fused_accumulation
-
-    return fused_accumulation()
+def _libraries(steps: Steps) -> dict[str, Any]:
+    """What trainings will find here; what they will miss is said before they start."""
+    found = _one_gpu("--libraries")
+    if not found["gpu"]:
+        steps.fail("libraries", "torch sees no GPU: is it one for a CPU, or for a newer driver?")
+    if not found["engine"]:
+        print(
+            f"   Transformer Engine: {found['why']}; layers are Megatron Core's own, and nothing is in FP8", flush=True
+        )
+    return found
 
 
 def _software() -> str:
@@ -291,26 +294,33 @@ def _alone(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _train(row: Mapping[str, Any], device: str) -> dict[str, Any]:
     """What `parlaunch_launch.one_gpu` measures of this row, in a process of its own."""
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("PYTORCH_") and k not in RANKS}
-    environ |= _alone(environ)
-    if row["framework"].startswith("Megatron-Bridge"):
-        # torch has two names for it; a version that does not know the new one reads past it.
-        environ |= dict.fromkeys(("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"), "expandable_segments:True")
+    # torch has two names for it; a version that does not know the new one reads past it.
+    grows = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF") if row["framework"].startswith("Megatron-Bridge") else ()
     question = dict(row) | {"iterations": 4 if device == "cpu" else 12}
-    done = subprocess.run(
-        [sys.executable, "-m", "parlaunch_launch.one_gpu", "--device", device],
-        input=json.dumps(question), capture_output=True, text=True, timeout=LIMIT_S, check=False, env=environ,
-    )  # fmt: skip
+    return _one_gpu("--device", device, question=question, more=dict.fromkeys(grows, "expandable_segments:True"))
+
+
+def _one_gpu(*words: str, question: Mapping[str, Any] | None = None, more: Mapping[str, str] | None = None) -> Any:
+    """The answer of `parlaunch_launch.one_gpu`, in a process of its own; `more`: of its environment."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("PYTORCH_") and k not in RANKS}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "parlaunch_launch.one_gpu", *words], input=json.dumps(question), capture_output=True, text=True,
+            timeout=LIMIT_S, check=False, env={**environ, **_alone(environ), **(more or {})},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as late:
+        said = late.stderr.decode(errors="replace") if isinstance(late.stderr, bytes) else late.stderr
+        raise RuntimeError(f"not done after {LIMIT_S} s\n{said or ''}") from None
     if done.returncode:
         raise RuntimeError(f"{_blamed(done.stderr)}\n{done.stderr}")
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]  # libraries print at their end too
-    answer: dict[str, Any] = json.loads(lines[-1])
-    return answer
+    return json.loads(lines[-1])
 
 
 def _blamed(stderr: str) -> str:
     """The sentence that ended a training: the last exception, else the last line."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    lines = [re.sub(r"^\[rank\d+\]:\s*", "", line).strip() for line in stderr.splitlines()]
+    lines = [line for line in lines if line]
     named = [line for line in lines if re.match(r"error: |[\w.]+(Error|Exception|Interrupt)\b", line)]
     return (named or lines or ["it ended without a word"])[-1]
 

@@ -16,6 +16,8 @@ import pytest
 
 from parlaunch.check.measured import Machines, run_of
 from parlaunch.check.validate import validate
+from parlaunch.hardware.datasheet import preset, product
+from parlaunch.hardware.derived import sheet_of
 from tests.conftest import HANGS_S, need
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +98,10 @@ def test_no_training_starts_after_the_time_is_over(script: dict[str, Any], tmp_p
             "Traceback (most recent call last):\n  x\ntorch.OutOfMemoryError: CUDA out of memory. Tried\n[rank0]: W NCCL\n",
             "torch.OutOfMemoryError: CUDA out of memory. Tried",
         ),
+        (
+            '[rank0]:   File "x"\n[rank0]: ValueError: no such recipe\n[rank0]:[W1129 ProcessGroupNCCL.cpp] Warning: not destroyed\n',
+            "ValueError: no such recipe",
+        ),
         ("Segmentation fault (core dumped)\n", "Segmentation fault (core dumped)"),
         ("", "it ended without a word"),
     ],
@@ -107,6 +113,50 @@ def test_the_sentence_that_ended_a_training_is_found(script: dict[str, Any], std
 @pytest.mark.parametrize(("visible", "first"), [(None, "0"), ("2,3", "2"), ("GPU-8f,GPU-9a", "GPU-8f")])
 def test_the_first_gpu_alone_is_used(script: dict[str, Any], visible: str | None, first: str) -> None:
     assert script["_alone"]({"CUDA_VISIBLE_DEVICES": visible} if visible else {})["CUDA_VISIBLE_DEVICES"] == first
+
+
+@pytest.mark.parametrize(("gpu", "name"), [("H200 SXM", "dgx-h200"), ("H100 SXM", "dgx-h100")])
+def test_rows_name_the_vendors_machine_before_a_clouds(script: dict[str, Any], gpu: str, name: str) -> None:
+    assert sheet_of(preset(script["_preset"](product(gpu))).nodes[0].gpus[0]) == product(gpu)
+    assert script["_preset"](product(gpu)) == name
+
+
+def _in_a_process(code: str, question: Any = None) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], input=json.dumps(question), capture_output=True, text=True, check=False,
+        timeout=HANGS_S, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": f"{ROOT}:{ROOT}/launch"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("number", [5, 7, 8])
+def test_the_branches_for_a_gpu_run_on_one_that_is_a_cpu(script: dict[str, Any], number: int) -> None:
+    """Without Transformer Engine, of which nothing runs here: recomputation, latent attention, experts."""
+    need(importlib.util.find_spec("torch") and importlib.util.find_spec("megatron"), "torch and megatron-core")
+    name, case = script["CASES"][number - 1]
+    small = case | {"arch": case["arch"] | {k: v for k, v in script["SMALL"].items() if k in case["arch"]}}
+    row = script["_row"](name, small, "dgx-h200", product("H200 SXM"), {"engine": False, "fused": False})
+    question = row | {"seq": 64, "iterations": 2}
+    code = "import tests.fake_cuda; from parlaunch_launch.one_gpu import main; main()"
+    answer = json.loads(_in_a_process(code, question).splitlines()[-1])
+    assert (answer["allocated"], answer["reserved"]) == (5 * 2**30, 6 * 2**30)
+    assert answer["losses"][1] < answer["losses"][0]
+    assert not answer["transformer_engine"]
+
+
+def test_operators_of_a_gpu_are_timed_on_one_that_is_a_cpu() -> None:
+    need(importlib.util.find_spec("torch"), "torch")
+    code = (
+        "import tests.fake_cuda, json; from parlaunch_launch import microbench as m; "
+        "from parlaunch.estimate.timing.shapes import Shapes, Product, Attention; "
+        "shapes = Shapes((Product(64, 32, 16, 'fp8'), Product(64, 48, 16, 'bf16')), (Attention(64, 2, 24, 16),), ()); "
+        "print(json.dumps(m.measure(shapes=shapes)))"
+    )
+    found = json.loads(_in_a_process(code).splitlines()[-1])
+    assert found["gpu"] == "NVIDIA H200"
+    assert [row["format"] for row in found["gemm"]] == ["fp8", "bf16"]
+    assert not found["nvlink"]
 
 
 def test_a_product_that_this_torch_lacks_takes_no_other_operator_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +175,34 @@ def test_a_product_that_this_torch_lacks_takes_no_other_operator_with_it(monkeyp
     assert all(found[name] for name in ("attention", "stream", "launch"))
     with pytest.raises(RuntimeError, match="col_major"):
         microbench.measure(device="cpu")
+
+
+def test_a_torch_that_sees_no_gpu_is_said_before_anything_is_trained() -> None:
+    need(importlib.util.find_spec("torch") and importlib.util.find_spec("megatron"), "torch and megatron-core")
+    code = (
+        "import sys, torch; torch.cuda.is_available = lambda: False; from parlaunch_launch.one_gpu import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input="{}", capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith("sees no GPU; `parlaunch doctor` says what is wrong with the machine\n")
+    found = json.loads(
+        _in_a_process(code.replace("sys, torch;", "sys, torch; sys.argv.append('--libraries');")).splitlines()[-1]
+    )
+    assert found["gpu"] is None
+
+
+def test_a_transformer_engine_that_does_not_load_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "transformer_engine").mkdir()
+    (tmp_path / "transformer_engine" / "__init__.py").write_text("raise OSError('libcudart.so.12: cannot open\\nmore')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from parlaunch_launch import one_gpu
+
+    one_gpu.unloaded.cache_clear()
+    assert one_gpu.unloaded() == "libcudart.so.12: cannot open"
+    assert not one_gpu.engine()
+    assert not one_gpu.fused_accumulation()
+    monkeypatch.undo()
+    one_gpu.unloaded.cache_clear()
 
 
 @pytest.mark.parametrize("missing", ["torch", "megatron.core"])
