@@ -14,8 +14,15 @@ EP_OVERLAP_EAGER = 0.54
 UNDER = 0.38
 """Share of the work on experts and their tokens that the issuing of what follows hides under: the host gets ahead only once."""
 EXPERT_KERNELS = 5.5
-"""Launches for one local expert, forward: its products and splitting; what quantises comes on top, once a product and expert
-(Transformer Engine's grouped linear layers quantise tensor by tensor, csrc/extensions/cast.cpp)."""
+"""Launches for one local expert, forward: its products and splitting; what quantises comes on top, once a product and expert."""
+SPLIT, LAUNCH = 0.7, 0.3
+"""Of the host's time for one launch from PyTorch: what it takes to make the tensor of an expert's quantised tokens (C++ and Python objects,
+a piece of an allocation), and what CUDA alone takes for a kernel (2 to 2.5 us): one call of Transformer Engine's `split_quantize` does both
+for all experts (csrc/extensions/cast.cpp)."""
+SPLIT_KERNELS = {"fp8cs": 4}
+"""Kernels for one expert's tokens in it, where not one: with current scaling the largest value is set to zero, found, and made a scale first
+(`Float8CurrentScalingQuantizer::quantize_impl`). NVFP4's work on all experts from 2.11 on (`split_quantize_nvfp4_impl`), but one stands in
+front of each product. Delayed scaling has one for all experts where it transposes as well (`nvte_multi_cast_transpose`)."""
 EXPERT_BIAS = (28.0, 40.0)
 """Bytes an element of the experts' output moves, forward and backward, where a bias stands behind it: weighed by the fp32 shares of
 the router, added, joined and converted expert by expert (Megatron-Core transformer/moe/experts.py, `_apply_bias`)."""
@@ -149,7 +156,7 @@ class FeedForward(Pieces):
             ep += 2.0 * gather
         ep *= imbalance  # the fullest rank also receives the most
         # Grouped products are issued expert by expert, their operands quantised together.
-        eager = n0 + n1 + bias[2] + MOE_KERNELS + (EXPERT_KERNELS + 2 * self.quantise_kernels) * local
+        eager = n0 + n1 + bias[2] + MOE_KERNELS + (EXPERT_KERNELS + 2 * self._split_launches()) * local
         eager *= self.host
         # Dropless routing: going forward, the host waits for the number of tokens of each expert before it can issue them. The
         # queue has run dry by then; what no graph holds is issued while the GPU sends tokens and works on experts, and stands
@@ -165,6 +172,14 @@ class FeedForward(Pieces):
             Cost(shared[0], shared_tp[0], host=shared_kernels * self.host),
             Cost(late),
         )
+
+    def _split_launches(self) -> float:
+        """Launches from PyTorch that take the host as long as quantising one expert's tokens."""
+        if not self.quantise:
+            return 0.0
+        precision = self.o.recipe.precision
+        together = precision == "fp8ds" and self.turns
+        return SPLIT + (0.0 if together else LAUNCH * SPLIT_KERNELS.get(precision, 1))
 
     def _expert_bias(self, elements: float, local: int) -> tuple[float, float, int]:
         """The bias behind the experts, over `elements` of their output: seconds forward and backward, and forward kernels; nothing where

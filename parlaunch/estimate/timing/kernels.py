@@ -146,6 +146,9 @@ class Kernels:
         # The power limit lowers the clock of what the tensor cores do, not the memory's.
         compute = 2.0 * groups * rows * n * k / (self.rate[fmt] * kept)
         seconds = max(max(compute, moved / self.product.hbm_bytes_per_s) / share, s.kernel)
+        if fmt == "fp4":
+            # In front of each a kernel multiplies the two tensors' scales (Transformer Engine, `nvte_nvfp4_compute_per_tensor_scale`).
+            seconds += s.kernel * (1 if fused else groups / min(SIDE_BY_SIDE, groups))
         # A sum in fp32 is read and written beside the product, and only a part of it hides.
         return seconds + (s.epilogue * 6.0 * groups * m * n / self.hbm if accumulate else 0.0)
 

@@ -171,6 +171,11 @@ ROWS = ("linear_proj", "linear_fc2")
 ADAPTED_FORWARD, ADAPTED_BACKWARD = 10.0, 6.0
 """Bytes an element beside an adapter: its result is scaled (4) and added to the frozen layer's (6); two gradients of the input are one."""
 
+COPIED = 4.0
+"""Bytes an element that is copied. Beside a row-parallel layer ranks have parts of the width of what its adapter adds: behind a gather all
+of it is joined, and of its gradient a rank cuts its part (Megatron-Core, tensor_parallel/mappings.py, `_gather_along_last_dim`); all to all
+only a rank's part is joined, and its gradient cut and joined (Bridge, peft/utils.py, `_All2AllHp2Sp`)."""
+
 
 class Pieces:
     """The parts of layers under one split, each as seconds forward and backward."""
@@ -245,6 +250,10 @@ class Pieces:
             forward += self.k.stream(tokens * drop * k + ADAPTED_FORWARD * behind, kernels=3)
             backward += self.k.stream(tokens * (drop + ADAPTED_BACKWARD) * k + 4.0 * behind, kernels=3)
             kernels += 7
+            if row and self.s.tp > 1:
+                whole, a2a = COPIED * tokens * n, self.o.features.adapter_a2a
+                forward += self.k.stream(whole / self.s.tp if a2a else whole)
+                backward += self.k.stream((2.0 if a2a else 1.0) * whole / self.s.tp)
         return forward, backward, kernels
 
     def _quantised(self, tokens: float, n: int, k: int, side: str) -> tuple[float, float]:

@@ -64,3 +64,17 @@ def test_experts_in_one_operation_work_off_whole_tiles() -> None:
 
     # 2816 and 3072 are whole tiles of 256; products of 2880 take as long as those of 3072, all else a third of the way.
     assert products(3072) - products(2880) < 1.5 * (products(2880) - products(2816))
+
+
+def test_quantising_experts_one_by_one_keeps_the_host_for_their_tensors_and_for_what_cuda_takes_to_launch() -> None:
+    """Transformer Engine's call for all experts: current scaling has four kernels for each, NVFP4 a few for all."""
+    moe = architecture("Qwen/Qwen3-30B-A3B")
+
+    def host(precision: str, machine: str = "dgx-b200") -> float:
+        made = recipe(moe, precision=precision, features=features(force_balance=True, fp8_param_gather=True))
+        # Every expert on every GPU: the CPU is all that an iteration waits for.
+        return estimate_time(made, layout(ep=1, global_batch_size=8), rates(machine)).iteration_time_s
+
+    assert host("bf16") < host("fp8mx") < host("fp8cs") < 1.5 * host("bf16")
+    assert host("nvfp4") < host("fp8cs")
+    assert host("fp8ds", "dgx-h100") < host("fp8cs", "dgx-h100")

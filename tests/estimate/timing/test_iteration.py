@@ -266,6 +266,8 @@ def test_adapters_that_travel_all_to_all_are_gathered_by_no_rank() -> None:
     # No product of a weight's gradient hides what is scattered, but no input is gathered again.
     assert bare.breakdown.tp_s > plain.breakdown.tp_s
     assert bare.breakdown.tp_s < exchanged.breakdown.tp_s < adapted.breakdown.tp_s
+    # What was gathered by width is joined in memory, all of it.
+    assert bare.breakdown.compute_s < exchanged.breakdown.compute_s < adapted.breakdown.compute_s
 
 
 @pytest.mark.parametrize(("machine", "waits"), [("dgx-h100", False), ("dgx-b200", True)])
