@@ -8,7 +8,7 @@ from math import exp
 from statistics import fmean, median
 from typing import Any
 
-from parlaunch.check.fit import Fit, Observed
+from parlaunch.check.fit import LEAST, Fit, Observed
 from parlaunch.check.machine_file import PEAK_SHARES, SHARES, machine_file
 from parlaunch.check.measured import Machines, measured_seconds, run_of
 from parlaunch.errors import ParlaunchError, UsageError
@@ -125,8 +125,6 @@ def _bus(row: Mapping[str, Any]) -> float:
 
 FEWEST = 3
 """Runs of different models or layouts that it takes to tell a machine from what the estimate misses of single runs."""
-LEAST = 0.005
-"""A smaller change of a logarithm is none."""
 
 
 def from_runs(
@@ -137,9 +135,10 @@ def from_runs(
 
     The changes of the tables' values that make all rows likeliest, times how sure the rows are that the machine is another than its
     tables have it: with few rows values move little, and one that no row depends on stays as it is and is left out. A row far from
-    what the others say counts little. Nothing is changed, and `fit` says why, where the runs are too few or that share of the
+    what the others say counts little. No value is changed, and `fit` says why, where the runs are too few or that share of the
     changes is too small to tell, and where every recipe (where there is one alone, every run) left out in turn is predicted no
     better from the others. `doubtful`: changed all the same, and by all of it, to see what the rows would make of the values.
+    What the runs of one model have in common beside the machine is kept for that model (`models`), values changed or not.
     """
     timed, skipped = _usable(rows, gpu, here)
     name = timed[0].run.rates.product.name
@@ -150,7 +149,9 @@ def from_runs(
     reason = None if doubtful else _refusal(fit, before, logs, kind, left)
     if reason:
         logs = fit.still
-    after = [abs(exp(r) - 1) for r in fit.residuals(logs)]
+    paces = fit.paces(logs)
+    after = fit.errors(logs, paces)
+    without = None if left is None else fmean(still if reason else there for still, there in left)
     moved = {key: fit.start[key] * exp(change) for key, change in logs.items() if abs(change) > LEAST}
     return machine_file(
         name,
@@ -163,16 +164,17 @@ def from_runs(
             "mean_error_after": round(fmean(after), 4),
             "sure": round(sure, 3),
             "left_out": None
-            if left is None
-            else {"by": kind, "before": round(fmean(before), 4), "after": round(fmean(left), 4)},
+            if without is None
+            else {"by": kind, "before": round(fmean(before), 4), "after": round(without, 4)},
             "changed": bool(moved),
-            "notes": [*(f"skipped: {s}" for s in skipped), *([f"nothing is changed: {reason}"] if reason else [])],
+            "notes": [*(f"skipped: {s}" for s in skipped), *([f"the tables' values stay: {reason}"] if reason else [])],
         },
+        paces,
     )
 
 
 def _refusal(
-    fit: Fit, before: Sequence[float], logs: Mapping[str, float], kind: str, left: Sequence[float] | None
+    fit: Fit, before: Sequence[float], logs: Mapping[str, float], kind: str, left: Sequence[tuple[float, float]] | None
 ) -> str | None:
     """Why the rows do not say that the machine is another than its tables have it; None when they do."""
     if fit.different < FEWEST or left is None:
@@ -185,9 +187,10 @@ def _refusal(
             f"these runs are off by {fmean(before):.1%}, which is likelier what estimates miss of single runs than the machine; "
             "more runs of other models may tell"
         )
-    if fmean(left) >= fmean(before):
+    still, there = (fmean(errors) for errors in zip(*left, strict=True))
+    if there >= still:
         return (
-            f"each {kind} predicted from the others is off by {fmean(left):.1%}, by the tables {fmean(before):.1%}; "
+            f"each {kind} predicted from the others with other values is off by {there:.1%}, with these {still:.1%}; "
             "more runs of other models may tell"
         )
     return None
@@ -203,7 +206,7 @@ def _usable(rows: Sequence[Mapping[str, Any]], gpu: str | None, here: str | None
             skipped.append(str(error.problem))
             continue
         # A row of the history may have been planned with an earlier machine file; a fit starts from the tables.
-        run = replace(run, rates=replace(run.rates, measured={}))
+        run = replace(run, rates=replace(run.rates, measured={}, models=()))
         estimate = estimate_time(run.recipe, run.layout, run.rates)
         seconds = measured_seconds(run, estimate)
         if seconds is not None and not run.oom:

@@ -15,6 +15,7 @@ from parlaunch.estimate.timing.collectives import Links
 from parlaunch.estimate.timing.kernels import Kernels
 from parlaunch.estimate.timing.silicon import silicon_of
 from parlaunch.frozen import dataclass
+from parlaunch.hardware.paces import MOST, Pace, sizes_of
 from parlaunch.hardware.rates import Rates
 
 PRIOR = {
@@ -63,6 +64,8 @@ class Observed:
 
 STEP = 0.02
 """Change of a logarithm with which slopes are taken."""
+LEAST = 0.005
+"""A smaller change of a logarithm is none."""
 FELT = 1e-3
 """Slope from which a row depends on a value at all."""
 ROUNDS = 4
@@ -183,19 +186,64 @@ class Fit:
         logs, sure = self._believed(self.everything)
         return {name: change * (1.0 if doubtful else sure) for name, change in logs.items()}, sure
 
-    def left_out(self) -> tuple[str, list[float] | None]:
-        """What is left out in turn, and the relative error of each row predicted without it; None where there is one alone."""
+    def paces(self, logs: Mapping[str, float]) -> tuple[Pace, ...]:
+        """What runs of each model take over what the machine with these changes explains, as far as it is not of single layouts and
+        runs: `MISSES` says how much of each there is."""
+        return self._paces(self.everything, self.residuals(logs))
+
+    def errors(self, logs: Mapping[str, float], paces: Sequence[Pace]) -> list[float]:
+        """Relative errors of the rows, with these changes and what is known of their models."""
+        known = {(p.task, p.sizes): log(p.slower) for p in paces}
+        moved = self.residuals(logs)
+        return [abs(exp(r + known.get(_named(t), 0.0)) - 1) for r, t in zip(moved, self.timed, strict=True)]
+
+    def _paces(self, rows: Iterable[int], residuals: Sequence[float]) -> tuple[Pace, ...]:
+        own = _View.of(residuals, residuals).own
+        models: dict[_Named, dict[object, list[int]]] = {}
+        for i in rows:
+            models.setdefault(_named(self.timed[i]), {}).setdefault(self.timed[i].layout, []).append(i)
+        paces = []
+        for named, layouts in models.items():
+            weight, total = 1 / MISSES["model"] ** 2, 0.0
+            for alike in layouts.values():
+                sure = sum(1 / own[i] for i in alike)
+                mean = sum(residuals[i] / own[i] for i in alike) / sure
+                one = 1 / (1 / sure + MISSES["layout"] ** 2)
+                weight, total = weight + one, total + one * mean
+            miss = total / weight
+            if abs(miss) > LEAST:
+                recipe = self.timed[next(iter(layouts.values()))[0]].run.recipe
+                name = recipe.model or f"model of hidden size {recipe.architecture.hidden_size}"
+                paces.append(Pace(name, *named, min(MOST, max(1 / MOST, exp(-miss)))))
+        return tuple(paces)
+
+    def left_out(self) -> tuple[str, list[tuple[float, float]] | None]:
+        """What is left out in turn, and the relative error of each row predicted without it: by the tables and what others of its model
+        say, and by the changes with that. None where there is one alone."""
         kind = "recipe" if len({t.recipe for t in self.timed}) > 1 else "run"
         keys = [t.recipe if kind == "recipe" else t.layout for t in self.timed]
         if len(set(keys)) < 2:
             return kind, None
-        errors: dict[int, float] = {}
+        errors: dict[int, tuple[float, float]] = {}
         for fold in set(keys):
-            logs, sure = self._believed([i for i in self.everything if keys[i] != fold])
-            out = [i for i in self.everything if keys[i] == fold]
-            less = {name: change * sure for name, change in logs.items()}
-            errors |= {i: abs(exp(self._residual(self.timed[i], less)) - 1) for i in out}
+            known = [i for i in self.everything if keys[i] != fold]
+            change, sure = self._believed(known)
+            moved = self.residuals({name: c * sure for name, c in change.items()})
+            by = [{(p.task, p.sizes): log(p.slower) for p in self._paces(known, r)} for r in (self.tables, moved)]
+            for i in self.everything:
+                if keys[i] == fold:
+                    named = _named(self.timed[i])
+                    still, there = self.tables[i] + by[0].get(named, 0.0), moved[i] + by[1].get(named, 0.0)
+                    errors[i] = (abs(exp(still) - 1), abs(exp(there) - 1))
         return kind, [errors[i] for i in self.everything]
+
+
+_Named = tuple[str, tuple[tuple[str, int], ...]]
+
+
+def _named(timed: Observed) -> _Named:
+    """Task and sizes: what a pace is found by."""
+    return timed.run.recipe.task, sizes_of(timed.run.recipe.architecture)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,17 @@
 """The machine file: what a machine reaches, as `rates_of` reads it.
 
-It is `{"schema": "parlaunch.machine/1", "gpu", "measured": {name: value}, "fit"}`. Names are those of
+It is `{"schema": "parlaunch.machine/1", "gpu", "measured": {name: value}, "models", "fit"}`. Names are those of
 `parlaunch.estimate.timing.silicon.Silicon`, `gemm_bf16` and its like (share of the peak that a large product reaches), and
-`nvlink_bus_bytes_per_s`, `fabric_bus_bytes_per_s`.
+`nvlink_bus_bytes_per_s`, `fabric_bus_bytes_per_s`. `models` are what runs of single models took over that (`hardware.paces`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+from parlaunch.hardware.paces import Pace, paces_from_json, paces_to_json
 
 SCHEMA = "parlaunch.machine/1"
 SHARES = {"bf16": "gemm_bf16", "fp16": "gemm_bf16", "fp8": "gemm_fp8", "fp4": "gemm_fp4"}
@@ -17,12 +20,15 @@ PEAK_SHARES = ("hbm", *dict.fromkeys(SHARES.values()))
 """Values that are a share of the data sheet's: none is above 1."""
 
 
-def machine_file(gpu: str, measured: Mapping[str, float], fit: Mapping[str, Any]) -> dict[str, Any]:
+def machine_file(
+    gpu: str, measured: Mapping[str, float], fit: Mapping[str, Any], paces: Sequence[Pace] = ()
+) -> dict[str, Any]:
     """The machine file; values are rounded to what a measurement can say."""
     return {
         "schema": SCHEMA,
         "gpu": gpu,
         "measured": {name: float(f"{value:.4g}") for name, value in sorted(measured.items())},
+        "models": paces_to_json([replace(p, slower=float(f"{p.slower:.4g}")) for p in paces]),
         "fit": dict(fit),
     }
 
@@ -31,6 +37,7 @@ def machine_to_text(file: Mapping[str, Any]) -> str:
     """A machine file for the screen: what it changes, and how far off the runs are before and after."""
     fit, lines = file["fit"], [f"{file['gpu']}, {file['fit']['method']}"]
     lines += [f"  {name:<26} {value:.4g}" for name, value in file["measured"].items()]
+    lines += [f"  {p.model}, {p.task}: {p.slower:.4g} times as long" for p in paces_from_json(file.get("models", []))]
     if "mean_error_before" in fit:
         lines.append(f"  runs: {fit['rows']}, recipes: {fit['recipes']}; mean error of the time")
         before, after = fit["mean_error_before"], fit["mean_error_after"]

@@ -43,7 +43,7 @@ from parlaunch.estimate.values import Estimate, Memory
 from parlaunch.frozen import dataclass
 from parlaunch.hardware.datasheet import preset, preset_row
 from parlaunch.hardware.installed import numbers
-from parlaunch.hardware.rates import Rates, measured_of, named_in, rates_from_json, rates_of
+from parlaunch.hardware.rates import Rates, calibrated_by, rates_from_json, rates_of
 from parlaunch.model.architecture import Architecture, architecture_from_json
 from parlaunch.model.catalog import architecture, catalog_row
 from parlaunch.model.layout import (
@@ -218,8 +218,7 @@ def _planned(row: Mapping[str, Any], machines: Machines) -> Run:
     recipe, layout = recipe_from_json(planned["recipe"]), layout_from_json(planned["layout"])
     rates = rates_from_json(planned["rates"], where=f"row {name}")
     if machines.file is not None:
-        values = measured_of(machines.file, rates.product.name)
-        rates = replace(rates, measured=values, measured_in=named_in(machines.file) if values else None)
+        rates = replace(rates, **calibrated_by(machines.file, rates.product.name))
     kind, unit = _memory_kind(row)
     run = Run(
         id=name, recipe=recipe, layout=layout, rates=rates, source=str(row.get("source") or "history"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from parlaunch.cli.inputs import choice, note, write
 from parlaunch.errors import ProbeError, UsageError
-from parlaunch.hardware.rates import measured_of
+from parlaunch.hardware.rates import calibrated_by
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -76,7 +76,7 @@ def machine_of(path: Path | None) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise UsageError(f"--machine-file {path} is no machine file", hint="`parlaunch calibrate` writes one")
     try:
-        measured_of(found, str(found.get("gpu")))
+        calibrated_by(found, str(found.get("gpu")))
     except ProbeError as error:
         raise UsageError(f"--machine-file {path}: {error.problem}", hint=error.hint) from error
     return found | {"read_from": str(path)}

@@ -100,6 +100,12 @@ class Breakdown:
     def total(self) -> float:
         return sum(float(getattr(self, part.name)) for part in TIME_PARTS)
 
+    def times(self, factor: float) -> Breakdown:
+        """Every part so many times as long."""
+        if factor == 1.0:
+            return self
+        return Breakdown(**{part.name: factor * float(getattr(self, part.name)) for part in TIME_PARTS})
+
 
 TIME_PARTS = _parts(Breakdown)
 """What an iteration is made of, in the order in which it is shown."""

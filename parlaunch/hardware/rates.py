@@ -16,6 +16,7 @@ from parlaunch.hardware.cluster import UNKNOWN, Cluster, Gpu
 from parlaunch.hardware.cpu import CPU_RANK
 from parlaunch.hardware.datasheet import Product, product, products_like
 from parlaunch.hardware.derived import sheet_of, too_old
+from parlaunch.hardware.paces import Pace, paces_from_json, paces_to_json
 from parlaunch.hardware.ports import family_rate, is_verbs
 
 GPU_DRIVEN = ("infiniband", "roce")
@@ -41,6 +42,7 @@ class Rates(HashedOnce):
     # What `parlaunch calibrate` measured, by name: shares of the data sheet (`gemm_bf16`, `hbm`, …) and rates
     # (`nvlink_bus_bytes_per_s`, `fabric_bus_bytes_per_s`). It stands in for the constants of the GPU's generation.
     measured: Mapping[str, float] = field(default_factory=dict, hash=False)
+    models: tuple[Pace, ...] = ()  # what it learnt of single models beside them
     measured_in: str | None = None  # the machine file that says it
     roaming: str | None = (
         None  # why ranks are not bound to the CPUs beside their GPU; None: they are, or all are beside it
@@ -62,7 +64,8 @@ def rates_of(cluster: Cluster, *, machine_file: Mapping[str, object] | None = No
     _whole(cluster)
     sheets = _sheets(cluster)
     sheet = _slowest(sheets)
-    measured = measured_of(machine_file, sheet.name)
+    calibrated = calibrated_by(machine_file, sheet.name)
+    measured = calibrated["measured"]
     assumed = list(cluster.assumed)
     memory, words = _memory(cluster, sheet)
     assumed += words
@@ -91,8 +94,7 @@ def rates_of(cluster: Cluster, *, machine_file: Mapping[str, object] | None = No
         fabric_bytes_per_s=fabric,
         fabric_kind=cluster.fabric.kind,
         assumed=tuple(assumed),
-        measured=measured,
-        measured_in=named_in(machine_file) if measured else None,
+        **calibrated,
     )
 
 
@@ -206,8 +208,16 @@ def named_in(machine_file: Mapping[str, object] | None) -> str | None:
     return None if machine_file is None or not machine_file.get("read_from") else str(machine_file["read_from"])
 
 
-def measured_of(machine_file: Mapping[str, object] | None, gpu: str) -> dict[str, float]:
-    """What a machine file says of this product. Raises `ProbeError` for another product's, or another kind of file."""
+def calibrated_by(machine_file: Mapping[str, object] | None, gpu: str) -> dict[str, Any]:
+    """What a machine file says of this product, by the fields of `Rates`: `measured`, `models` and `measured_in`. Raises `ProbeError`
+    for another product's, or another kind of file."""
+    measured = _measured(machine_file, gpu)
+    models = paces_from_json((machine_file or {}).get("models", []))
+    file = named_in(machine_file) if measured or models else None
+    return {"measured": measured, "models": models, "measured_in": file}
+
+
+def _measured(machine_file: Mapping[str, object] | None, gpu: str) -> dict[str, float]:
     if machine_file is None:
         return {}
     values = machine_file.get("measured")
@@ -246,6 +256,7 @@ def rates_to_json(rates: Rates) -> dict[str, Any]:
     known = sheet in (CPU_RANK, product(sheet.name))
     return values | {
         "product": sheet.name if known else asdict(sheet), "assumed": list(rates.assumed), "measured": dict(rates.measured),
+        "models": paces_to_json(rates.models),
     }  # fmt: skip
 
 
@@ -261,4 +272,5 @@ def rates_from_json(data: Mapping[str, Any], *, where: str) -> Rates:
     if sheet is None:
         raise UsageError(f"{where}: no data sheet for {name!r}", hint="plan anew with this version of parlaunch")
     values = {f.name: data[f.name] for f in fields(Rates) if f.name in data}
-    return Rates(**values | {"product": sheet, "assumed": tuple(data["assumed"])})
+    models = paces_from_json(data.get("models", []))
+    return Rates(**values | {"product": sheet, "assumed": tuple(data["assumed"]), "models": models})

@@ -107,7 +107,8 @@ def draws(number: int, *, every: Mapping[str, Sequence[Row]], seed: int = 0, row
         others = dice.sample(others, min(len(others), 24))  # enough for a mean; vTrain's sweep has hundreds
         file = from_runs(fitted)
         before = error(others, None)
-        yield Draw(site, before, error(others, file) if file["measured"] else before, bool(file["measured"]))
+        changed = bool(file["measured"] or file["models"])
+        yield Draw(site, before, error(others, file) if changed else before, changed)
 
 
 def table(done: Sequence[Draw], every: Mapping[str, Sequence[Row]]) -> Iterator[str]:

@@ -29,6 +29,7 @@ from parlaunch.estimate.training import Training
 from parlaunch.estimate.values import Breakdown, Memory
 from parlaunch.hardware.cluster import Cluster
 from parlaunch.hardware.installed import PACKAGES
+from parlaunch.hardware.paces import SIZES as SIZES_OF_LAYERS
 from parlaunch.hardware.rates import Rates
 from parlaunch.model.architecture import Architecture
 from parlaunch.model.layout import SIZES, Layout, Recompute
@@ -233,13 +234,26 @@ SOFTWARE = thing(
     source=text("a release, or the machine that was asked"),
     assumed=truth("nobody looked: the newest release is taken"),
 )
+PACES = many(
+    thing(
+        "A model whose runs took longer than the rates say, or shorter.",
+        model=text("as the first of its runs has it"),
+        task=text("pretrain, sft or peft"),
+        sizes={
+            "type": "object", "description": "what it is known by, in Megatron's names: any number of such layers",
+            "properties": {key: {"type": "integer"} for key in SIZES_OF_LAYERS}, "additionalProperties": False,
+        },
+        slower=number("times as long as the rates say"),
+    ),
+    "what was learnt of single models",
+)  # fmt: skip
 PLAN = framed(
     "plan", "parlaunch plan --format json", "A plan. Unknown is null; fields are added, never renamed.",
     ("rates", "objective", "not_planned_for", "training", "features", "switches", "estimate_as_recipe", "software"),
     version=text("of parlaunch"),
     recipe=RECIPE,
     hardware=HARDWARE,
-    rates=record(Rates, product={"type": ["string", "object"], "description": "the data sheet: its name, or whole where it was derived"}),
+    rates=record(Rates, models=PACES, product={"type": ["string", "object"], "description": "the data sheet: its name, or whole where it was derived"}),
     layout=LAYOUT,
     estimate=ESTIMATE,
     memory=MEMORY,
@@ -511,6 +525,7 @@ MACHINE = framed(
     measured={
         "type": "object", "description": "values by name", "properties": MEASURED, "additionalProperties": False,
     },
+    models=PACES,
     fit=thing(
         "How it was found.",
         ("rows", "recipes", "mean_error_before", "mean_error_after", "sure", "left_out", "changed"),

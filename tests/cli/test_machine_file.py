@@ -53,3 +53,57 @@ def test_compare_names_it(parlaunch: Callable[..., Said], file: str) -> None:
     words = ("compare", *HERE, "--hardware", "dgx-h100:2", "--machine-file", file)
     assert f"with the machine file {file}" in parlaunch(*words).out
     assert json.loads(parlaunch(*words, "--format", "json").out)["machine_file"] == file
+
+
+BIGGER = {
+    "hidden_size": 4096,
+    "ffn_hidden_size": 14336,
+    "num_attention_heads": 32,
+    "num_query_groups": 8,
+    "kv_channels": 128,
+}
+LLAMA = {"model": "llama3_8b", "task": "pretrain", "sizes": BIGGER | {"vocab_size": 128256}, "slower": 1.25}
+
+
+def with_models(folder: Path, *models: object) -> str:
+    path = folder / "learnt.json"
+    path.write_text(json.dumps({"schema": "parlaunch.machine/1", "gpu": "H100 SXM", "measured": {}, "models": models}))
+    return str(path)
+
+
+def test_what_runs_of_the_model_took_is_in_its_time_and_said(parlaunch: Callable[..., Said], tmp_path: Path) -> None:
+    words = ("plan", *HERE, "--format", "json")
+    plain = json.loads(parlaunch(*words).out)
+    file, saved = with_models(tmp_path, LLAMA), tmp_path / "plan.json"
+    slower = json.loads(parlaunch(*words, "--machine-file", file, "--save-plan", str(saved)).out)
+    assert slower["layout"] == plain["layout"]
+    assert slower["estimate"]["iteration_time_s"] == pytest.approx(1.25 * plain["estimate"]["iteration_time_s"])
+    said = f"runs of this model took 1.25 times as long as is estimated for others, from the machine file {file}"
+    assert said in slower["warnings"]
+    assert json.loads(parlaunch("plan", "--plan", str(saved), "--format", "json").out)["rates"]["models"] == [LLAMA]
+    other = with_models(tmp_path, LLAMA | {"task": "peft"})
+    assert json.loads(parlaunch(*words, "--machine-file", other).out)["estimate"] == plain["estimate"]
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (3, "the machine file has a model 3: it has no sizes"),
+        (
+            LLAMA | {"slower": "1.2"},
+            'runs of llama3_8b "1.2" times as long as its rates say: it is a number from 0.25 to 4.0',
+        ),
+        (LLAMA | {"slower": 1000.0}, "runs of llama3_8b 1000.0 times as long"),
+        (
+            LLAMA | {"sizes": {"width": 4096}},
+            "the machine file has width 4096 of llama3_8b: sizes are whole numbers of hidden_size",
+        ),
+        (LLAMA | {"sizes": {"hidden_size": True}}, "the machine file has hidden_size true of llama3_8b"),
+    ],
+)
+def test_a_model_of_a_machine_file_that_is_none_is_refused(
+    parlaunch: Callable[..., Said], tmp_path: Path, model: object, words: str
+) -> None:
+    said = parlaunch("plan", *HERE, "--machine-file", with_models(tmp_path, model))
+    assert said.code == 2
+    assert words in " ".join(said.err.split())

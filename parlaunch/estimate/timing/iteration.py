@@ -17,6 +17,7 @@ from parlaunch.estimate.timing.silicon import across, to_host
 from parlaunch.estimate.timing.software import software_of
 from parlaunch.estimate.values import Breakdown, Estimate
 from parlaunch.frozen import dataclass
+from parlaunch.hardware.paces import pace_of
 from parlaunch.hardware.rates import Rates
 from parlaunch.model.flops import model_flops_per_token
 from parlaunch.model.layout import Layout
@@ -89,6 +90,8 @@ class _Model:
         self.layers = Layers(recipe, self.software, self.kernels, self.links)
         self.mtp = tuple(self.layers.number[kind] for kind in recipe.architecture.mtp_layers())
         self.graphed = _graphed(recipe)
+        pace = pace_of(recipe, rates.models)
+        self.slower = 1.0 if pace is None else pace.slower
         f, arch = recipe.features, recipe.architecture
         self.adapters = 0.0
         if recipe.task == "peft":
@@ -267,7 +270,7 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
         dp_exposed_s=data,
         optimizer_s=optimizer,
         host_s=host,
-    )
+    ).times(model.slower)
     total = parts.total
     tokens = layout.global_batch_size * recipe.seq_length / layout.world
     flops = model_flops_per_token(recipe.architecture, recipe.seq_length, layout.tp, peft=recipe.task == "peft")
@@ -288,16 +291,17 @@ def micro_batch_time(recipe: Recipe, layout: Layout, rates: Rates) -> float:
     model, features = _model(recipe, rates), recipe.features
     stage = model.stage_times(layout, split_of(layout))[0]
     if features.cpu_offload_layers or features.offload_modules:
-        return stage.seconds - stage.host_exposed
+        return model.slower * (stage.seconds - stage.host_exposed)
     sharded = layout.fsdp or features.fsdp
-    return stage.seconds + (_sharded(model, layout, stage, 1) if sharded else 0.0)
+    return model.slower * (stage.seconds + (_sharded(model, layout, stage, 1) if sharded else 0.0))
 
 
 def stage_times(recipe: Recipe, layout: Layout, rates: Rates) -> tuple[tuple[float, float], ...]:
     """Seconds of (forward, backward) of one micro batch on each virtual stage, in order of execution: what
     `schedule.timeline` plays. The chunks of one pipeline stage share its time evenly."""
-    stages, vp = _model(recipe, rates).stage_times(layout, split_of(layout)), layout.vp or 1
-    each = [(s.seconds * s.forward_share / vp, s.seconds * (1.0 - s.forward_share) / vp) for s in stages]
+    model, vp = _model(recipe, rates), layout.vp or 1
+    stages = [(model.slower * s.seconds / vp, s.forward_share) for s in model.stage_times(layout, split_of(layout))]
+    each = [(seconds * forward, seconds * (1.0 - forward)) for seconds, forward in stages]
     return tuple(each * vp)
 
 
