@@ -10,7 +10,7 @@ from typing import Any
 
 from parlaunch.check.fit import LEAST, Fit, Observed
 from parlaunch.check.machine_file import PEAK_SHARES, SHARES, machine_file
-from parlaunch.check.measured import Machines, measured_seconds, run_of
+from parlaunch.check.measured import INVENTED, Machines, measured_seconds, run_of
 from parlaunch.errors import ParlaunchError, UsageError
 from parlaunch.estimate.timing import estimate_time
 from parlaunch.estimate.timing.kernels import Kernels
@@ -125,6 +125,8 @@ def _bus(row: Mapping[str, Any]) -> float:
 
 FEWEST = 3
 """Runs of different models or layouts that it takes to tell a machine from what the estimate misses of single runs."""
+ABSURD = 30.0
+"""Times that no machine is slower, or faster, than its tables have it: a unit is wrong, or a number."""
 
 
 def from_runs(
@@ -179,8 +181,8 @@ def _refusal(
     """Why the rows do not say that the machine is another than its tables have it; None when they do."""
     if fit.different < FEWEST or left is None:
         return (
-            f"{fit.different} run{'s' * (fit.different != 1)} of different models or layouts may be what estimates miss of "
-            f"single ones; {FEWEST} are the least"
+            f"runs of {fit.different} model{'s' * (fit.different != 1)} or layout{'s' * (fit.different != 1)} may be what estimates miss "
+            f"of single ones; {FEWEST} are the least"
         )
     if all(abs(change) <= LEAST for change in logs.values()):
         return (
@@ -198,23 +200,33 @@ def _refusal(
 
 def _usable(rows: Sequence[Mapping[str, Any]], gpu: str | None, here: str | None) -> tuple[list[Observed], list[str]]:
     """The rows with a time, on the machine as the tables have it, and why others are none."""
-    machines, timed, skipped = Machines(), [], []
+    machines, timed, skipped, first = Machines(), [], [], None
     for row in rows:
         try:
             run = run_of(row, machines)
         except ParlaunchError as error:
             skipped.append(str(error.problem))
+            first = first or f"{error.problem}{'; ' * bool(error.hint)}{error.hint or ''}"
             continue
         # A row of the history may have been planned with an earlier machine file; a fit starts from the tables.
         run = replace(run, rates=replace(run.rates, measured={}, models=()))
         estimate = estimate_time(run.recipe, run.layout, run.rates)
         seconds = measured_seconds(run, estimate)
-        if seconds is not None and not run.oom:
+        if seconds is None or run.oom:
+            continue
+        if not run.scored:
+            skipped.append(f"row {run.id}: {next(note for note in run.notes if note.endswith(INVENTED))}")
+        elif not 1 / ABSURD < seconds / estimate.iteration_time_s < ABSURD:
+            skipped.append(
+                f"row {run.id}: {seconds:,.2f} s an iteration where {estimate.iteration_time_s:,.2f} s are predicted: is its unit "
+                "another, or its model, batch or number of GPUs?"
+            )
+        else:
             timed.append(Observed(run, seconds))
     if not timed:
         raise UsageError(
             "no row with a measured time can be used",
-            hint=skipped[0] if skipped else "give iteration_time_s or tokens_per_s_per_gpu",
+            hint=first or next(iter(skipped), "give iteration_time_s or tokens_per_s_per_gpu"),
         )
     kinds = sorted({t.run.rates.product.name for t in timed})
     if gpu is None and len(kinds) > 1 and here in kinds:

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import lru_cache
 from math import inf
 from typing import Any
@@ -398,7 +399,7 @@ def _architecture(row: Mapping[str, Any], notes: list[str]) -> Architecture:
             notes.append("an MLP four times as wide as the model, as Megatron has it where nobody says")
         return _inline(json.dumps(given, sort_keys=True))
     if whole is None:
-        raise UsageError("the row has neither model_id nor arch", hint="give a Hugging Face name or the sizes")
+        raise _no_model(row)
     return whole
 
 
@@ -409,7 +410,20 @@ def _catalogued(row: Mapping[str, Any], notes: list[str]) -> Architecture | None
     if row.get("arch") or not row.get("model"):
         return None
     name = model_of(str(row["model"]), notes)
-    return architecture(name) if name != row["model"] else None
+    return architecture(name) if name in load("architectures.json") else None
+
+
+def _no_model(row: Mapping[str, Any]) -> UsageError:
+    """That a row's model is none that is known, and what to try."""
+    given = row.get("model")
+    if not given:
+        return UsageError("the row has neither model_id nor arch", hint="give a Hugging Face name or the sizes")
+    near = get_close_matches(str(given), load("architectures.json"), n=3, cutoff=0.5)
+    hint = f"the nearest are {', '.join(near)}; or give" if near else "give"
+    return UsageError(
+        f"no model is known as {given!r}",
+        hint=f"{hint} its sizes as arch (num_layers, hidden_size, num_attention_heads, …)",
+    )
 
 
 VOCABULARY = 51200

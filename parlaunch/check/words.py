@@ -24,6 +24,8 @@ from parlaunch.rules.working import MODULES
 # --- fields -------------------------------------------------------------------------------------------------------
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
+    "model": ("model_name",),
+    "model_id": ("hf_id", "hf_model", "huggingface_id"),
     "gpus": ("num_gpus", "n_gpus", "gpu_count", "world_size"),
     "nodes": ("num_nodes", "nnodes"),
     "mbs": ("micro_batch_size", "micro_batch"),
@@ -38,8 +40,13 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "etp": ("expert_tensor_parallel_size",),
     "dp": ("data_parallel_size", "data_parallel"),
     "gpu_type": ("gpu", "gpu_name", "gpu_model", "accelerator"),
-    "iteration_time_s": ("step_time_s", "time_per_iteration_s", "seconds_per_iteration", "iteration_time"),
-    "tokens_per_s_per_gpu": ("tokens_per_second_per_gpu", "tokens_per_sec_per_gpu"),
+    "iteration_time_s": (
+        "step_time_s", "time_per_iteration_s", "seconds_per_iteration", "iteration_time", "step_time", "s_per_iter", "s_per_iteration",
+        "s_per_step", "seconds_per_step", "elapsed_time_per_iteration_s", "time_per_step_s",
+    ),
+    "tokens_per_s_per_gpu": ("tokens_per_second_per_gpu", "tokens_per_sec_per_gpu", "tok_per_s_per_gpu", "tokens_s_gpu"),
+    "tflops_per_gpu": ("tflop_per_s_per_gpu", "tflops_per_s_per_gpu", "tflops_gpu", "throughput_per_gpu_tflop_per_s_per_gpu"),
+    "model_tflops_per_gpu": ("model_tflop_per_s_per_gpu",),
 }  # fmt: skip
 """Our name of a field, and the names that others give it."""
 
@@ -54,7 +61,7 @@ READ = frozenset({
     "planned",
 })  # fmt: skip
 TOLD = frozenset({
-    "run_id", "notes", "note", "comment", "licence", "license", "confidence", "capacity_gb", "recompute_note", "date", "url",
+    "run_id", "run", "run_name", "name", "notes", "note", "comment", "licence", "license", "confidence", "capacity_gb", "recompute_note", "date", "url",
 })  # fmt: skip
 """What is for people: nothing is read from it, and nobody is told so."""
 
@@ -71,8 +78,14 @@ class _Other(NamedTuple):
 
 
 OTHERS: Mapping[str, _Other] = {
-    **dict.fromkeys(("iteration_time_ms", "step_time_ms"), _Other("iteration_time_s", 1e-3)),
-    **dict.fromkeys(("tokens_per_s", "tokens_per_second", "tokens_per_sec"), _Other("tokens_per_s_per_gpu", over="gpus")),
+    **dict.fromkeys(
+        ("iteration_time_ms", "step_time_ms", "ms_per_iter", "ms_per_iteration", "ms_per_step", "elapsed_time_per_iteration_ms"),
+        _Other("iteration_time_s", 1e-3),
+    ),
+    **dict.fromkeys(
+        ("tokens_per_s", "tokens_per_second", "tokens_per_sec", "tok_per_s"), _Other("tokens_per_s_per_gpu", over="gpus")
+    ),
+    **dict.fromkeys(("ktokens_per_s_per_gpu", "ktok_per_s_per_gpu"), _Other("tokens_per_s_per_gpu", 1e3)),
     **dict.fromkeys(
         ("samples_per_s", "samples_per_second", "sequences_per_s"), _Other("tokens_per_s_per_gpu", over="gpus", times="seq")
     ),
@@ -89,8 +102,8 @@ def spelt(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     ours = {other: name for name, others in FIELDS.items() for other in others}
     out: dict[str, Any] = {}
     unread = []
-    for key, value in row.items():
-        key = key.lower()
+    for written, value in row.items():
+        key = field(written)
         name = ours.get(key, key)
         if value is None or (isinstance(value, str) and value.strip().lower() in _NOTHING):
             continue
@@ -106,7 +119,50 @@ def spelt(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     for name in DEGREES:
         if str(out.get(name)) in ("0", "0.0"):
             del out[name]  # not used
+    for name in (*OTHERS, *QUANTITIES):
+        if isinstance(out.get(name), str):
+            _measured(out, name)
     return out | {name: number(name, out[name]) for name in SIZES if name in out}
+
+
+def field(written: str) -> str:
+    """A field's name without capitals, signs and units' brackets: `Tokens/s/GPU`, `step time (ms)`, `micro-batch-size`."""
+    lower = written.strip().lower()
+    return lower if lower.startswith("_") else re.sub(r"[^a-z0-9]+", "_", lower.replace("/", " per ")).strip("_")
+
+
+QUANTITIES = (
+    "iteration_time_s",
+    "tokens_per_s_per_gpu",
+    "tflops_per_gpu",
+    "model_tflops_per_gpu",
+    "peak_memory_gb",
+    "peak_mem",
+)
+"""What is measured, in units of ours."""
+_SECONDS = {"s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3, "min": 60.0}
+
+
+def _measured(row: dict[str, Any], name: str) -> None:
+    """Make a number of a cell that says what was measured: digits with commas, a time or a memory with its unit. Raises `UsageError` for
+    anything else."""
+    text: str = row[name]
+    found = re.fullmatch(r"([-+]?[\d.,]*\d(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf))\s*([a-zA-Z]*)", text.strip())
+    digits, unit = (found[1], found[2].lower()) if found else ("", "")
+    # Three digits behind every comma are thousands; else it is a decimal comma.
+    thousands = re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?", digits)
+    factor = 0.0 if unit else 1.0
+    if name == "iteration_time_s":
+        factor = _SECONDS.get(unit, factor)
+    elif name in ("peak_memory_gb", "peak_mem") and unit in _UNITS:
+        factor, row["unit"] = 1.0, unit
+    try:
+        value = float(digits.replace(",", "" if thousands else "."))
+    except ValueError:
+        factor = 0.0
+    if not factor:
+        raise UsageError(f"{name} is {text!r}", hint="give a number; its unit stands in the field's name")
+    row[name] = value * factor
 
 
 def converted(row: dict[str, Any], gpus: int, seq: int) -> dict[str, Any]:

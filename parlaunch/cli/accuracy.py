@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -13,16 +15,16 @@ from parlaunch.hardware.rates import calibrated_by
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a table of measured runs: {"rows": [...]}, a bare list, or JSON lines."""
+    """The rows of a table of measured runs: {"rows": [...]}, a bare list, JSON lines, or a table of commas, semicolons or tabs."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", hint='give a JSON file {"rows": [...]}') from error
+        raise UsageError(f"{path}: {error.strerror}", hint='give a JSON file {"rows": [...]}, or CSV') from error
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
-        data = _lines(path, text)
-    if isinstance(data, dict) and "rows" not in data and "id" in data:
+        data = _lines(path, text) if text.lstrip()[:1] in ("{", "[") else _cells(path, text)
+    if isinstance(data, dict) and "rows" not in data and {"id", "gpus", "hardware"} & data.keys():
         data = [data]  # a history of one line
     rows = data.get("rows") if isinstance(data, dict) else data
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -31,6 +33,29 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         )
     if not rows:
         raise UsageError(f"{path} has no rows", hint="each is a run: what was trained, where, and what was measured")
+    return rows
+
+
+def _cells(path: Path, text: str) -> list[dict[str, Any]]:
+    """The rows of a table of cells, whose first line names the fields. A row without a name has its line's."""
+    head = next((line for line in text.splitlines() if line.strip()), "")
+    mark = max("\t;,|", key=head.count)
+    if not head:
+        return []
+    if mark == "|" or not head.count(mark):
+        raise UsageError(
+            f"{path} is neither JSON nor a table of cells: its first line is {head[:60]!r}",
+            hint='give {"rows": [...]}, JSON lines, or CSV whose first line names the fields: model,gpu,gpus,tp,pp,mbs,gbs,seq,iteration_time_s',
+        )
+    read = csv.DictReader(io.StringIO(text.lstrip()), delimiter=mark, skipinitialspace=True)
+    rows: list[dict[str, Any]] = []
+    for cells in read:
+        if None in cells:
+            raise UsageError(
+                f"{path}: line {read.line_num} has more cells than the first line names fields",
+                hint='a cell with a comma in it stands in quotes: "8,192"',
+            )
+        rows.append({"id": f"line {read.line_num}"} | {k.strip(): v for k, v in cells.items() if (v or "").strip()})
     return rows
 
 

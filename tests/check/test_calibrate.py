@@ -153,12 +153,62 @@ def test_few_runs_change_nothing_and_many_runs_more_than_four() -> None:
     assert (
         0.5 < from_runs(twice, doubtful=True)["measured"]["gemm_bf16"] < 0.6
     )  # what they would say if they were enough
-    assert "2 runs of different models or layouts" in two["fit"]["notes"][0]
-    assert "1 run of different" in from_runs(rows[:1])["fit"]["notes"][0]
+    assert "runs of 2 models or layouts" in two["fit"]["notes"][0]
+    assert "runs of 1 model or layout" in from_runs(rows[:1])["fit"]["notes"][0]
 
 
 def test_a_machine_as_the_data_sheet_says_is_left_alone() -> None:
     assert from_runs(measured_rows(here(), LAYOUTS[:4]))["measured"] == {}
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_table_of_cells_is_read_as_its_rows(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "runs.csv"
+    lines = (
+        ("model", "gpu", "gpus", "seq", "step time (s)"),
+        ("llama3 8b", "H100", "8", '"8,192"', "10.5"),
+        ("llama3 8b", "H100", "", "8k", ""),
+    )
+    path.write_text("\ufeff" + "\r\n".join(mark.join(cells) for cells in lines))
+    assert rows_of(path) == [
+        {"id": "line 2", "model": "llama3 8b", "gpu": "H100", "gpus": "8", "seq": "8,192", "step time (s)": "10.5"},
+        {"id": "line 3", "model": "llama3 8b", "gpu": "H100", "seq": "8k"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "has no rows"),
+        ("model,gpus\n", "has no rows"),
+        ("hello world\n", "neither JSON nor a table of cells: its first line is 'hello world'"),
+        ("model,seq\nllama3 8b,8,192\n", "line 2 has more cells than the first line names fields"),
+        ('{"id": "a", \n', "is not JSON"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "runs.csv").write_text(text)
+    with pytest.raises(UsageError, match=why):
+        rows_of(tmp_path / "runs.csv")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"iteration_time_s": 5000.0}, "5,000.00 s an iteration where"),
+        ({"gbs": None}, ": the row does not say"),
+        ({"arch": None, "model_id": None, "model": "mymodel-13b"}, "no model is known as 'mymodel-13b'"),
+    ],
+)
+def test_a_row_that_cannot_be_meant_or_is_not_whole_is_learnt_from_by_nobody(change: dict[str, Any], why: str) -> None:
+    rows = measured_rows(here(), LAYOUTS[:4])
+    wrong = rows[0] | {"id": "wrong"} | change
+    notes = from_runs([*rows, wrong])["fit"]["notes"]
+    assert from_runs([*rows, wrong])["measured"] == {}
+    assert any(why in note for note in notes)
+    with pytest.raises(UsageError) as told:
+        from_runs([wrong])
+    assert why in str(told.value.hint)
 
 
 def test_runs_of_two_kinds_of_gpu_are_refused() -> None:

@@ -47,6 +47,7 @@ PLAIN = read()
         (("gbs",), {"num_microbatches": 8}),
         (("gbs",), {"gradient_accumulation_steps": 8}),
         (("tp",), {"TP": 2.0}),
+        (("mbs", "gpus"), {"Micro-batch size": "1", "# GPUs": "16"}),
         ((), {"vp": 0, "ep": "-", "cp": ""}),
     ],
 )
@@ -56,8 +57,41 @@ def test_other_names_of_a_field_mean_the_same(without: tuple[str, ...], change: 
 
 
 def test_a_name_that_nothing_reads_is_said() -> None:
-    assert read(seq_=1, comment="x", _mine=2).notes == ("not read: seq_",)
+    assert read(seqs=1, comment="x", _mine=2).notes == ("not read: seqs",)
     assert read(features={"fp8_param": True}).notes == ("not read: features.fp8_param",)
+
+
+@pytest.mark.parametrize(
+    ("cell", "seconds"),
+    [
+        ({"step time (s)": "12.5"}, 12.5),
+        ({"Iteration time, ms": "12,500"}, 12.5),
+        ({"ms/iter": 12500}, 12.5),
+        ({"elapsed time per iteration (ms)": "12500.0"}, 12.5),
+        ({"step time": "12.5 s"}, 12.5),
+        ({"step time": "12500ms"}, 12.5),
+        ({"s/iter": "12,5"}, 12.5),
+    ],
+)
+def test_a_measured_time_is_read_as_people_write_it(cell: dict[str, Any], seconds: float) -> None:
+    assert read("iteration_time_s", **cell).measured["iteration_time_s"] == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("name", ["tokens/s/GPU", "Tok/s/GPU", "tokens per second per gpu"])
+def test_a_measured_rate_is_read_as_people_write_it(name: str) -> None:
+    assert read(**{name: "12,900"}).measured["tokens_per_s_per_gpu"] == 12900
+    assert read(**{"TFLOP/s/GPU": "412"}).measured["tflops_per_gpu"] == 412
+    assert (read(peak_mem="70 GB").memory_unit, read(peak_mem="70 GiB").memory_unit) == (10**9, 2**30)
+
+
+@pytest.mark.parametrize("value", ["fast", "12.5 parsecs", "1.2.3", "12 ms", "--"])
+def test_a_rate_that_is_no_number_is_refused(value: str) -> None:
+    assert f"tokens_per_s_per_gpu is {value!r}" in refused(tokens_per_s_per_gpu=value)
+
+
+def test_a_model_that_nobody_knows_is_named_with_the_nearest() -> None:
+    assert "no model is known as 'Qwen/Qwen3-9B'" in refused("model_id", "arch", model="Qwen/Qwen3-9B")
+    assert read("model_id", "arch", model="Qwen/Qwen3-8B").recipe.architecture.num_layers == 36
 
 
 @pytest.mark.parametrize("value", [-2, 1.5, "two", True])
