@@ -87,7 +87,7 @@ ELSEWHERE = {
     "parlaunch.estimate.traffic": "counts for showing, not the estimate",
     "parlaunch.estimate.values": "names",
     "parlaunch.estimate.training": "days and costs of the whole run",
-    "parlaunch.estimate.timing.bands": "held by the tests of the bands",
+    "parlaunch.estimate.timing.bands": "each decides a band in tests/estimate/timing/test_bands.py, those of frameworks too",
     **{
         f"parlaunch.estimate.{name}": "each is moved both ways in tests/estimate/test_memory_constants.py, the bands as well"
         for name in ("memory", "stages", "micro_batches", "allocator", "cross_entropy", "states")

@@ -24,8 +24,8 @@ zoo's GB200 and Bridge's GB300), most of all on experts."""
 UNMEASURED = 0.03  # a GPU without measured operators of its own
 WIDE = 0.12
 """From this band on a plan advises to measure."""
-UNSEEN_GPU = 0.20
-"""GPU generations without a single open row."""
+UNSEEN = 0.20
+"""GPU generations, and kinds of model, without a single open row."""
 DERIVED = 0.30
 """A GPU whose rates were derived from its generation: nobody published them."""
 SEEN = ("ampere", "hopper", "blackwell")
@@ -63,8 +63,8 @@ def error_band(recipe: Recipe, layout: Layout, rates: Rates) -> float:
         band += UNMEASURED
     if rates.product.derived is not None:
         band = max(band, DERIVED)
-    elif rates.product.arch not in SEEN:
-        band = max(band, UNSEEN_GPU)
+    elif rates.product.arch not in SEEN or a.kind == "diffusion":
+        band = max(band, UNSEEN)
     elif rates.product.arch == "ampere" and older is None:
         band = max(band, BRIDGE_ON_AMPERE)
     if a.experimental_attention_variant or a.csa_compress_ratios:
