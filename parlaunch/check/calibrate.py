@@ -8,7 +8,7 @@ from math import exp
 from statistics import fmean, median
 from typing import Any
 
-from parlaunch.check.fit import LEAST, Fit, Observed
+from parlaunch.check.fit import LEAST, Fit, Kept, Observed
 from parlaunch.check.machine_file import PEAK_SHARES, SHARES, machine_file
 from parlaunch.check.measured import INVENTED, Machines, measured_seconds, run_of
 from parlaunch.errors import ParlaunchError, UsageError
@@ -145,15 +145,15 @@ def from_runs(
     timed, skipped = _usable(rows, gpu, here)
     name = timed[0].run.rates.product.name
     fit = Fit(timed)
-    before = [abs(exp(r) - 1) for r in fit.tables]
-    kind, left = fit.left_out()
+    before, (kind, left) = fmean(fit.errors(fit.still, ())), fit.left_out()
     logs, sure = fit.settle(doubtful=doubtful)
     reason = None if doubtful else _refusal(fit, before, logs, kind, left)
     if reason:
         logs = fit.still
     paces = fit.paces(logs)
-    after = fit.errors(logs, paces)
-    without = None if left is None else fmean(still if reason else there for still, there in left)
+    if left is not None and left[Kept(not reason, True)] > left[Kept(not reason, False)]:
+        paces = ()
+    after = fmean(fit.errors(logs, paces))
     moved = {key: fit.start[key] * exp(change) for key, change in logs.items() if abs(change) > LEAST}
     return machine_file(
         name,
@@ -162,12 +162,12 @@ def from_runs(
             "method": "measured runs",
             "rows": len(timed),
             "recipes": len({t.recipe for t in timed}),
-            "mean_error_before": round(fmean(before), 4),
-            "mean_error_after": round(fmean(after), 4),
+            "mean_error_before": round(before, 4),
+            "mean_error_after": round(after, 4),
             "sure": round(sure, 3),
             "left_out": None
-            if without is None
-            else {"by": kind, "before": round(fmean(before), 4), "after": round(without, 4)},
+            if left is None
+            else {"by": kind, "before": round(before, 4), "after": round(left[Kept(not reason, bool(paces))], 4)},
             "changed": bool(moved),
             "notes": [*(f"skipped: {s}" for s in skipped), *([f"the tables' values stay: {reason}"] if reason else [])],
         },
@@ -176,7 +176,7 @@ def from_runs(
 
 
 def _refusal(
-    fit: Fit, before: Sequence[float], logs: Mapping[str, float], kind: str, left: Sequence[tuple[float, float]] | None
+    fit: Fit, before: float, logs: Mapping[str, float], kind: str, left: Mapping[Kept, float] | None
 ) -> str | None:
     """Why the rows do not say that the machine is another than its tables have it; None when they do."""
     if fit.different < FEWEST or left is None:
@@ -186,13 +186,13 @@ def _refusal(
         )
     if all(abs(change) <= LEAST for change in logs.values()):
         return (
-            f"these runs are off by {fmean(before):.1%}, which is likelier what estimates miss of single runs than the machine; "
+            f"these runs are off by {before:.1%}, which is likelier what estimates miss of single runs than the machine; "
             "more runs of other models may tell"
         )
-    still, there = (fmean(errors) for errors in zip(*left, strict=True))
+    still, there = (min(left[Kept(values, models)] for models in (False, True)) for values in (False, True))
     if there >= still:
         return (
-            f"each {kind} predicted from the others with other values is off by {there:.1%}, with these {still:.1%}; "
+            f"each {kind} predicted from the others with other values is off by {there:.1%}, without {still:.1%}; "
             "more runs of other models may tell"
         )
     return None

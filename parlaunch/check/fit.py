@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from math import exp, inf, log
+from statistics import fmean
+from typing import NamedTuple
 
 from parlaunch.check.machine_file import PEAK_SHARES, SHARES
 from parlaunch.check.measured import Run
@@ -193,9 +195,7 @@ class Fit:
 
     def errors(self, logs: Mapping[str, float], paces: Sequence[Pace]) -> list[float]:
         """Relative errors of the rows, with these changes and what is known of their models."""
-        known = {(p.task, p.sizes): log(p.slower) for p in paces}
-        moved = self.residuals(logs)
-        return [abs(exp(r + known.get(_named(t), 0.0)) - 1) for r, t in zip(moved, self.timed, strict=True)]
+        return _errors(self.timed, self.residuals(logs), paces)
 
     def _paces(self, rows: Iterable[int], residuals: Sequence[float]) -> tuple[Pace, ...]:
         own = _View.of(residuals, residuals).own
@@ -217,25 +217,39 @@ class Fit:
                 paces.append(Pace(name, *named, min(MOST, max(1 / MOST, exp(-miss)))))
         return tuple(paces)
 
-    def left_out(self) -> tuple[str, list[tuple[float, float]] | None]:
-        """What is left out in turn, and the relative error of each row predicted without it: by the tables and what others of its model
-        say, and by the changes with that. None where there is one alone."""
+    def left_out(self) -> tuple[str, dict[Kept, float] | None]:
+        """What is left out in turn, and the mean relative error of all rows predicted without it, by what is kept of the others: the
+        changes of the tables' values, what runs of a model have in common, both or neither. None where there is one alone."""
         kind = "recipe" if len({t.recipe for t in self.timed}) > 1 else "run"
         keys = [t.recipe if kind == "recipe" else t.layout for t in self.timed]
         if len(set(keys)) < 2:
             return kind, None
-        errors: dict[int, tuple[float, float]] = {}
+        errors: dict[Kept, list[float]] = {}
         for fold in set(keys):
             known = [i for i in self.everything if keys[i] != fold]
             change, sure = self._believed(known)
-            moved = self.residuals({name: c * sure for name, c in change.items()})
-            by = [{(p.task, p.sizes): log(p.slower) for p in self._paces(known, r)} for r in (self.tables, moved)]
-            for i in self.everything:
-                if keys[i] == fold:
-                    named = _named(self.timed[i])
-                    still, there = self.tables[i] + by[0].get(named, 0.0), moved[i] + by[1].get(named, 0.0)
-                    errors[i] = (abs(exp(still) - 1), abs(exp(there) - 1))
-        return kind, [errors[i] for i in self.everything]
+            for values in (False, True):
+                found = self.residuals({name: c * sure for name, c in change.items()}) if values else self.tables
+                paces = self._paces(known, found)
+                for models in (False, True):
+                    off = _errors(self.timed, found, paces if models else ())
+                    errors.setdefault(Kept(values, models), []).extend(
+                        off[i] for i in self.everything if keys[i] == fold
+                    )
+        return kind, {kept: fmean(every) for kept, every in errors.items()}
+
+
+class Kept(NamedTuple):
+    """What a calibration keeps."""
+
+    values: bool  # in place of the tables'
+    models: bool
+
+
+def _errors(timed: Sequence[Observed], residuals: Sequence[float], paces: Sequence[Pace]) -> list[float]:
+    """Relative errors of the rows, with what is known of their models."""
+    known = {(p.task, p.sizes): log(p.slower) for p in paces}
+    return [abs(exp(r + known.get(_named(t), 0.0)) - 1) for r, t in zip(residuals, timed, strict=True)]
 
 
 _Named = tuple[str, tuple[tuple[str, int], ...]]
