@@ -310,7 +310,7 @@ def largest(ranks: int) -> float:
     if ranks < 2:
         return 0.0
     root = sqrt(2.0 * log(ranks))
-    return max(0.56, root - (log(log(ranks)) + log(4.0 * pi)) / (2.0 * root) + 0.5772 / root)
+    return root - (log(log(ranks)) + log(4.0 * pi)) / (2.0 * root) + 0.5772 / root
 
 
 def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> float:
