@@ -94,6 +94,8 @@ def quantities(plan: Plan) -> dict[str, Any]:
         del found["features.dispatcher"]
     elif f.dispatcher is None:
         found["features.dispatcher"] = "alltoall"
+    if a.position_embedding_type != "rope":  # Bridge takes it back for some, and it does nothing for the others
+        del found["features.rope_fusion"]
     return found
 
 

@@ -65,6 +65,7 @@ class Surroundings(HashedOnce):
     )
     dropout: bool = False
     unfused_attention: bool = False
+    plain_rotation: bool = False  # no kernel rotates queries and keys
     seq_length: int = (
         0  # for unfused attention, also that of heads beyond `WIDEST_HEAD`: its score matrix grows with the square
     )
@@ -185,6 +186,12 @@ def _scores(a: Architecture, k: LayerKind, s: Surroundings) -> float:
     return (WIDE if capped else 0) + (4 + WIDE if wide else WIDE)  # the tanh's output, the softmax
 
 
+def _angles(s: Surroundings, dim: int) -> float:
+    """Cosines and sines that a rotation in plain torch keeps, of queries and of keys a set each, in every layer (Megatron-Core
+    rope_utils.py, `_apply_rotary_pos_emb_bshd`): of each place in the sequence, so less a token where a micro batch has several."""
+    return 2 * 2 * WIDE * dim if s.plain_rotation else 0.0
+
+
 def _self_attention(items: _Items, a: Architecture, k: LayerKind) -> float:
     s = items.around
     r, h = _residual_share(s), a.hidden_size
@@ -206,6 +213,7 @@ def _self_attention(items: _Items, a: Architecture, k: LayerKind) -> float:
             + (3 * WIDE * k.head_dim + 2 * 4) * k.heads / s.tp
             + 2 * WIDE * h * r
         )
+    items.add(_angles(s, k.head_dim))
     scores = _scores(a, k, s)
     if "core_attn" in items.modules and not (s.unfused_attention or scores):
         # A recomputed core keeps what it is given, and its values are a view of the projection's whole output.
@@ -232,6 +240,7 @@ def _latent_attention(items: _Items, a: Architecture) -> float:
     if "mla_up_proj" in items.modules:
         # What is recomputed keeps the positional part of the keys: gathered, or a view of the down projection's whole output.
         items.add(WIDE * ((a.qk_pos_emb_head_dim or 0) + (0.0 if r < 1 else ranks[1])))
+    items.add(_angles(s, a.qk_pos_emb_head_dim or 0), "mla_up_proj")
     return _attend(items, heads * qk, heads * qk, heads * v, heads * v, heads, "mla_up_proj")
 
 

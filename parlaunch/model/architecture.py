@@ -164,6 +164,11 @@ class Architecture:
         """Computed once: estimates are cached by architecture and asked for thousands of times."""
         return self._hash
 
+    @property
+    def rotary(self) -> bool:
+        """Whether queries and keys are rotated, in whatever way."""
+        return self.position_embedding_type not in ("none", "learned_absolute")
+
     def with_sizes(self, sizes: Mapping[str, Any]) -> Architecture:
         """The model with other sizes, and with those that follow from them."""
         made = replace(self, **sizes)

@@ -281,12 +281,16 @@ def recipe_from_hf(config: Any, *, path: str) -> Recipe:
     return Recipe(
         name=path, source="hf-config", task="pretrain", model=str(config.get("_name_or_path") or config.get("model_type")),
         model_id=None, architecture=a, seq_length=ASSUMED_SEQ, global_batch_size=ASSUMED_BATCH, precision="bf16",
-        features=Features(grad_reduce_fp32=True, dispatcher="alltoall" if a.num_moe_experts else None),
+        features=Features(
+            grad_reduce_fp32=True, dispatcher="alltoall" if a.num_moe_experts else None, rope_fusion=a.model_type in ROTATED_IN_ONE,
+        ),
         bare=(OVERLAP, PRECISION),  # as Bridge's plain training has it (bridge/recipes/common.py:92)
     )  # fmt: skip
 
 
 ASSUMED_SEQ, ASSUMED_BATCH = 4096, 256
+ROTATED_IN_ONE = ("llama", "nemotron", "nemotron_h", "deepseek_v4")
+"""Families that Bridge's conversion has `apply_rope_fusion` on for (bridge/models/llama/llama_bridge.py:71 and those of the others)."""
 MOST_LAYERS = 10_000
 
 

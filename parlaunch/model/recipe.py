@@ -63,6 +63,7 @@ class Features(HashedOnce):
     fused_accumulation: bool = (
         True  # products of weight gradients add to the sum themselves: `gradient_accumulation_fusion`
     )
+    rope_fusion: bool = True  # one kernel rotates queries and keys, where there is one: `apply_rope_fusion`
     transformer_impl: str = "transformer_engine"  # or local: what Megatron's conditions go by
     transpose_cache: bool = True  # not `disable_parameter_transpose_cache`: FP8 weights stay transposed as well
     # What runs of other years and frameworks differ in.
@@ -73,6 +74,11 @@ class Features(HashedOnce):
     def gathered_low(self, precision: str) -> bool:
         """Whether weights in this precision are kept and gathered in 8 or 4 bits, with no copy in 16."""
         return self.fp4_param_gather if precision == "nvfp4" else self.fp8_param_gather and precision.startswith("fp8")
+
+
+def rotated_in_one(a: Architecture, f: Features) -> bool:
+    """Whether one kernel rotates queries, and one keys: Megatron Bridge takes it back for all but plain rotary embeddings."""
+    return f.rope_fusion and a.position_embedding_type == "rope"
 
 
 def features_from_json(data: Mapping[str, Any] | None) -> Features:
@@ -122,6 +128,7 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
         fp8_output=bool(given.get("fp8_output")),
         fp8_activation_input=bool(given.get("fp8_activation_input")),
         fused_accumulation=bool(given.get("fused_accumulation", True)),
+        rope_fusion=bool(given.get("rope_fusion", True)),
         transformer_impl=str(given.get("transformer_impl") or "transformer_engine"),
         transpose_cache=bool(given.get("transpose_cache", True)),
         sequence_parallel=bool(given.get("sequence_parallel", True)),

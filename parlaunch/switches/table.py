@@ -175,6 +175,14 @@ UNFUSED_ROTARY = ("exaone4_5", "qwen3_5", "qwen3_5_moe")
 bridge/models/qwen_vl/modelling_qwen3_vl/rope.py:477)."""
 
 
+def _rotary_keys(r: Recipe, value: str) -> dict[str, object]:
+    key, on = "model.apply_rope_fusion", value == "on"
+    # Of latent attention it is experimental, and Core before 0.16 refuses it without (megatron/core/fusions/fused_mla_yarn_rope_apply.py);
+    # Bridge's recipes set both (bridge/recipes/deepseek/h100/deepseek_v3.py:238).
+    latent = {"dist.enable_megatron_core_experimental": True} if on and r.architecture.multi_latent_attention else {}
+    return {key: on, **latent}
+
+
 def _any(_value: str) -> bool:
     return True
 
@@ -311,8 +319,9 @@ SWITCHES: tuple[Switch, ...] = (
         numerics=KERNEL, source="megatron/core/transformer/transformer_config.py:944",
     ),
     Switch(
-        name="rope_fusion", stops=_rotary, what="one kernel for rotary embeddings", **_plain("model.apply_rope_fusion"),
-        numerics=KERNEL, source="megatron/core/transformer/transformer_config.py:2165, :2838, bridge/utils/fusions.py:71",
+        name="rope_fusion", stops=_rotary, what="one kernel for rotary embeddings",
+        **_plain("model.apply_rope_fusion") | _flag("rope_fusion") | {"keys": _rotary_keys, "error": {"": 0.05}}, numerics=KERNEL,
+        source="megatron/core/transformer/transformer_config.py:2165, :2838, bridge/utils/fusions.py:71",
     ),
     Switch(
         name="bias_fusion", on_cpu=_any, stops=_activation, what="one kernel for bias and activation, one for bias, dropout and residual",

@@ -197,7 +197,10 @@ def _row(
         "id": f"gpu-check-{(sheet.name if sheet else 'cpu').replace(' ', '-').lower()}-{words}", "model": name, "arch": arch,
         "task": "pretrain", "hardware": hardware, "gpus": 1, "framework": framework, "software": _software(), "precision": precision,
         "tp": 1, "pp": 1, "mbs": mbs, "gbs": 4 * mbs, "seq": 64 if cpu else 4096, "recompute": case.get("recompute"),
-        "features": {"grad_reduce_fp32": True, "cross_entropy": "unfused", "force_balance": True}, "status": "ok",
+        "features": {
+            "grad_reduce_fp32": True, "cross_entropy": "unfused", "force_balance": True,
+            "rope_fusion": not arch.get("multi_latent_attention", False),
+        }, "status": "ok",
         "source": "scripts/gpu_check", "licence": "this repository's",
         # Rows mean Transformer Engine's layers, and gradients that are added up where they are made.
         "confidence": "high" if libraries.get("fused") else f"low: without {'apex' if engine else 'Transformer Engine'}",

@@ -348,8 +348,8 @@ def saved(spec: dict[str, Any]) -> float:
 
     def note(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
-        rotary_angles = tensor.dim() == 4 and tensor.shape[1:3] == (1, 1)  # one set for all layers
-        if storage._cdata not in weights and not rotary_angles:
+        shared = diffusion and tensor.dim() == 4 and tensor.shape[1:3] == (1, 1)  # angles, one set for all layers
+        if storage._cdata not in weights and not shared:
             kept[storage._cdata] = storage
         return tensor
 

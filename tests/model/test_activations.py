@@ -48,6 +48,10 @@ NORMED = 2 * BASE["hidden_size"]
 `LayerNormLinear` normalises inside (`pytorch/module/layernorm_linear.py`)."""
 
 
+ONE_SET = 4 * MLA["qk_pos_emb_head_dim"] // 4
+"""Bytes a token, of four that share them, of the angles that what is recomputed keeps in float32: one set for all layers."""
+
+
 class Case(NamedTuple):
     """A layer of Megatron Core's and where it stands; `apart`: bytes a token that we count beyond it, and why they are named above."""
 
@@ -86,8 +90,8 @@ LAYERS: dict[str, Case] = {
     "attention core again": Case(BASE, modules=("core_attn",)),
     "core of as many keys as queries again": Case({**BASE, "num_query_groups": 8}, modules=("core_attn",)),
     "latent core again": Case({**BASE, **MLA}, modules=("core_attn",)),
-    "up projections again": Case({**BASE, **MLA}, modules=("mla_up_proj",)),
-    "up projections again, on two tensor ranks": Case({**BASE, **MLA}, tp=2, modules=("mla_up_proj",)),
+    "up projections again": Case({**BASE, **MLA}, modules=("mla_up_proj",), apart=-ONE_SET),
+    "up projections again, on two tensor ranks": Case({**BASE, **MLA}, tp=2, modules=("mla_up_proj",), apart=-ONE_SET),
     "MLP again": Case(BASE, modules=("mlp",), apart=-NORMED),
     "experts again": Case({**BASE, **MOE}, modules=("moe",)),
     "experts and shared experts again": Case({**BASE, **SHARED}, modules=("moe",)),
@@ -216,15 +220,23 @@ def kept(model: dict[str, Any], around: Surroundings) -> float:
 
 
 def counted(case: Case) -> float:
+    """Layers on the CPU are rotated in plain torch; the four samples of a micro batch share the angles."""
     recompute = Recompute(granularity="selective", modules=case.modules) if case.modules else NO_RECOMPUTE
     return kept(
         case.model,
         Surroundings(
             tp=case.tp, sequence_parallel=case.sequence_parallel, etp=case.etp, recompute=recompute,
             frozen=bool(case.adapters), adapters=case.adapters, adapter_dropout=case.adapter_dropout,
-            adapter_rank=RANK if case.adapters else 0,
+            adapter_rank=RANK if case.adapters else 0, plain_rotation=True,
         ),
-    )  # fmt: skip
+    ) - _of_three_samples(case)  # fmt: skip
+
+
+def _of_three_samples(case: Case) -> float:
+    latent, again = "multi_latent_attention" in case.model, "mla_up_proj" in case.modules
+    if "linear_attention_freq" in case.model or (latent and again):
+        return 0.0
+    return 0.75 * 8 * float(case.model["qk_pos_emb_head_dim" if latent else "kv_channels"])
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -362,6 +362,35 @@ def test_a_switch_comes_with_what_bridge_asks_of_it() -> None:
         assert {unit, "mixed_precision.fp8_param_gather=False"} <= set(made.overrides)
 
 
+def test_latent_queries_and_keys_made_by_one_kernel_come_with_megatrons_experimental_features() -> None:
+    """Core before 0.16 refuses the kernel without them; grouped queries have another one, sparse attention has none."""
+    row, experimental = switch("rope_fusion"), "dist.enable_megatron_core_experimental"
+    assert row is not None
+    alone = Layout(world=8)
+    latent, grouped, sparse = (
+        catalog.recipe(name)
+        for name in (
+            "moonlight_16b_pretrain_config",
+            "qwen3_8b_pretrain_config",
+            "glm52_pretrain_192gpu_gb200_bf16_config",
+        )
+    )
+    assert row.keys(latent, "on").get(experimental) is True
+    assert experimental not in {**row.keys(latent, "off"), **row.keys(grouped, "on")}
+    assert [row.stops(alone, r, "on") is None for r in (latent, grouped, sparse)] == [True, True, False]
+    sizes = {"tp": 2, "pp": 1, "ep": 8, "micro_batch_size": 1, "evidence": False}
+    asked = (
+        {"switches": "recipe,rope_fusion=on"},
+        {"switches": "recipe", "overrides": ("model.apply_rope_fusion=True",)},
+    )
+    without, *made = (
+        front.plan(latent.name, "dgx-h100:2", **sizes | said) for said in ({"switches": "recipe"}, *asked)
+    )
+    for plan_of in made:
+        assert {"model.apply_rope_fusion=True", f"{experimental}=True"} <= set(plan_of.overrides)
+        assert plan_of.chosen.estimate.iteration_time_s < 0.99 * without.chosen.estimate.iteration_time_s
+
+
 def test_weights_packed_in_fp4_are_gathered_so_but_under_fsdp() -> None:
     """Megatron-FSDP has no buffers for them: Bridge's own recipe turns it off there (perf_recipes/nemotronh/common.py)."""
     name, off = "llama3_70b_pretrain_64gpu_gb200_nvfp4_config", "mixed_precision.fp4_param_gather=False"

@@ -8,16 +8,20 @@ from typing import NamedTuple
 from parlaunch.estimate.timing.pieces import LOW, QUANTISE_KERNELS, Cost, Pieces, quantised_bytes
 from parlaunch.model.architecture import LayerKind
 from parlaunch.model.flops import TEXT
+from parlaunch.model.recipe import rotated_in_one
 
 UNFUSED_SOFTMAX = 12
 """Kernels of a softmax in plain PyTorch, with its conversions, mask and scale."""
 
 
-PLAIN_ROTATION = (24.0, 34.0)
+PLAIN_ROTATION = (24.0, 28.0)
 """Bytes an element of queries and keys moves, forward and backward, where no kernel rotates them in one: products with cosines and
 sines, the halves turned, their sum, and what joins and cuts them, each by itself (Megatron-Core rope_utils.py,
-`_apply_rotary_pos_emb_bshd`). Megatron Bridge takes the kernel back for all but plain rotary embeddings (utils/fusions.py:84), so for
-YaRN and for those of several axes."""
+`_apply_rotary_pos_emb_bshd`; tests/estimate/timing/test_rotation.py counts them). Megatron Bridge takes the kernel back for all but
+plain rotary embeddings (utils/fusions.py:84), so for YaRN and for those of several axes; and its own recipes of most models are
+without."""
+LATENT_ROTATION = (28.0, 42.0)
+"""The same in multi-latent attention, whose elements are put in order first (`mla_rotary_interleaved`)."""
 FIRST_FLASH = 2.0
 """Time of the first FlashAttention over that of the second and its like ("around 2x speedup", arXiv:2307.08691, on A100)."""
 CAST_BACK = 3.0
@@ -98,16 +102,16 @@ class Mixers(Pieces):
     def _rotated(self, elements: float) -> tuple[float, float, int]:
         """Rotating so many elements of queries and keys, and their norms: seconds forward and backward, and forward kernels beside."""
         a = self.arch
-        if a.position_embedding_type in ("none", "learned_absolute"):
+        if not a.rotary:
             return 0.0, 0.0, 6
         norms = 4.0 * elements * self.fused if a.qk_layernorm else 0.0
-        if a.position_embedding_type == "rope":
+        if rotated_in_one(a, self.o.features):
             both = self.k.stream(4.0 * elements * self.fused + norms, kernels=2)
             return both, 1.3 * both, 6
         forward, backward = PLAIN_ROTATION
         return (
             self.k.stream(forward * elements + norms, kernels=24),
-            self.k.stream(backward * elements + 1.3 * norms, kernels=18),
+            self.k.stream(backward * elements + 1.3 * norms, kernels=14),
             28,
         )
 
@@ -133,16 +137,38 @@ class Mixers(Pieces):
         f0, b0, n0 = self._linear(self.region, down, self.h)
         f1, b1, n1 = self._linear(t, heads * qk, source, side="norm")
         f2, b2, n2 = self._linear(t, heads * ((a.qk_head_dim or 128) + value), kv_rank, side="norm")
-        # Two norms over the compressed vectors, the rotation, and the copies that put the two parts together.
-        glue = self.k.stream(t * heads * (qk + value) * 8.0 * self.fused, kernels=6)
-        up = f1 + f2 + glue
+        # The norms in front of the projections up, over what a rank holds of the sequence; what cuts keys from the compressed vectors
+        # is a view, and its gradient a copy.
+        normed = self.region * (kv_rank + (a.q_lora_rank or 0))
+        norms = self.k.stream(4.0 * self.fused * normed, kernels=2)
+        back = self.k.stream(8.0 * self.fused * normed + 4.0 * self.region * (kv_rank + rope), kernels=3)
+        rotate, turned, n3 = self._joined(t, heads, qk - rope, rope, value)
+        up = f1 + f2 + norms + rotate
         # Sparse attention works on the compressed vectors.
         sparse = a.experimental_attention_variant == "dsa"
         return _Inputs(
-            forward=f0 + up, backward=b0 + (b1 + b2 + 1.3 * glue), up=up,
-            kernels=float(n0 + n1 + n2 + 8), qk=qk, value=value,
+            forward=f0 + up, backward=b0 + b1 + b2 + back + turned, up=up,
+            kernels=float(n0 + n1 + n2 + n3), qk=qk, value=value,
             kv_elements=kv_rank + rope if sparse else heads * (qk + value),
         )  # fmt: skip
+
+    def _joined(self, t: float, heads: int, plain: int, rope: int, value: int) -> tuple[float, float, int]:
+        """MLA's queries, keys and values made of what the projections up give, of `plain` elements a head and `rope` that are rotated:
+        seconds forward and backward, and forward kernels (Megatron-Core transformer/multi_latent_attention.py,
+        `qkv_up_proj_and_rope_apply`; the test of the rotation counts them)."""
+        if rotated_in_one(self.arch, self.o.features):
+            # Queries are rotated in place; keys and values are read once and written apart (fusions/fused_mla_yarn_rope_apply.py).
+            both = self.k.stream(t * heads * (4.0 * (plain + value) + 6.0 * rope), kernels=2)
+            return both, both, 4
+        forward, backward = LATENT_ROTATION
+        rotated = t * (heads + 1) * rope  # the positional part of the keys is one for all heads
+        # Both are joined of their parts, values copied out; going back gradients are joined in turn, and those of that part summed.
+        joined = t * heads * (8.0 * plain + 6.0 * rope + 4.0 * value)
+        return (
+            self.k.stream(forward * rotated + joined, kernels=29),
+            self.k.stream(backward * rotated + joined, kernels=29),
+            31,
+        )
 
     def _compressed(self, kind: LayerKind, heads: int) -> _Inputs:
         """DeepSeek-V4: one key that is its own value, low-rank queries, and beside the key compressed ones."""

@@ -1,0 +1,91 @@
+"""Rotary embeddings: the bytes that they move with a kernel of their own and without one, against Megatron Core's own functions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parlaunch.estimate.timing.collectives import Links
+from parlaunch.estimate.timing.kernels import Kernels
+from parlaunch.estimate.timing.layers import Layers
+from parlaunch.estimate.timing.pieces import split_of
+from parlaunch.estimate.timing.software import software_of
+from parlaunch.model.architecture import Architecture
+from parlaunch.model.catalog import architecture
+from tests.conftest import HANGS_S, need
+from tests.estimate.timing.make import dense, features, layout, rates, recipe
+
+BRIDGE = os.environ.get("BRIDGE_PYTHON", "")
+LATENT = architecture("deepseek-ai/DeepSeek-V3")
+
+
+class Bytes(Kernels):
+    """Kernels that take as many seconds as they move bytes; products and attention take none."""
+
+    def gemm(self, *_: Any, **__: Any) -> float:
+        return 0.0
+
+    def attention(self, **_: Any) -> float:
+        return 0.0
+
+    def stream(self, moved: float, *, kernels: float = 1.0) -> float:
+        return moved
+
+
+def a_head(a: Architecture, **on: Any) -> tuple[float, float]:
+    """Bytes forward and backward of one head more, a token and layer."""
+
+    def layer(heads: int) -> tuple[float, float]:
+        made = recipe(replace(a, num_attention_heads=heads, num_query_groups=heads), features=features(**on))
+        machine, x = rates(), layout(world=1)
+        layers = Layers(made, software_of(None), Bytes(machine), Links(machine))
+        time = layers.of(split_of(x))[-1]
+        return time.forward.compute, time.backward.compute
+
+    few, many = layer(64), layer(128)
+    return (many[0] - few[0]) / (64 * 4096), (many[1] - few[1]) / (64 * 4096)
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[str, list[float]]:
+    """What Megatron Core of the installed Bridge moves, by its own functions on the CPU."""
+    need(BRIDGE, "an environment with megatron-bridge (BRIDGE_PYTHON)")
+    done = subprocess.run(
+        [BRIDGE, "-W", "ignore", str(Path(__file__).parent / "megatron_rotation.py")],
+        capture_output=True, text=True, timeout=HANGS_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.bridge
+def test_a_rotation_in_plain_torch_moves_what_megatron_core_moves(counted: dict[str, list[float]]) -> None:
+    plain = dense(kv_channels=64)
+    # A query and a key of 64 elements.
+    assert a_head(plain, rope_fusion=False) == pytest.approx([2 * 64 * x for x in counted["plain"]])
+    for kind in ("yarn", "mrope"):  # Bridge takes the kernel back
+        assert a_head(replace(plain, position_embedding_type=kind)) == a_head(plain, rope_fusion=False)
+
+
+@pytest.mark.bridge
+def test_queries_and_keys_of_latent_attention_are_made_as_megatron_core_makes_them(
+    counted: dict[str, list[float]],
+) -> None:
+    assert a_head(LATENT, rope_fusion=False) == pytest.approx(counted["latent"])
+
+
+def test_one_kernel_of_latent_attention_rotates_queries_in_place_and_reads_and_writes_keys_and_values_once() -> None:
+    """Core's `rotary_fwd_q_kernel` and `rotary_fwd_kv_kernel`, and the two that go back: 128 elements a head that are not rotated, 64
+    that are, values of 128."""
+    queries, keys_and_values = 2 * 2 * 64, 2 * (128 + 128) + 2 * (128 + 64 + 128)
+    assert a_head(LATENT) == pytest.approx((queries + keys_and_values,) * 2)
+
+
+def test_one_kernel_reads_and_writes_what_it_rotates() -> None:
+    assert a_head(dense(kv_channels=64)) == pytest.approx((2 * 64 * 4.0, 2 * 64 * 4.0 * 1.3))
