@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from parlaunch.estimate.timing.software import software_of
 from parlaunch.model.activations import WIDE, Surroundings, keeps_scores, layer_activations
 from parlaunch.model.architecture import Architecture
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute
-from parlaunch.model.recipe import rotated_in_one
+from parlaunch.model.recipe import predicted_in, rotated_in_one
 
 IMBALANCE = 1.2
 """Tokens on the fullest expert-parallel rank over the mean, for a trained router with a balancing loss; 1 where the recipe
@@ -123,7 +124,8 @@ def left_on(place: Place, p: Given, recompute: Recompute, s: Surroundings, micro
     if i == p.pp - 1:
         saved += 2 * WIDE * h * residual
         if a.mtp_num_layers:
-            one, most = _chunk(Chunk(tuple(Counter(a.mtp_layers()).items()), a.mtp_layers()), a, recompute, s)
+            around = s if (last_in := predicted_in(a, s.precision)) == s.precision else replace(s, precision=last_in)
+            one, most = _chunk(Chunk(tuple(Counter(a.mtp_layers()).items()), a.mtp_layers()), a, recompute, around)
             # Both norms in and out, and their concatenation.
             saved += one + a.mtp_num_layers * 6 * WIDE * h * residual
             transient = max(transient, most)

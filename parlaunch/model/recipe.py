@@ -81,6 +81,12 @@ def rotated_in_one(a: Architecture, f: Features) -> bool:
     return f.rope_fusion and a.position_embedding_type == "rope"
 
 
+def predicted_in(a: Architecture, precision: str) -> str:
+    """What layers of multi-token prediction train in: Megatron Core has them not in FP4, but for stacks of hybrids, which see to it
+    themselves (megatron/core/transformer/multi_token_prediction.py, `_proj_and_transformer_layer`; models/hybrid/hybrid_block.py:329)."""
+    return "bf16" if precision == "nvfp4" and not a.hybrid_layer_pattern else precision
+
+
 def features_from_json(data: Mapping[str, Any] | None) -> Features:
     """Features as `recipes.json` and tables of runs write them."""
     given = dict(data or {})

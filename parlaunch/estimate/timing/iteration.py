@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from math import log, pi, sqrt
 
@@ -23,7 +24,7 @@ from parlaunch.model.flops import model_flops_per_token
 from parlaunch.model.layout import Layout
 from parlaunch.model.matrices import adapter_size
 from parlaunch.model.parameters import padded_vocab, split_layers, stage_weights
-from parlaunch.model.recipe import Recipe
+from parlaunch.model.recipe import Recipe, predicted_in
 
 DP_SHARE_HIDDEN = 0.8
 """Share of data-parallel traffic that hides where there is compute to hide it under: the last bucket never does."""
@@ -88,6 +89,11 @@ class _Model:
         self.software = software_of(recipe.features.framework)
         self.kernels, self.links = _machine(rates)
         self.layers = Layers(recipe, self.software, self.kernels, self.links)
+        # Layers of multi-token prediction, which may be in another format.
+        last = predicted_in(recipe.architecture, recipe.precision)
+        self.predicted = self.layers
+        if last != recipe.precision and recipe.architecture.mtp_num_layers:
+            self.predicted = Layers(replace(recipe, precision=last), self.software, self.kernels, self.links)
         self.mtp = tuple(self.layers.number[kind] for kind in recipe.architecture.mtp_layers())
         self.graphed = _graphed(recipe)
         pace = pace_of(recipe, rates.models)
@@ -146,14 +152,15 @@ class _Model:
             if time.recompute is not ZERO:
                 again = 1.0 if block is None else min(1.0, block / size)
                 backward = add(backward, time.recompute, count * again)
-        embedding, head = self.layers.ends(split)
+        embedding, head, predicting = self.layers.ends(split)
         if parts.first:
             forward, backward = add(forward, embedding.forward), add(backward, embedding.backward)
         if parts.last:
-            heads = 1 + (self.recipe.architecture.mtp_num_layers or 0)
-            forward, backward = add(forward, head.forward, heads), add(backward, head.backward, heads)
+            depth = self.recipe.architecture.mtp_num_layers or 0
+            forward, backward = add(forward, head.forward, 1 + depth), add(backward, head.backward, 1 + depth)
+            forward, backward = add(forward, predicting.forward, depth), add(backward, predicting.backward, depth)
             for kind in self.mtp:
-                time = layers[kind]
+                time = self.predicted.of(split)[kind]
                 forward = add(forward, time.forward)
                 backward = add(add(backward, time.backward), time.recompute)
         if self.kernels.product.arch == "blackwell":

@@ -43,7 +43,7 @@ class Layers(Workload):
         self._layers: dict[Split, tuple[LayerTime, ...]] = {}
         self._wholes: dict[Split, tuple[_Part, ...]] = {}
         self._dense: dict[Split, tuple[tuple[_Part, _Part | None], ...]] = {}
-        self._ends: dict[Split, tuple[LayerTime, LayerTime]] = {}
+        self._ends: dict[Split, tuple[LayerTime, LayerTime, LayerTime]] = {}
 
     def of(self, split: Split) -> tuple[LayerTime, ...]:
         """A time for each of `kinds`."""
@@ -75,13 +75,14 @@ class Layers(Workload):
             known = self._dense[split] = tuple((builder.mixer(kind), builder.dense(kind)) for kind in self.kinds)
         return known
 
-    def ends(self, split: Split) -> tuple[LayerTime, LayerTime]:
-        """The embedding, and the final norm with output layer and loss."""
+    def ends(self, split: Split) -> tuple[LayerTime, LayerTime, LayerTime]:
+        """The embedding; the final norm with output layer and loss; and what one depth of multi-token prediction has in front of its
+        layers."""
         split = split.dense
         known = self._ends.get(split)
         if known is None:
             builder = _Builder(self, split)
-            known = self._ends[split] = (builder.embedding(), builder.head())
+            known = self._ends[split] = (builder.embedding(), builder.head(), builder.predicting())
         return known
 
 
@@ -165,3 +166,30 @@ class _Builder(Mixers, FeedForward):
             Cost(b + norm[1] + loss[1], tp[1], host=24 * self.host),
             ZERO,
         )
+
+    def predicting(self) -> LayerTime:
+        """In front of the layers of multi-token prediction: the embedding of the next token, a norm of it and one of the hidden state,
+        both joined and projected to one (Megatron-Core transformer/multi_token_prediction.py, `_get_embeddings`, `_concat_embeddings`)."""
+        if not self.arch.mtp_num_layers:
+            return LayerTime(ZERO, ZERO, ZERO)
+        embedding, t, h = self.embedding(), self.tokens, self.h
+        fmt = (
+            self.o.wide if self.o.recipe.precision == "nvfp4" else self.o.narrow
+        )  # not in FP4 (`_proj_and_transformer_layer`)
+        f, b, n = self._linear(t, max(1, h // self.s.tp), 2 * h, fmt, side="column")
+        # Two norms, and the copy that joins them; its gradient is cut in two views, which the norms copy.
+        held = self.region * h * self.fused
+        own = Cost(
+            f + self.k.stream(16.0 * held, kernels=3), self._projected(2 * h), host=(n + 7) * self.host,
+        )  # fmt: skip
+        back = Cost(
+            b + self.k.stream(24.0 * held, kernels=4), self._projected(4 * h), host=1.6 * (n + 7) * self.host,
+        )  # fmt: skip
+        return LayerTime(add(embedding.forward, own), add(embedding.backward, back), ZERO)
+
+    def _projected(self, width: int) -> float:
+        """Seconds that tensor ranks gather so much a token, and what one of them made of it."""
+        if self.s.tp == 1:
+            return 0.0
+        moved = 2.0 * self.tokens
+        return self.o.links.gather(moved * width, self.tp_group) + self.o.links.gather(moved * self.h, self.tp_group)
