@@ -15,6 +15,7 @@ from parlaunch.estimate.timing.operators import (
     waves,
 )
 from parlaunch.estimate.timing.silicon import CLOCK, SCALED_JOULES, Silicon, silicon_of
+from parlaunch.hardware.datasheet import product
 from parlaunch.hardware.rates import Rates
 
 # Bytes of one operand element by GEMM format; products are written in 16 bits.
@@ -42,6 +43,8 @@ PADDING = 64
 """Rows that a group of a grouped product adds on average: half a tile of 128, as counts of tokens end anywhere in one."""
 VECTOR_SHARE = 0.72
 """Share of their peak that units other than tensor cores reach: whatever the shape, with operands that are read unaligned."""
+CUT = 0.9
+"""A multiprocessor's matrix units are slower by design under this rate over the measured one's, not by another clock or another count."""
 LARGE = 8192
 """Rows, columns and depth of the product whose burst the power limit is held against."""
 _PEAKS = {
@@ -58,6 +61,11 @@ _MEASURED = {"mx": "fp8", "block": "fp8", "fp8": "fp8", "fp4": "fp4"}
 _HEAD_SIZES = (64, 128, 256, 512)
 
 
+def _behind(share: float, units: float) -> float:
+    """The share of their peak that matrix units reach which are slower by a factor: what keeps them waiting takes as long."""
+    return 1.0 / (1.0 + units * (1.0 / share - 1.0))
+
+
 class Kernels:
     """Kernel times on one GPU, in seconds. Results are remembered: a search asks for few shapes, often."""
 
@@ -69,6 +77,7 @@ class Kernels:
         self.rate = {f: rates.product.peak_flops(p) for f, p in _PEAKS.items()}
         self.rate["vector"] = rates.product.flops.get("fp32", self.rate["bf16"] / 16)
         self._stands_for = measured_as(rates.product) or NEAREST["ampere"]
+        self._units = {f: self._slower(p) for f, p in _PEAKS.items()} | {"vector": 1.0}
         self._tails = {f: tail(self._stands_for, self._measured(f)) for f in self.rate}
         self._kept = {f: self._sustained(f, rates.measured) for f in self.rate}
         self.scan_rate = self.silicon.scan * rates.product.sms * rates.product.boost_clock_hz
@@ -82,9 +91,18 @@ class Kernels:
     def _burst(self, fmt: str) -> float:
         return self._share(fmt, LARGE, LARGE, LARGE)
 
+    def _slower(self, precision: str) -> float:
+        """Rate of a multiprocessor's matrix units over that of the measured GPU's, where it is the same one with less of them."""
+        stands_for = product(self._stands_for)
+        assert stands_for is not None
+        if stands_for.compute_capability != self.product.compute_capability:
+            return 1.0
+        own, other = (p.peak_flops(precision) / (p.sms * p.boost_clock_hz) for p in (self.product, stands_for))
+        return own / other if own < CUT * other else 1.0
+
     def _share(self, fmt: str, m: int, n: int, k: int) -> float:
         """What a product reaches of what the data sheet allows for its shape, as a burst."""
-        share, shown = self._table(fmt).at(m, n, k), self._tails[fmt]
+        share, shown = _behind(self._table(fmt).at(m, n, k), self._units[fmt]), self._tails[fmt]
         share /= SCALED_BURST.get(fmt, 1.0)
         return share / waves(m, n, self.product.sms, shown) if shown else share
 
@@ -92,7 +110,9 @@ class Kernels:
         burst, name = self._burst(fmt), f"gemm_{_MEASURED.get(fmt, 'bf16')}"
         if name in measured:
             return measured[name] / burst / SCALED_JOULES.get(fmt, 1.0)
-        return self.silicon.sustained(fmt, burst * self.rate[fmt], self.product.power_w)
+        kept = self.silicon.sustained(fmt, burst * self.rate[fmt], self.product.power_w)
+        # FP4's tables hold less than training reaches, but no more of its peak than products in FP8 have of theirs.
+        return min(kept, self._burst("fp8") / burst) if fmt == "fp4" else kept
 
     def _clocked(self, fmt: str, share: float, size: int) -> float:
         """What a product of rows times columns times depth keeps of its burst under the power limit. One that is larger than that which the
@@ -170,7 +190,7 @@ class Kernels:
     ) -> float:
         """Fused attention of `heads` heads in all sequences over `flops` (already halved when causal; `whole`: it is not)."""
         s, value = self.silicon, value_dim or head_dim
-        share = self._attention_share(sequence, heads, head_dim, value) * s.flash
+        share = _behind(self._attention_share(sequence, heads, head_dim, value), self._units["bf16"]) * s.flash
         gain = s.flash_backward if backward else 1.0
         if fmt != "bf16":
             form = str(head_dim) if head_dim == value else f"{head_dim},{value}"

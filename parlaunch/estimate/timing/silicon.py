@@ -6,7 +6,8 @@ runs as a whole, never for one model: H100's of dense models in bf16 and FP8 (Me
 (SimuMax: 0.48 of the peak where bursts reach 0.68), GB200's and GB300's in FP8. Other boards of the chip have theirs by their watts
 (`CLOCK`). FP4's tables hold kernels of inference with their quantising, which are slower than Transformer Engine's: there the limit alone
 says what large products reach, and the table how much less others do. Its joules are those at which twelve products of a layer take a B300
-the 3.76 ms of Transformer Engine's own benchmark (docs/examples/gemm_profiling, 2026). Memory on Blackwell streams at 0.67 (SimuMax's B200)
+the 3.76 ms of Transformer Engine's own benchmark (docs/examples/gemm_profiling, 2026). Rubin's joules are supposed: as far under
+Blackwell's as those are under Hopper's (0.83 in 16 bits, 0.75 in 8 and 4). Memory on Blackwell streams at 0.67 (SimuMax's B200)
 to 0.70 of its rate (quantising in that benchmark, by the bytes it moves). Elsewhere memory, kernel gaps and NCCL's constants a link (20.0, 20.6 and 40.1 GB/s of 25, 25 and 50) are those of kernel benchmarks.
 A machine file (`parlaunch.check.calibrate`) replaces them by what was measured on the machine itself.
 """
@@ -49,7 +50,7 @@ class Silicon:
     hbm: float = 0.84  # streaming kernels, share of HBM bandwidth
     kernel: float = 2.0e-6  # s between the end of one kernel and the start of the next that depends on it
     nvlink: float = 0.80  # NCCL bus bandwidth where no table has it, share of the links' one-direction rate
-    host: float = 8e-6  # s of CPU time to issue one kernel from eager PyTorch
+    host: float = 8e-6  # s of CPU time to issue one kernel from eager PyTorch, on the x86 servers of its time
 
     def sustained(self, fmt: str, burst: float, power: float | None) -> float:
         """Share of the burst rate (FLOP/s) that a format's products keep in training on a board of that many watts."""
@@ -72,21 +73,26 @@ GENERATIONS: dict[str, Silicon] = {
     "ada": Silicon(sustained_bf16=0.95, flash_backward=0.82, epilogue=0.6, hbm=0.82),
     "hopper": Silicon(
         joules_bf16=1.09e-12, joules_fp8=0.57e-12, watts_bf16=700.0, watts_fp8=700.0, flash=0.97, flash_backward=0.83, epilogue=0.6,
-        hbm=0.78, kernel=1.8e-6, nvlink=0.824, host=6e-6,
+        hbm=0.78, kernel=1.8e-6, nvlink=0.824, host=6.5e-6,
     ),
     "blackwell": Silicon(
         joules_bf16=0.91e-12, joules_fp8=0.43e-12, joules_fp4=0.195e-12, watts_fp8=1200.0, flash=0.97, flash_backward=0.81,
-        epilogue=0.3, hbm=0.70, kernel=1.8e-6, nvlink=0.802,
+        epilogue=0.3, hbm=0.70, kernel=1.8e-6, nvlink=0.802, host=6.5e-6,
     ),
     "rubin": Silicon(
-        joules_bf16=0.91e-12, joules_fp8=0.43e-12, joules_fp4=0.195e-12, flash=0.97, flash_backward=0.81, epilogue=0.3,
-        hbm=0.70, kernel=1.8e-6, nvlink=0.802,
+        joules_bf16=0.76e-12, joules_fp8=0.32e-12, joules_fp4=0.147e-12, flash=0.97, flash_backward=0.81, epilogue=0.3,
+        hbm=0.70, kernel=1.8e-6, nvlink=0.802, host=6.5e-6,
     ),
 }  # fmt: skip
 
 
 GENERATIONS["blackwell_ultra"] = replace(GENERATIONS["blackwell"], watts_fp8=0.0)
 """B300 and GB300: their watts and their own tables say what is different."""
+
+
+HOST = {"grace": 8e-6}
+"""Seconds in place of `host`, where the CPU is built with the GPU. Of the rows in validation/ that wait for the CPU those of Grace say 8 us, those of
+H100 6, of B200 and B300 with x86 6 to 7: it is the CPU's time, so that one number is for all of these."""
 
 
 ACROSS = 1.5
@@ -101,6 +107,7 @@ SOCKET_LINK = 100e9
 def silicon_of(rates: Rates) -> Silicon:
     """The generation's constants, with what a machine file measured in their place, for ranks that are bound or roam."""
     base = GENERATIONS.get(rates.product.silicon, GENERATIONS["hopper"])
+    base = replace(base, host=HOST.get(rates.product.cpu or "", base.host))
     changes = {name: value for name, value in rates.measured.items() if name in Silicon.__dataclass_fields__}
     # Joules that a machine file has are those of its own boards.
     changes |= {f"watts_{fmt}": 0.0 for fmt in ("bf16", "fp8") if f"joules_{fmt}" in changes}

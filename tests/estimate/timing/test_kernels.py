@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean, median
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from parlaunch.estimate.timing import kernels
 from parlaunch.estimate.timing.kernels import OPERAND_BYTES, Kernels
+from parlaunch.hardware.datasheet import product, product_names
 from tests.estimate.timing.make import rates
 
 dims = st.integers(1, 20_000)
@@ -110,3 +112,24 @@ def test_a_product_that_was_slowed_when_it_was_measured_is_not_slowed_once_more_
     assert burst < 0.95  # the table's own reading of it
     assert rate(*larger) / rate(*large) == pytest.approx(burst**0.5, rel=0.02)
     assert rate(*large) == pytest.approx(made.reached("fp8"), rel=0.02)
+
+
+def test_matrix_units_that_are_cut_by_design_wait_less_for_the_same_multiprocessor() -> None:
+    for cut, whole in (("hgx-h20", "dgx-h100"), ("rtx4090-8", "l40s-pcie-8"), ("rtx5090-8", "rtxpro6000-8")):
+        less, more = Kernels(rates(cut)), Kernels(rates(whole))
+        for fmt in ("bf16", "fp8"):
+            assert more.reached(fmt) < less.reached(fmt) < 1.0
+    assert Kernels(rates("hgx-h800")).reached("fp8") == Kernels(rates("dgx-h100")).reached("fp8")
+
+
+@pytest.mark.parametrize("name", product_names())
+def test_no_product_is_faster_than_its_peak(name: str) -> None:
+    sheet = product(name)
+    assert sheet is not None
+    kernels = Kernels(replace(rates("dgx-h100"), product=sheet))
+    assert all(0.0 < kernels.reached(fmt) <= 1.0 for fmt in kernels.rate if fmt != "vector")
+
+
+def test_the_host_is_as_fast_as_its_cpu_whatever_gpu_stands_beside() -> None:
+    hosts = [Kernels(rates(name)).silicon.host for name in ("dgx-h100", "dgx-b200", "dgx-b300", "gh200", "gb200-nvl72")]
+    assert hosts[0] == hosts[1] == hosts[2] < hosts[3] == hosts[4]
