@@ -131,11 +131,15 @@ class Mixers(Pieces):
         a, t = self.arch, self.tokens
         rope, value, kv_rank = a.qk_pos_emb_head_dim or 0, a.v_head_dim or 128, a.kv_lora_rank or 512
         qk = (a.qk_head_dim or 128) + rope
-        down, source = (
-            (kv_rank + rope, self.h) if not a.q_lora_rank else (a.q_lora_rank + kv_rank + rope, a.q_lora_rank)
-        )
-        f0, b0, n0 = self._linear(self.region, down, self.h)
-        f1, b1, n1 = self._linear(t, heads * qk, source, side="norm")
+        # Each of the two that read the hidden state quantises it, and autograd adds their gradients of it.
+        f0, b0, n0 = self._linear(self.region, kv_rank + rope, self.h)
+        b0 += self.k.stream(6.0 * self.region * self.h)
+        source = self.h
+        if a.q_lora_rank:
+            source = a.q_lora_rank
+            down = self._linear(self.region, source, self.h)
+            f0, b0, n0 = f0 + down[0], b0 + down[1], n0 + down[2]
+        f1, b1, n1 = self._linear(t, heads * qk, source, side="norm" if a.q_lora_rank else "column")
         f2, b2, n2 = self._linear(t, heads * ((a.qk_head_dim or 128) + value), kv_rank, side="norm")
         # The norms in front of the projections up, over what a rank holds of the sequence; what cuts keys from the compressed vectors
         # is a view, and its gradient a copy.

@@ -89,3 +89,24 @@ def test_one_kernel_of_latent_attention_rotates_queries_in_place_and_reads_and_w
 
 def test_one_kernel_reads_and_writes_what_it_rotates() -> None:
     assert a_head(dense(kv_channels=64)) == pytest.approx((2 * 64 * 4.0, 2 * 64 * 4.0 * 1.3))
+
+
+def test_latent_queries_and_keys_are_projected_down_one_by_one() -> None:
+    """Core's `_qkv_down_projection`, and the sum of two gradients of the hidden state; without low-rank queries their projection reads it."""
+
+    class Products(Bytes):
+        def gemm(self, m: int, n: int, k: int, *_: Any, **__: Any) -> float:
+            asked.append((n, k))
+            return 0.0
+
+    def layer(a: Architecture) -> float:
+        made = recipe(a)
+        layers = Layers(made, software_of(None), Products(rates()), Links(rates()))
+        return layers.of(split_of(layout(world=1)))[-1].backward.compute
+
+    asked: list[tuple[int, int]] = []
+    layer(LATENT)
+    assert {(1536, 7168), (512 + 64, 7168), (128 * 192, 1536), (128 * 256, 512)} <= set(asked)
+    asked.clear()
+    layer(replace(LATENT, q_lora_rank=None))
+    assert {(512 + 64, 7168), (128 * 192, 7168)} <= set(asked)
