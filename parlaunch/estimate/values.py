@@ -119,7 +119,7 @@ class Estimate:
     error_band: float  # ± share, from the residuals on published runs of this kind
     tokens_per_s_per_gpu: float
     model_tflops_per_gpu: float
-    mfu: float
+    mfu: float  # of what is done: frozen weights get no gradients, which Bridge counts in the TFLOP/s that it prints unless adapters freeze them
     breakdown: Breakdown
 
 

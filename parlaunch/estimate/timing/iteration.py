@@ -280,14 +280,16 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
     ).times(model.slower)
     total = parts.total
     tokens = layout.global_batch_size * recipe.seq_length / layout.world
-    flops = model_flops_per_token(recipe.architecture, recipe.seq_length, layout.tp, peft=recipe.task == "peft")
+    arch, seq = recipe.architecture, recipe.seq_length
+    flops = model_flops_per_token(arch, seq, layout.tp, peft=recipe.task == "peft")  # as Bridge counts what it prints
+    done = model_flops_per_token(arch, seq, layout.tp, peft=recipe.frozen)
     per_gpu = tokens / total
     return Estimate(
         iteration_time_s=total,
         error_band=error_band(recipe, layout, rates),
         tokens_per_s_per_gpu=per_gpu,
         model_tflops_per_gpu=per_gpu * flops / 1e12,
-        mfu=per_gpu * flops / rates.product.peak_flops(recipe.precision),
+        mfu=per_gpu * done / rates.product.peak_flops(recipe.precision),
         breakdown=parts,
     )
 

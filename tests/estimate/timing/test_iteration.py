@@ -456,3 +456,14 @@ def test_the_first_kernels_on_blackwell_were_slower_those_on_hopper_were_not() -
 
     assert longer("dgx-h100") == pytest.approx(1.0, abs=0.01)
     assert longer("dgx-b200") == pytest.approx(1.08, abs=0.01)
+
+
+def test_mfu_counts_no_gradients_of_frozen_weights_and_tflops_what_bridge_prints() -> None:
+    trained, frozen = (
+        estimate_time(recipe(features=features(frozen_language_model=frozen)), layout(), rates())
+        for frozen in (False, True)
+    )
+    peak = rates().product.peak_flops("bf16")
+    assert trained.mfu == pytest.approx(trained.model_tflops_per_gpu * 1e12 / peak)
+    assert 0.6 < frozen.mfu * peak / (frozen.model_tflops_per_gpu * 1e12) < 0.75
+    assert frozen.mfu < trained.mfu
