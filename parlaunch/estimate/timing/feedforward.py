@@ -30,6 +30,16 @@ CLAMPED = (16.0, 30.0)
 """Bytes an element of a gated quick-GELU's output moves beside it, forward and backward: its two inputs are clamped one after the other
 and joined, and the gradients masked and joined, each by itself (Megatron-Core fusions/fused_bias_geglu.py,
 `weighted_bias_quick_geglu_impl`: GPT-OSS, MiniMax-M3)."""
+WEIGHED = 6.0
+"""Bytes an element of a gated activation's output that the gradient of its weights moves: its sum over half the columns is a kernel of its
+own, which reads both inputs and the gradient again (Megatron-Core fusions/fused_bias_swiglu.py, `weighted_swiglu_back`). Without gates
+it is part of the other's (fused_weighted_squared_relu.py)."""
+GATED = 16.0
+"""Bytes a token and hidden element of the backward pass of the router's product in 32 bits: its input is converted (6) and read as such (2),
+the gradient written as such (2) and converted (6) (moe_utils.py, `RouterGatingLinearFunction`)."""
+SUMMED = 6.0
+"""Bytes an element of two tensors in 16 bits whose sum is a third: gradients of what goes to the router, the experts and the shared
+expert; the outputs of the last two (transformer/moe/moe_layer.py)."""
 IN_PRODUCTS = (2.1, 6.2)
 """Bytes an element of the activation's output that the experts' products move more where activation and quantising in MXFP8 are part of
 them, forward and backward: both orientations are written; its inputs are read, and their gradients written in both (Transformer Engine
@@ -57,12 +67,13 @@ B300 over EFA, two proxies: slower than alltoall at micro batch 1, faster at 4."
 class FeedForward(Pieces):
     """Time of a layer's MLP, with the norm in front and the residual behind."""
 
-    def _activation(self, elements: float) -> tuple[float, float]:
-        """Activation over the output of a first layer `elements` wide after gating; gated ones read two halves."""
+    def _activation(self, elements: float, *, weighed: bool = False) -> tuple[float, float]:
+        """Activation over the output of a first layer `elements` wide after gating; gated ones read two halves. `weighed`: by the shares
+        of the router, as the experts' are."""
         gated = self.arch.gated_linear_unit
         forward, backward = (
             elements * (6.0 if gated else 4.0) * self.fused,
-            elements * (10.0 if gated else 6.0) * self.fused,
+            elements * ((10.0 + (WEIGHED if weighed else 0.0)) if gated else 6.0) * self.fused,
         )
         if not gated or self.arch.activation_func != "quick_gelu" or self.o.features.paged_stash:
             return self.k.stream(forward), self.k.stream(backward)
@@ -101,7 +112,7 @@ class FeedForward(Pieces):
         sides = ("first", "second") if one else ("", "")
         f0, b0, n0 = self._linear(each, width * gated, inner, groups=local, module="linear_fc1", side=sides[0])
         f1, b1, n1 = self._linear(each, inner, width, groups=local, module="linear_fc2", side=sides[1])
-        act = self._activation(routed * imbalance * width)
+        act = self._activation(routed * imbalance * width, weighed=True)
         if one:
             between = routed * imbalance * width
             act = (
@@ -109,15 +120,9 @@ class FeedForward(Pieces):
                 self.k.stream(between * IN_PRODUCTS[1], kernels=0),
             )
         router = self.k.gemm(max(1, round(own)), experts, self.h, self.o.wide)
-        route = self.k.stream(own * (experts * 24.0 + self.h * 4.0), kernels=8)
         dispatcher = self.o.features.dispatcher or "alltoall"
-        fused = dispatcher in ("deepep", "hybridep")
-        # Permutation by expert in front of and behind the experts: each copy is read and written.
-        passes = 1.0 if fused else 2.0
-        permute = self.k.stream(
-            passes * (own * (1 + topk) + routed * imbalance) * inner * 2.0,
-            kernels=2 if fused else 8,
-        )
+        route = self._route(own, experts, dispatcher)
+        permute = self._permuted(own, topk, routed * imbalance, local, inner, dispatcher)
         latent = self._linear(own, inner, self.h) if a.moe_latent_size else (0.0, 0.0, 0)
         latent_up = self._linear(own, self.h, inner) if a.moe_latent_size else (0.0, 0.0, 0)
         norm = self._norm()
@@ -133,22 +138,12 @@ class FeedForward(Pieces):
             shared = (sf0 + sf1 + sact[0], sb0 + sb1 + sact[1])
             shared_tp = self._tp_exposed(self.h, pair=("linear_fc1", "linear_fc2"))
             shared_kernels = sn0 + sn1 + 4
-        forward = (
-            f0 + f1 + act[0] + router + route + 2 * permute + latent[0] + latent_up[0] + norm[0] + shared[0] + bias[0]
-        )
-        backward = (
-            b0
-            + b1
-            + act[1]
-            + 2 * router
-            + route
-            + 2 * permute
-            + latent[1]
-            + latent_up[1]
-            + norm[1]
-            + shared[1]
-            + bias[1]
-        )
+            joined = self.k.stream(SUMMED * own * self.h)
+            route = (route[0] + joined, route[1] + joined)
+        forward = f0 + f1 + act[0] + router + route[0] + 2 * permute + latent[0] + latent_up[0]
+        forward += norm[0] + shared[0] + bias[0]
+        backward = b0 + b1 + act[1] + 2 * router + route[1] + 2 * permute + latent[1] + latent_up[1]
+        backward += norm[1] + shared[1] + bias[1]
         held = eager_share(self.o.features)
         ep = 2.0 * self._dispatch(own, topk, inner, dispatcher)
         if s.etp > 1:
@@ -181,6 +176,41 @@ class FeedForward(Pieces):
         together = precision == "fp8ds" and self.turns
         return SPLIT + (0.0 if together else LAUNCH * SPLIT_KERNELS.get(precision, 1))
 
+    def _route(self, own: float, experts: int, dispatcher: str) -> tuple[float, float]:
+        """What the router does beside its product for so many tokens, forward and backward.
+
+        Bytes a token and expert, in 32 bits: the product's own result (2), scores and the largest of them (13; backward 13: Transformer
+        Engine, common/fused_router/fused_topk_with_score_function.cu), the same for the auxiliary loss (13; 12), its sums (5; 4), two
+        gradients that are one (12), that of the shares, laid out again (4). Where each copy goes is counted, numbered and sorted by expert
+        (26: common/triton/permutation.py, `_row_id_map_pass_1_kernel` to `3`); with HybridEP the dispatcher does. Benchmarks replace the
+        logits by random ones (12: Megatron-Core transformer/moe/moe_utils.py, `RandomSTE`)."""
+        forward, backward = 2.0 + 13.0 + 13.0 + 5.0, 13.0 + 12.0 + 4.0 + 12.0 + 4.0
+        forward += 26.0 if dispatcher != "hybridep" else 0.0
+        forward += 12.0 if self.o.features.force_balance else 0.0
+        return (
+            self.k.stream(own * experts * forward, kernels=8),
+            self.k.stream(own * (experts * backward + self.h * (GATED + SUMMED)), kernels=8),
+        )
+
+    def _permuted(self, own: float, topk: int, routed: float, local: int, width: int, dispatcher: str) -> float:
+        """Seconds in which tokens are laid out by expert in front of the experts, or back behind them: each copy is read and written."""
+        if dispatcher == "alltoall":
+            # In front of the exchange a token becomes a copy for each of its experts; behind it they are sorted by expert, where a rank
+            # has several (Megatron-Core, transformer/moe/token_dispatcher.py: `permute`, `sort_chunks_by_idxs`).
+            rows, kernels = own * (1 + topk) + (2.0 * routed if local > 1 else 0.0), 8
+            if self.quantise and not self.o.features.router_padding:
+                # Filled up to whole blocks of rows (transformer/moe/experts.py: `quantization_padding`).
+                rows += 2.0 * routed
+        else:
+            # A token comes once to a rank that has some of its experts, and becomes a copy for each of those.
+            rows, kernels = own * self.s.etp * self._wanted(topk) + routed, 2
+        return self.k.stream(2.0 * width * rows, kernels=kernels)
+
+    def _wanted(self, topk: int) -> float:
+        """Expert-parallel ranks that a token goes to, on average."""
+        n = self.ep_group.size
+        return n * (1.0 - (1.0 - 1.0 / n) ** topk)
+
     def _expert_bias(self, elements: float, local: int) -> tuple[float, float, int]:
         """The bias behind the experts, over `elements` of their output: seconds forward and backward, and forward kernels; nothing where
         the experts are one operation, which adds it to its product."""
@@ -206,7 +236,7 @@ class FeedForward(Pieces):
         if dispatcher == "alltoall":
             return links.all_to_all(own * topk * token, group)
         # A token goes once to each rank that wants it, and once over the network to each domain that wants it.
-        ranks = n * (1.0 - (1.0 - 1.0 / n) ** topk)
+        ranks = self._wanted(topk)
         moved = DEEPEP_SMS if group.inside <= 16 else DEEPEP_SMS_FAR
         slowest = 1.0 / moved if dispatcher == "deepep" else 0.0
         near = own * token * ranks * max((n - 1) / n / (links.nvlink * 0.85), slowest)

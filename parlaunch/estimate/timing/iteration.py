@@ -24,7 +24,7 @@ from parlaunch.model.flops import model_flops_per_token
 from parlaunch.model.layout import Layout
 from parlaunch.model.matrices import adapter_size
 from parlaunch.model.parameters import padded_vocab, split_layers, stage_weights
-from parlaunch.model.recipe import Recipe, predicted_in
+from parlaunch.model.recipe import Features, Recipe, predicted_in
 
 DP_SHARE_HIDDEN = 0.8
 """Share of data-parallel traffic that hides where there is compute to hide it under: the last bucket never does."""
@@ -330,7 +330,7 @@ def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> floa
         return _sharded(model, layout, stage, m)
     dense, routed = model.trained(layout)
     replicas = layout.dp * layout.cp  # gradients are summed over context parallelism too
-    gradient = 4.0 if features.grad_reduce_fp32 else 2.0
+    gradient = gradient_width(features)
     distributed = features.distributed_optimizer and software.distributed_optimizer
     if not distributed or software.dealt_tensors:
         wide, experts = links.group(replicas, layout.tp), links.group(max(1, layout.edp), layout.ep * layout.etp)
@@ -424,7 +424,7 @@ def _sharded(model: _Model, layout: Layout, stage: _Stage, m: int) -> float:
 
 
 def _optimizer(model: _Model, layout: Layout) -> float:
-    """Adam over this rank's shard: gradients, master weights and two moments read, three of them and weights written."""
+    """Adam over this rank's shard, and what is done once an iteration to gradients wherever they stand whole."""
     features = model.recipe.features
     shards, expert_shards = (layout.dp * layout.cp, max(1, layout.edp)) if layout.fsdp else _shards(model, layout)
     sharded = (features.distributed_optimizer and model.software.distributed_optimizer) or layout.fsdp
@@ -433,14 +433,38 @@ def _optimizer(model: _Model, layout: Layout) -> float:
     if model.software.dealt_tensors:  # who has the embedding, the largest tensor, has all of it
         arch = model.recipe.architecture
         mine = max(mine, padded_vocab(arch, layout.tp) // layout.tp * arch.hidden_size)
-    moments = 2.0 if features.moments in ("bfloat16", "float16") else 1.0 if "8" in features.moments else 4.0
-    # With a pass for the gradient norm and clipping.
-    moved = mine * (4.0 + 4.0 + 4.0 * moments + 2.0 + 4.0 + 4.0 + model.software.step_bytes)
-    local = model.kernels.stream(moved, kernels=40)
+    local = model.kernels.stream(mine * (model.software.step_bytes or step_bytes(model.recipe)), kernels=40)
     if features.optimizer_offload:
         # Gradients go to the host and weights come back; Adam runs on the CPU at its own pace.
         product = model.rates.product
         link, adam = product.c2c_bytes_per_s or model.links.pcie, CPU_ADAM_GRACE if product.cpu else CPU_ADAM
         link, away = to_host(link, model.rates), mine * features.optimizer_offload
         local = local * (1 - features.optimizer_offload) + away * 6.0 / link + away * 24.0 / adam
-    return local + 1e-3  # the norm's all-reduce, and the host's wait for it
+    local += 1e-3  # the norm's all-reduce, and the host's wait for it
+    if layout.fsdp or features.fsdp or not model.software.fused_accumulation:
+        return local
+    # Buffers of gradients are set to zero; experts' are scaled to the mean over all data-parallel ranks, of which theirs are a part
+    # (Megatron-Core, distributed/param_and_grad_buffer.py: `reset`, `bucket.grad_data *= bucket.gradient_scaling_factor`).
+    scaled = 2.0 if layout.edp != layout.dp * layout.cp else 0.0
+    return local + model.kernels.stream(gradient_width(features) * (dense + (1.0 + scaled) * routed), kernels=4)
+
+
+def gradient_width(features: Features) -> float:
+    """Bytes of an element of the buffers that gradients are summed in."""
+    return 4.0 if features.grad_reduce_fp32 else 2.0
+
+
+def step_bytes(recipe: Recipe) -> float:
+    """Bytes that the step moves for a parameter of this rank's shard.
+
+    Gradients become float32 where they are not (Megatron-Core, optimizer/distrib_optimizer.py: `shard_model_grad.float()`), and are read
+    for their norm; Adam reads them and reads and writes master weights and both moments; weights are made of masters by another kernel
+    (`_copy_main_params_to_model_params`). A precision-aware optimizer reads gradients as they are and writes weights itself, but for
+    formats whose weights somebody has to cast (optimizer_config.py: `use_precision_aware_optimizer_no_fp8_or_ds_fp8`)."""
+    f = recipe.features
+    gradient = gradient_width(f)
+    moments = 2.0 if f.moments in ("bfloat16", "float16") else 1.0 if "8" in f.moments else 4.0
+    if f.precision_aware_optimizer and recipe.precision not in ("fp8cs", "fp8sc", "fp8mx"):
+        return 2.0 * gradient + 8.0 + 4.0 * moments + 2.0
+    converted = 0.0 if gradient == 4.0 else gradient + 4.0
+    return converted + 4.0 + 4.0 + 8.0 + 4.0 * moments + 4.0 + 2.0

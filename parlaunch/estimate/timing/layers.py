@@ -11,7 +11,7 @@ from parlaunch.estimate.timing.collectives import Links
 from parlaunch.estimate.timing.feedforward import FeedForward
 from parlaunch.estimate.timing.kernels import Kernels
 from parlaunch.estimate.timing.mixers import Mixers
-from parlaunch.estimate.timing.pieces import ZERO, Cost, Split, Workload, add
+from parlaunch.estimate.timing.pieces import ZERO, Cost, Split, Workload, add, added
 from parlaunch.estimate.timing.software import Software
 from parlaunch.frozen import dataclass
 from parlaunch.model.architecture import LayerKind
@@ -148,6 +148,11 @@ class _Builder(Mixers, FeedForward):
         move = self.tokens * self.h
         f = self.k.stream(move * 4.0, kernels=2)
         b = self.k.stream(move * 8.0, kernels=3)
+        if not self.o.frozen and not self.o.features.fsdp:
+            # Its gradient has all rows, most of them zero, and no product adds it to the sum (Megatron-Core, tensor_parallel/layers.py:
+            # `F.embedding`; distributed/distributed_data_parallel.py: `param.main_grad.add_`).
+            rows = padded_vocab(self.arch, self.s.tp) // self.s.tp
+            b += self.k.stream(rows * self.h * (2.0 + added(self.o)), kernels=2)
         tp = self.o.links.gather(2.0 * move, self.tp_group)
         return LayerTime(Cost(f, tp, host=4 * self.host), Cost(b, tp, host=6 * self.host), ZERO)
 

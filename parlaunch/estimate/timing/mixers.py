@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-from parlaunch.estimate.timing.pieces import LOW, QUANTISE_KERNELS, Cost, Pieces, quantised_bytes
+from parlaunch.estimate.timing.pieces import COPIED, LOW, QUANTISE_KERNELS, Cost, Pieces, quantised_bytes
 from parlaunch.model.architecture import LayerKind
 from parlaunch.model.flops import TEXT
 from parlaunch.model.recipe import rotated_in_one
@@ -94,10 +94,28 @@ class Mixers(Pieces):
         f0, b0, n0 = self._linear(t, (heads + kv + gate) * dim, self.h, module="linear_qkv", side="norm")
         rotate, turned, n1 = self._rotated(t * (heads + groups) * dim)
         gating = self.k.stream(t * heads * dim * 6.0) if a.attention_output_gate else 0.0
+        apart = self._taken_apart(t * dim, heads + gate, groups, kv)
         return _Inputs(
-            forward=f0 + rotate + gating, backward=b0 + turned + 1.6 * gating, up=0.0,
+            forward=f0 + rotate + gating + apart[0], backward=b0 + turned + 1.6 * gating + apart[1], up=0.0,
             kernels=float(n0 + n1 + (4 if a.qk_layernorm else 0)), qk=dim, value=dim, kv_elements=2 * groups * dim,
         )  # fmt: skip
+
+    def _taken_apart(self, each: float, heads: int, groups: int, kv: int) -> tuple[float, float]:
+        """Copies of queries, keys and values on their way from one projection to attention, each head `each` elements: seconds forward and
+        backward.
+
+        Queries, where several heads share a key (Megatron-Core transformer/attention.py, `query.reshape`); keys in front of their norm; of
+        both, and of values, what no kernel rotated (Transformer Engine, dot_product_attention/utils.py, `get_qkv_layout`: `contiguous`, but
+        where each head has a key and all three are read as they lie). Backward all are joined (utils.py, `SplitAlongDim`)."""
+        a = self.arch
+        rotated = a.position_embedding_type not in ("none", "learned_absolute")
+        if not self.software.fused_attention or not (rotated or a.qk_layernorm or groups < heads):
+            return 0.0, 0.0  # copied beside the scores, or read where the projection wrote them
+        copied = kv / 2.0 * (2.0 if a.qk_layernorm or not rotated else 1.0) + (heads if 1 < groups < heads else 0)
+        return (
+            self.k.stream(COPIED * each * copied, kernels=2),
+            self.k.stream(COPIED * each * (heads + kv)),
+        )
 
     def _rotated(self, elements: float) -> tuple[float, float, int]:
         """Rotating so many elements of queries and keys, and their norms: seconds forward and backward, and forward kernels beside."""
@@ -345,6 +363,10 @@ class Mixers(Pieces):
             inner, mixed = heads * dim, heads * dim + 2 * groups * state
             f0, b0, n0 = self._linear(t, inner + mixed + heads, self.h, side="norm")
             chunk, passes = 256, 14.0
+            # Sequence by sequence in memory for the scan, token by token around it (Megatron-Core, ssm/mamba_mixer.py: `_ssm_training`).
+            turned = COPIED * t * (inner + mixed + heads) if self.s.mbs > 1 else 0.0
+            back = COPIED * t * inner if self.s.mbs > 1 else 0.0
+            f0, b0 = f0 + self.k.stream(turned + back, kernels=0), b0 + self.k.stream(turned, kernels=0)
         else:
             heads = max(1, (a.linear_num_value_heads or 1) // tp)
             dim, state = a.linear_value_head_dim or 128, a.linear_key_head_dim or 128

@@ -156,11 +156,16 @@ def _over(size: int) -> float:
 
 
 def _summed(o: Workload) -> float:
-    """Bytes that each weight gradient moves on its way to the sum; 0 where its product adds it."""
+    """Bytes that the gradient of a layer's weight moves on its way to the sum; 0 where its product adds it."""
+    if o.software.fused_accumulation and (o.features.fused_accumulation or o.features.fsdp):
+        return 0.0  # Megatron-FSDP's own way is in what is measured of it
+    return added(o)
+
+
+def added(o: Workload) -> float:
+    """Bytes that a weight's gradient moves from where it is written to the sum."""
     if not o.software.fused_accumulation:
         return ACCUMULATED[o.wide if o.software.float32_sums or o.wide != "bf16" else "fp16"]
-    if o.features.fused_accumulation or o.features.fsdp:  # Megatron-FSDP's own way is in what is measured of it
-        return 0.0
     # Read, and added to the sum in DDP's buffer (megatron/core/distributed/distributed_data_parallel.py: main_grad.add_).
     width, total = (4.0, 4.0) if o.wide == "fp32" else (2.0, 4.0 if o.features.grad_reduce_fp32 else 2.0)
     return width + 2 * total
@@ -342,7 +347,10 @@ class Pieces:
         )
 
     def _norm(self) -> tuple[float, float]:
-        """One norm over the residual stream, and the residual addition behind its block."""
+        """One norm over the residual stream, and the residual addition behind its block.
+
+        Forward the norm reads and writes, the sum reads two and writes one (Megatron-Core fusions/fused_bias_dropout.py, compiled).
+        Backward the norm reads its input and a gradient and writes one, to which autograd adds that of the residual."""
         move = self.region * self.h * self.fused
         dropout = 1.0 if self.software.dropout else 0.0
         streams = self.arch.num_residual_streams or 1
@@ -353,5 +361,5 @@ class Pieces:
             return self.k.stream(move * 4.0) + wide, self.k.stream(move * 8.0) + 2.0 * wide
         return (
             self.k.stream(move * (4.0 + 6.0 + dropout), kernels=2),
-            self.k.stream(move * (8.0 + (3.0 if self.software.dropout else 0.0) + 2.0), kernels=2),
+            self.k.stream(move * (6.0 + (3.0 if self.software.dropout else 0.0) + 6.0), kernels=2),
         )

@@ -30,7 +30,7 @@ class Software:
     dealt_tensors: int = (
         0  # of a layer, whole to one rank of that optimizer, which broadcasts; 0: equal shares are gathered
     )
-    step_bytes: float = 0.0  # bytes that the step moves for a parameter beyond a fused one's
+    step_bytes: float = 0.0  # bytes that the step moves for a parameter; 0: a fused one's
     fused_accumulation: bool = True  # products of weight gradients add to the main gradient themselves
     float32_sums: bool = True  # where they do not: bf16 gradients go on to an fp32 buffer after every micro batch
     amax_in_norm: bool = True  # norms find the largest value of what current scaling quantises (Transformer Engine 2.7)
@@ -63,18 +63,18 @@ SOFTWARE: Mapping[str, Software] = {
     "nemo-2025": Software(collective_s=5e-5, amax_in_norm=False, blackwell=1.08),
     # Megatron-LM with sequence parallelism and selective recompute (Korthikanti et al. 2022).
     "megatron-lm-2022": Software(
-        fused_attention=False, backward_overlap=0.5, softmax_batch=4, dp_overlap=False, distributed_optimizer=False, fused_elementwise=1.1, dropout=True,
+        fused_attention=False, backward_overlap=0.5, softmax_batch=4, dp_overlap=False, distributed_optimizer=False, dropout=True,
         logits_bytes=18.0, iteration_s=0.015,
     ),
     "megatron-lm-2021": MEGATRON_2021,
     # The same with `CUDA_LAUNCH_BLOCKING=1`.
     "megatron-lm-2021-blocking": replace(MEGATRON_2021, blocking=True),
     # Its table is of 2023, of InternLM 0.1 on PyTorch 1.13 and FlashAttention 1 (configs/7B_sft.py, doc/en/install.md). Its tensors: the
-    # weights and biases of `Wqkv` and `out_proj`, `w1`, `w2`, `w3`, two norms (internlm/model/). Its step, in bytes a parameter, against 34
-    # of a fused one: `_check_overflow` 10, `compute_norm` 10, flattened gradients 4 and in float32 6, scaled 8, AdamW over one tensor
+    # weights and biases of `Wqkv` and `out_proj`, `w1`, `w2`, `w3`, two norms (internlm/model/). Its step, in bytes a
+    # parameter: `_check_overflow` 10, `compute_norm` 10, flattened gradients 4 and in float32 6, scaled 8, AdamW over one tensor
     # operator by operator 88, weights 6 (hybrid_zero_optim.py; torch/optim/adamw.py, `_single_tensor_adamw`).
     "internevo": Software(
-        first_flash=True, sequence_parallel=False, fused_accumulation=False, float32_sums=False, dealt_tensors=9, step_bytes=98.0,
+        first_flash=True, sequence_parallel=False, fused_accumulation=False, float32_sums=False, dealt_tensors=9, step_bytes=132.0,
         logits_bytes=24.0, fused_elementwise=2.0, iteration_s=0.020,
     ),
 }  # fmt: skip

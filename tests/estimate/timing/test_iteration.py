@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from parlaunch.check.measured import Machines, run_of
 from parlaunch.estimate.timing import estimate_time, iteration, pieces
 from parlaunch.estimate.timing.feedforward import EP_OVERLAP, SYNC
+from parlaunch.estimate.timing.iteration import step_bytes
 from parlaunch.estimate.timing.kernels import Kernels
 from parlaunch.model.layout import FULL_RECOMPUTE, Layout, Recompute
 from tests.estimate.timing.make import dense, features, layout, rates, recipe
@@ -86,7 +87,7 @@ def test_several_optimizers_sum_their_shards_and_gather_within_one() -> None:
         for n in (1, 8)
     )
     assert 0.5 < apart.dp_exposed_s / whole.dp_exposed_s < 2.0
-    assert apart.optimizer_s > 3 * whole.optimizer_s
+    assert apart.optimizer_s > 2 * whole.optimizer_s
 
 
 def test_deepep_moves_what_its_multiprocessors_can_and_hybridep_what_the_links_can() -> None:
@@ -467,3 +468,17 @@ def test_mfu_counts_no_gradients_of_frozen_weights_and_tflops_what_bridge_prints
     assert trained.mfu == pytest.approx(trained.model_tflops_per_gpu * 1e12 / peak)
     assert 0.6 < frozen.mfu * peak / (frozen.model_tflops_per_gpu * 1e12) < 0.75
     assert frozen.mfu < trained.mfu
+
+
+@pytest.mark.parametrize(
+    ("precision", "on", "expected"),
+    [
+        ("bf16", {"grad_reduce_fp32": True}, 38),
+        ("bf16", {}, 44),
+        ("bf16", {"precision_aware_optimizer": True, "moments": "bfloat16"}, 22),
+        ("fp8mx", {"precision_aware_optimizer": True, "moments": "bfloat16"}, 36),
+        ("fp8ds", {"precision_aware_optimizer": True, "grad_reduce_fp32": True}, 34),
+    ],
+)
+def test_a_step_reads_and_writes_each_state(precision: str, on: dict[str, Any], expected: int) -> None:
+    assert step_bytes(recipe(precision=precision, features=features(**on))) == expected

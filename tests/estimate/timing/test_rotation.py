@@ -14,7 +14,7 @@ import pytest
 from parlaunch.estimate.timing.collectives import Links
 from parlaunch.estimate.timing.kernels import Kernels
 from parlaunch.estimate.timing.layers import Layers
-from parlaunch.estimate.timing.pieces import split_of
+from parlaunch.estimate.timing.pieces import COPIED, split_of
 from parlaunch.estimate.timing.software import software_of
 from parlaunch.model.architecture import Architecture
 from parlaunch.model.catalog import architecture
@@ -23,6 +23,8 @@ from tests.estimate.timing.make import dense, features, layout, rates, recipe
 
 BRIDGE = os.environ.get("BRIDGE_PYTHON", "")
 LATENT = architecture("deepseek-ai/DeepSeek-V3")
+APART = (COPIED * 64, COPIED * 3 * 64)
+"""Bytes forward and backward of a head of 64 that is taken out of the projection: its values, and gradients of all three (`test_moved.py`)."""
 
 
 class Bytes(Kernels):
@@ -68,7 +70,9 @@ def counted() -> dict[str, list[float]]:
 def test_a_rotation_in_plain_torch_moves_what_megatron_core_moves(counted: dict[str, list[float]]) -> None:
     plain = dense(kv_channels=64)
     # A query and a key of 64 elements.
-    assert a_head(plain, rope_fusion=False) == pytest.approx([2 * 64 * x for x in counted["plain"]])
+    assert a_head(plain, rope_fusion=False) == pytest.approx(
+        [2 * 64 * x + apart for x, apart in zip(counted["plain"], APART, strict=True)]
+    )
     for kind in ("yarn", "mrope"):  # Bridge takes the kernel back
         assert a_head(replace(plain, position_embedding_type=kind)) == a_head(plain, rope_fusion=False)
 
@@ -88,7 +92,7 @@ def test_one_kernel_of_latent_attention_rotates_queries_in_place_and_reads_and_w
 
 
 def test_one_kernel_reads_and_writes_what_it_rotates() -> None:
-    assert a_head(dense(kv_channels=64)) == pytest.approx((2 * 64 * 4.0, 2 * 64 * 4.0 * 1.3))
+    assert a_head(dense(kv_channels=64)) == pytest.approx((2 * 64 * 4.0 + APART[0], 2 * 64 * 4.0 * 1.3 + APART[1]))
 
 
 def test_latent_queries_and_keys_are_projected_down_one_by_one() -> None:
