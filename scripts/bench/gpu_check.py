@@ -6,7 +6,8 @@ Writes into FOLDER: `machine/` (a capture for --hardware), `doctor.json`, `opera
 --machine-file), `gpu_check.jsonl` and `gpu_check_memory.jsonl` (rows as `validation/` has them, to be committed there), `summary.md`.
 Rows and summary are written anew after every training. A step that fails says so, leaves its whole story in `failed.log`, and the others
 go on; what touches the GPU runs in processes of its own, on the first GPU alone. After `--minutes` no further training starts.
-On a CPU models are tiny, predictions are for DGX H100, and no row is written to be kept.
+On a CPU models are tiny, predictions are for DGX H100, and no row is written to be kept; nor where Transformer Engine does not load, whose
+layers are what rows mean (`gpu_check-alone.jsonl`).
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("latent attention", {"arch": DENSE | LATENT}),
     ("experts, growing segments", {"arch": DENSE | EXPERTS, "grows": True}),
 )
+ALONE = "low: without Transformer Engine"
 SMALL = {
     "num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4, "num_query_groups": 2, "kv_channels": 16,
     "vocab_size": 512, "q_lora_rank": 32, "kv_lora_rank": 32, "qk_head_dim": 16, "qk_pos_emb_head_dim": 8, "v_head_dim": 16,
@@ -199,11 +201,10 @@ def _row(
         "tp": 1, "pp": 1, "mbs": mbs, "gbs": 4 * mbs, "seq": 64 if cpu else 4096, "recompute": case.get("recompute"),
         "features": {
             "grad_reduce_fp32": True, "cross_entropy": "unfused", "force_balance": True,
-            "rope_fusion": not arch.get("multi_latent_attention", False),
+            "rope_fusion": not arch.get("multi_latent_attention", False), "fused_accumulation": bool(libraries.get("fused")),
         }, "status": "ok",
         "source": "scripts/gpu_check", "licence": "this repository's",
-        # Rows mean Transformer Engine's layers, and gradients that are added up where they are made.
-        "confidence": "high" if libraries.get("fused") else f"low: without {'apex' if engine else 'Transformer Engine'}",
+        "confidence": "high" if engine else ALONE,  # rows mean Transformer Engine's layers
     }  # fmt: skip
 
 
@@ -349,15 +350,20 @@ def _write(
                 })  # fmt: skip
             cells.append(_beside(predicted, measured))
         lines.append(f"| {row['model']} | {' | '.join(cells)} |")
-    kept = "" if device == "cuda" else "-cpu"  # nothing that a CPU shows is a row for the tables
+    about = kept = ""
+    if device == "cpu":
+        kept, about = (
+            "-cpu",
+            "Tiny models on a CPU, predicted as if on DGX H100: the steps work, the figures say nothing.\n\n",
+        )
+    elif any(row["confidence"] == ALONE for row, _ in took):
+        kept, about = (
+            "-alone",
+            "Layers are Megatron Core's own, and Transformer Engine's are predicted: no row is to be kept.\n\n",
+        )
     for name, rows in (("gpu_check", times), ("gpu_check_memory", peaks)):
         (folder / f"{name}{kept}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     head = "| training | ms an iteration, predicted / measured | GiB allocated | GiB reserved |\n|---|---|---|---|\n"
-    about = (
-        ""
-        if device == "cuda"
-        else "Tiny models on a CPU, predicted as if on DGX H100: the steps work, the figures say nothing.\n\n"
-    )
     wrong = "".join(f"- failed: {sentence}\n" for sentence in failed)
     (folder / "summary.md").write_text(about + head + "\n".join(lines) + "\n" + (f"\n{wrong}" if wrong else ""))
 

@@ -121,6 +121,18 @@ def test_rows_name_the_vendors_machine_before_a_clouds(script: dict[str, Any], g
     assert script["_preset"](product(gpu)) == name
 
 
+@pytest.mark.parametrize(("engine", "name"), [(True, "gpu_check.jsonl"), (False, "gpu_check-alone.jsonl")])
+def test_rows_without_transformer_engine_are_not_kept(
+    script: dict[str, Any], tmp_path: Path, engine: bool, name: str
+) -> None:
+    row = script["_row"]("dense", {"arch": script["DENSE"]}, "dgx-h200", product("H200 SXM"), {"engine": engine})
+    answer = {"iteration_time_s": 0.5, "allocated": 20 * 2**30, "reserved": 21 * 2**30}
+    script["_write"](tmp_path, [(row, answer)], "cuda", ["training x: out of memory"])
+    assert len((tmp_path / name).read_text().splitlines()) == 1
+    assert ("no row is to be kept" in (tmp_path / "summary.md").read_text()) is not engine
+    assert "- failed: training x: out of memory" in (tmp_path / "summary.md").read_text()
+
+
 def _in_a_process(code: str, question: Any = None) -> str:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], input=json.dumps(question), capture_output=True, text=True, check=False,
