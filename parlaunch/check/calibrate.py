@@ -169,10 +169,24 @@ def from_runs(
             if left is None
             else {"by": kind, "before": round(before, 4), "after": round(left[Kept(not reason, bool(paces))], 4)},
             "changed": bool(moved),
-            "notes": [*(f"skipped: {s}" for s in skipped), *([f"the tables' values stay: {reason}"] if reason else [])],
+            "notes": [
+                *(f"skipped: {s}" for s in skipped),
+                *_mixed(timed),
+                *([f"the tables' values stay: {reason}"] if reason else []),
+            ],
         },
         paces,
     )
+
+
+def _mixed(timed: Sequence[Observed]) -> list[str]:
+    """That the rows name machines of several networks, if they do: one file cannot be right for all."""
+    named = {(t.run.rates.fabric_kind, t.run.rates.fabric_bytes_per_s): t.run.machine for t in timed}
+    if len(named) < 2:
+        return []
+    return [
+        f"the rows name {len(named)} machines, which are learnt as one: {', '.join(sorted(named.values()))}; one file for each is nearer"
+    ]
 
 
 def _refusal(

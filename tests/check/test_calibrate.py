@@ -161,6 +161,15 @@ def test_a_machine_as_the_data_sheet_says_is_left_alone() -> None:
     assert from_runs(measured_rows(here(), LAYOUTS[:4]))["measured"] == {}
 
 
+def test_rows_of_two_machines_with_one_kind_of_gpu_are_said_to_be_learnt_as_one() -> None:
+    rows = measured_rows(here(), LAYOUTS[:4])
+    other = [row | {"id": f"far {row['id']}", "hardware": "p5.48xlarge"} for row in rows]
+    assert not from_runs(rows)["fit"]["notes"][0].startswith("the rows name")
+    assert from_runs([*rows, *other])["fit"]["notes"][0].startswith(
+        "the rows name 2 machines, which are learnt as one: dgx-h100, p5.48xlarge"
+    )
+
+
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 def test_a_table_of_cells_is_read_as_its_rows(tmp_path: Path, mark: str) -> None:
     path = tmp_path / "runs.csv"
