@@ -30,6 +30,8 @@ DP_SHARE_HIDDEN = 0.8
 """Share of data-parallel traffic that hides where there is compute to hide it under: the last bucket never does."""
 DP_SLOWDOWN = 0.12
 """Compute beside a collective loses SMs, memory and clock: share of the collective's time that shows up in it."""
+BUCKET = 2.0**27
+"""Parameters of a bucket of gradients or weights (Megatron Bridge, training/comm_overlap.py)."""
 BUCKETED = 12.0
 """Bytes a parameter around an all-reduce in 16 bits that is no view of the gradients: flattened, divided by the ranks, copied back
 (InternLM, solver/optimizer/hybrid_zero_optim.py, `_reduce_and_copy`; utils.py, `reduce_tensor`)."""
@@ -341,10 +343,14 @@ def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> floa
     # MXFP8 travels in 16 bits, from which both orientations are cast (`reuse_grad_buf_for_mxfp8_param_ag`).
     low = features.gathered_low(recipe.precision) and recipe.precision != "fp8mx"
     weight = (0.5 if recipe.precision == "nvfp4" else 1.0) if low else 2.0
-    # Buckets: every one pays the latency once.
-    buckets = max(1.0, min(64.0, dense / 40e6))
-    scatter = links.gather(gradient * dense, inner) + links.gather(gradient * routed, inner_experts)
-    gather = links.gather(weight * dense, inner) + links.gather(weight * routed, inner_experts)
+    buckets, of_experts = (max(1.0, held / BUCKET) for held in (dense, routed))
+
+    def gathered(each: float) -> float:
+        """Every bucket pays the latency once."""
+        whole = buckets * links.gather(each * dense / buckets, inner)
+        return whole + of_experts * links.gather(each * routed / of_experts, inner_experts)
+
+    scatter, gather = gathered(gradient), gathered(weight)
     # Shards are summed over the optimizers that have the same (Megatron-Core, distributed/param_and_grad_buffer.py:
     # `inter_distributed_optimizer_instance_group`).
     across = links.group(replicas // shards, layout.tp * shards)
@@ -353,12 +359,11 @@ def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> floa
     scatter += links.reduce(gradient * routed / expert_shards, experts_across)
     if not (software.dp_overlap and features.dp_overlap):
         return scatter + gather
-    small = buckets * 30e-6
     f, b = stage.passes
     # Gradients are complete only in the last micro batch's backward pass; weights are needed in the first forward.
     # Other stages' fill and drain do not help the slowest stage.
     exposed = max(scatter * (1 - DP_SHARE_HIDDEN), scatter - b) + max(gather * (1 - DP_SHARE_HIDDEN), gather - f)
-    return exposed + small + DP_SLOWDOWN * min(scatter + gather, stage.gpu)
+    return exposed + DP_SLOWDOWN * min(scatter + gather, stage.gpu)
 
 
 def _dealt(model: _Model, layout: Layout, stage: _Stage, summed: float) -> float:

@@ -459,6 +459,19 @@ def test_the_first_kernels_on_blackwell_were_slower_those_on_hopper_were_not() -
     assert longer("dgx-b200") == pytest.approx(1.08, abs=0.01)
 
 
+def test_every_bucket_of_gradients_pays_its_way_over_the_network_and_the_pace_never_rises_with_the_machine() -> None:
+    paces = []
+    for nodes in (1, 4, 16, 64, 256, 2048):
+        world = 8 * nodes
+        e = estimate_time(
+            recipe(global_batch_size=8 * world), layout(world, global_batch_size=8 * world), rates("dgx-h100", nodes)
+        )
+        paces.append((e.breakdown.dp_exposed_s, e.error_band))
+    assert [exposed for exposed, _ in paces] == sorted(exposed for exposed, _ in paces)
+    assert paces[-1][0] > 1.7 * paces[0][0]
+    assert paces[-1][1] > paces[3][1] == paces[0][1]
+
+
 def test_mfu_counts_no_gradients_of_frozen_weights_and_tflops_what_bridge_prints() -> None:
     trained, frozen = (
         estimate_time(recipe(features=features(frozen_language_model=frozen)), layout(), rates())
