@@ -18,6 +18,9 @@ MIXERS = {"M": "mamba", "G": "gated_delta_net", "*": "attention", "+": "mla", "D
 
 HYBRID = (*MIXERS, "-", "E")
 
+FUSED_ACTIVATIONS = ("gelu", "silu", "quick_gelu")
+"""Activations that have a kernel with their bias, and with their gate (megatron/core/transformer/transformer_config.py:2114)."""
+
 
 class LayerKind(NamedTuple):
     """What one layer is made of. A layer of a hybrid model has a mixer or an MLP, not both. A tuple: searches compare them by the

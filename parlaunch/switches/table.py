@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from parlaunch.model.architecture import FUSED_ACTIVATIONS
 from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Recipe
 from parlaunch.model.sections import GRAPH, MODULES, PRECISION, SCOPE
@@ -114,10 +115,6 @@ def _fusion_keys(_r: Recipe, value: str) -> dict[str, object]:
     # Refused without it: the first always, the second where modules are named for graphs, even if none is captured.
     needy = ("comm_overlap.defer_embedding_wgrad_compute", "comm_overlap.delay_wgrad_compute")
     return {key: True} if value == "on" else dict.fromkeys((key, *needy), False)
-
-
-FUSED_ACTIVATIONS = ("gelu", "silu", "quick_gelu")
-"""Activations that have a kernel with their bias (megatron/core/transformer/transformer_config.py:2114)."""
 
 
 def _activation(_x: Layout, r: Recipe, value: str) -> str | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +30,7 @@ from megatron.core import parallel_state as mpu
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.tensor_parallel import random
 from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_block import TransformerBlock
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -111,6 +113,21 @@ def taken_apart(heads: int, groups: int, size: int) -> tuple[int, int]:
     return forward.of(COPIES), backward.of(COPIES)
 
 
+def unjoined(*, weighed: bool) -> tuple[int, int]:
+    """What a gated activation without a kernel of the whole moves, `weighed` in 32 bits or not; its own function is compiled, as torch's is
+    one kernel."""
+    x = torch.randn(TOKENS, 2 * HIDDEN, dtype=torch.bfloat16, requires_grad=True)
+    tanh = partial(torch.nn.functional.gelu, approximate="tanh")
+    config: Any = SimpleNamespace(
+        use_te_activation_func=False, bias_activation_fusion=False, gated_linear_unit=True, activation_func=tanh,
+        activation_func_clamp_value=None, glu_linear_offset=0.0,
+    )  # fmt: skip
+    mlp: Any = SimpleNamespace(config=config, activation_func=tanh, linear_fc1=Projected(), linear_fc2=Projected())
+    shares = torch.ones(TOKENS, requires_grad=True) if weighed else None
+    forward, backward = both(lambda: [MLP.forward(mlp, x, shares)[0]], TOKENS * HIDDEN)
+    return sum(forward.bytes.values()), sum(backward.bytes.values())
+
+
 def gated(dtype: Any) -> int:
     """What the router's product moves backward of its tokens."""
     x = torch.randn(TOKENS, HIDDEN, dtype=torch.bfloat16, requires_grad=True)
@@ -156,6 +173,8 @@ def main() -> None:
             {
                 "grouped": taken_apart(8, 2, 32),
                 "alone": taken_apart(8, 8, 32),
+                "unjoined": unjoined(weighed=False),
+                "weighed": unjoined(weighed=True),
                 "router": gated(torch.float32) - gated(torch.bfloat16),
                 "experts": summed(),
                 "shared": summed(moe_shared_expert_intermediate_size=64),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import comb, log, sqrt
 
 from parlaunch.estimate.timing.pieces import Cost, Pieces
+from parlaunch.model.architecture import FUSED_ACTIVATIONS
 from parlaunch.model.recipe import Features
 
 EP_OVERLAP = 0.93
@@ -30,6 +31,12 @@ CLAMPED = (16.0, 30.0)
 """Bytes an element of a gated quick-GELU's output moves beside it, forward and backward: its two inputs are clamped one after the other
 and joined, and the gradients masked and joined, each by itself (Megatron-Core fusions/fused_bias_geglu.py,
 `weighted_bias_quick_geglu_impl`: GPT-OSS, MiniMax-M3)."""
+PLAIN_GATE = (14.0, 26.0)
+"""Bytes an element of a gated activation's output, forward and backward, where no kernel does the whole (Gemma's): the activation of one
+half, an offset to the other, their product; the two gradients of that, that of the activation, and both halves joined (Megatron-Core
+transformer/mlp.py, `glu`)."""
+PLAIN_SHARES = (12.0, 34.0)
+"""The same more where the shares of the router weigh it, in float32 and back (transformer/moe/experts.py, `bias_act_func`)."""
 WEIGHED = 6.0
 """Bytes an element of a gated activation's output that the gradient of its weights moves: its sum over half the columns is a kernel of its
 own, which reads both inputs and the gradient again (Megatron-Core fusions/fused_bias_swiglu.py, `weighted_swiglu_back`). Without gates
@@ -71,6 +78,9 @@ class FeedForward(Pieces):
         """Activation over the output of a first layer `elements` wide after gating; gated ones read two halves. `weighed`: by the shares
         of the router, as the experts' are."""
         gated = self.arch.gated_linear_unit
+        if gated and self.arch.activation_func not in FUSED_ACTIVATIONS:
+            plain = [a + (b if weighed else 0.0) for a, b in zip(PLAIN_GATE, PLAIN_SHARES, strict=True)]
+            return self.k.stream(plain[0] * elements, kernels=5), self.k.stream(plain[1] * elements, kernels=9)
         forward, backward = (
             elements * (6.0 if gated else 4.0) * self.fused,
             elements * ((10.0 + (WEIGHED if weighed else 0.0)) if gated else 6.0) * self.fused,

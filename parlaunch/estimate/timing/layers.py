@@ -161,7 +161,7 @@ class _Builder(Mixers, FeedForward):
         vocab = max(1, padded_vocab(self.arch, self.s.tp) // self.s.tp)
         fmt = self.o.narrow if self.o.features.fp8_output and self.o.recipe.precision == "fp8mx" else self.o.wide
         f, b, _ = self._linear(self.tokens, vocab, self.h, fmt, side="column")
-        norm = self._norm()
+        norm = self._norm(block=False)
         older = self.software.logits_bytes
         each = (older / 2.0, older / 2.0) if older else LOSS[loss_of(self.o.recipe)]
         loss = [self.k.stream(self.tokens * vocab * moved, kernels=6) for moved in each]

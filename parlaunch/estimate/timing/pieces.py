@@ -346,8 +346,9 @@ class Pieces:
             Cost(compute[1], tp[1], host=kernels * 1.6 * self.host),
         )
 
-    def _norm(self) -> tuple[float, float]:
-        """One norm over the residual stream, and the residual addition behind its block.
+    def _norm(self, *, block: bool = True) -> tuple[float, float]:
+        """One norm over the residual stream, and the residual addition behind its `block`, with a second norm in front of it where a model
+        has one (Gemma).
 
         Forward the norm reads and writes, the sum reads two and writes one (Megatron-Core fusions/fused_bias_dropout.py, compiled).
         Backward the norm reads its input and a gradient and writes one, to which autograd adds that of the residual."""
@@ -359,7 +360,8 @@ class Pieces:
             # write all of them, half of it in fp32; the backward pass does each twice.
             wide = self.k.stream(move * (12.0 * streams + 6.0), kernels=12)
             return self.k.stream(move * 4.0) + wide, self.k.stream(move * 8.0) + 2.0 * wide
+        norms = 2 if block and self.arch.post_norms else 1
         return (
-            self.k.stream(move * (4.0 + 6.0 + dropout), kernels=2),
-            self.k.stream(move * (6.0 + (3.0 if self.software.dropout else 0.0) + 6.0), kernels=2),
+            self.k.stream(move * (4.0 * norms + 6.0 + dropout), kernels=norms + 1),
+            self.k.stream(move * (6.0 * norms + (3.0 if self.software.dropout else 0.0) + 6.0), kernels=norms + 1),
         )

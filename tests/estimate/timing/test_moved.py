@@ -11,7 +11,7 @@ import pytest
 
 import tests.model
 from parlaunch.estimate.timing.collectives import Links
-from parlaunch.estimate.timing.feedforward import GATED, SUMMED
+from parlaunch.estimate.timing.feedforward import GATED, PLAIN_GATE, PLAIN_SHARES, SUMMED
 from parlaunch.estimate.timing.kernels import Kernels
 from parlaunch.estimate.timing.layers import Layers, _Builder
 from parlaunch.estimate.timing.pieces import COPIED, split_of
@@ -100,3 +100,24 @@ def test_a_router_moves_its_scores_maps_and_the_gradient_of_what_it_reads() -> N
     assert moved("hybridep") == pytest.approx((128 * 33, 128 * 45 + 2048 * 22))
     assert moved("alltoall") == pytest.approx((128 * 59, 128 * 45 + 2048 * 22))
     assert moved("hybridep", force_balance=True) == pytest.approx((128 * 45, 128 * 45 + 2048 * 22))
+
+
+@pytest.mark.bridge
+def test_a_gated_activation_that_nothing_joins_moves_what_core_does_with_shares_in_32_bits_and_without(
+    core: dict[str, Any],
+) -> None:
+    elements = TOKENS * HIDDEN
+    assert core["unjoined"] == [elements * moved for moved in PLAIN_GATE]
+    more = [many - few for few, many in zip(core["unjoined"], core["weighed"], strict=True)]
+    assert more == [elements * moved for moved in PLAIN_SHARES]
+
+
+def test_a_second_norm_behind_a_block_reads_and_writes_once_more() -> None:
+    with_two, without = (
+        _built("google/gemma-3-12b-it"),
+        _built("meta-llama/Meta-Llama-3-8B"),
+    )
+    for builder, norms in ((with_two, 2), (without, 1)):
+        moved = [_moved(builder, s, norms + 1) / (builder.region * builder.h) for s in builder._norm()]
+        assert moved == pytest.approx([4 * norms + 6, 6 * norms + 6])
+    assert with_two._norm(block=False)[0] < with_two._norm()[0]
