@@ -91,7 +91,7 @@ def quantities(plan: Plan) -> dict[str, Any]:
             found[f"model.{name}"] = getattr(a, name) or None
     found |= {f"features.{name}": value for name, value in _features(f).items()}
     if not a.num_moe_experts:
-        del found["features.dispatcher"]
+        del found["features.dispatcher"], found["features.router_fusion"]
     elif f.dispatcher is None:
         found["features.dispatcher"] = "alltoall"
     if a.position_embedding_type != "rope":  # Bridge takes it back for some, and it does nothing for the others

@@ -259,8 +259,7 @@ def _run(row: Mapping[str, Any], machines: Machines, notes: list[str]) -> Run:
     features = _features(row, framework, recompute, gpu, notes)
     if ranks := features.pop("optimizer_ranks", None):
         features["optimizer_instances"] = max(1, dp * cp // ranks)
-    if nearest and not features.get("cross_entropy"):
-        features["cross_entropy"] = (nearest.get("features") or {}).get("cross_entropy")
+    features |= _of_nearest(nearest, features, framework)
     known = named(framework)
     if framework and known is None:
         notes.append(f"framework {framework!r} is not known: predicted as Megatron Bridge's")
@@ -300,6 +299,18 @@ def _run(row: Mapping[str, Any], machines: Machines, notes: list[str]) -> Run:
         hardware_flops=recompute.granularity == "full" and not text.startswith(("model", "mfu")), notes=tuple(notes),
         scored=not any(note.endswith(INVENTED) for note in notes),
     )  # fmt: skip
+
+
+def _of_nearest(nearest: Mapping[str, Any] | None, features: Mapping[str, Any], framework: str) -> Mapping[str, Any]:
+    """What the row leaves out, as the catalog's nearest recipe has it."""
+    if not nearest:
+        return {}
+    found, said = {}, nearest.get("features") or {}
+    if not features.get("cross_entropy"):
+        found["cross_entropy"] = said.get("cross_entropy")
+    if _benchmark(framework):
+        found |= {name: said.get(name, True) for name in FUSIONS if name not in features}
+    return found
 
 
 def _chunks(given: Any, a: Architecture, pp: int, vp: int | None) -> tuple[int, ...] | None:
@@ -466,6 +477,9 @@ def _benchmark(framework: str) -> bool:
     """Whether a row is of NVIDIA's own tables of benchmarks, which write the release in small letters."""
     return framework.startswith("megatron-bridge")
 
+
+FUSIONS = ("router_fusion", "rope_fusion")
+"""What tables of benchmarks do not say, and the releases' own scripts have as today's recipes have it."""
 
 STASHED = (26, 6)
 """The release of Megatron Bridge whose benchmarks first captured whole iterations of experts (a paged stash holds activations

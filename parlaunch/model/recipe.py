@@ -63,6 +63,7 @@ class Features(HashedOnce):
     fused_accumulation: bool = (
         True  # products of weight gradients add to the sum themselves: `gradient_accumulation_fusion`
     )
+    router_fusion: bool = True  # kernels of their own score and choose experts: `moe_router_fusion`
     rope_fusion: bool = True  # one kernel rotates queries and keys, where there is one: `apply_rope_fusion`
     transformer_impl: str = "transformer_engine"  # or local: what Megatron's conditions go by
     transpose_cache: bool = True  # not `disable_parameter_transpose_cache`: FP8 weights stay transposed as well
@@ -134,6 +135,7 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
         fp8_output=bool(given.get("fp8_output")),
         fp8_activation_input=bool(given.get("fp8_activation_input")),
         fused_accumulation=bool(given.get("fused_accumulation", True)),
+        router_fusion=bool(given.get("router_fusion", True)),
         rope_fusion=bool(given.get("rope_fusion", True)),
         transformer_impl=str(given.get("transformer_impl") or "transformer_engine"),
         transpose_cache=bool(given.get("transpose_cache", True)),

@@ -312,8 +312,9 @@ SWITCHES: tuple[Switch, ...] = (
         numerics=KERNEL, source="megatron/core/transformer/transformer_config.py:941",
     ),
     Switch(
-        name="router_fusion", stops=experts.needed, what="one kernel for the router", **_plain("model.moe_router_fusion"),
-        numerics=KERNEL, source="megatron/core/transformer/transformer_config.py:944",
+        name="router_fusion", stops=experts.needed, what="one kernel for the router",
+        **_plain("model.moe_router_fusion") | _flag("router_fusion") | {"error": {"": 0.05}}, numerics=KERNEL,
+        source="megatron/core/transformer/transformer_config.py:944",
     ),
     Switch(
         name="rope_fusion", stops=_rotary, what="one kernel for rotary embeddings",

@@ -155,13 +155,13 @@ def test_what_is_missing_on_the_machine_is_not_chosen() -> None:
 
 def test_a_fixed_switch_stays_and_the_plan_is_estimated_with_it() -> None:
     recipe = catalog.recipe("qwen3_30b_a3b_pretrain_config")
-    fixed = wanted_from("dispatcher=alltoall,graphs=off,router_fusion=on")
+    fixed = wanted_from("dispatcher=alltoall,graphs=off,permute_fusion=on")
     made = plan(preset("dgx-h100", 2), recipe, Wishes(switches=fixed))
     features = made.configured.features
     assert (features.dispatcher, features.cuda_graph) == ("alltoall", None)
     rows = {s.name: s for s in made.switches}
-    assert dict(rows["router_fusion"].keys) == {"model.moe_router_fusion": True}
-    assert rows["router_fusion"].seconds is None
+    assert dict(rows["permute_fusion"].keys) == {"model.moe_permute_fusion": True}
+    assert rows["permute_fusion"].seconds is None
     assert "dispatcher=alltoall" in why_not_switched(made, "dispatcher", "alltoall", Wishes())
 
 

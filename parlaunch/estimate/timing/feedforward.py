@@ -51,6 +51,15 @@ IN_PRODUCTS = (2.1, 6.2)
 """Bytes an element of the activation's output that the experts' products move more where activation and quantising in MXFP8 are part of
 them, forward and backward: both orientations are written; its inputs are read, and their gradients written in both (Transformer Engine
 2.15, pytorch/ops/fused/forward_grouped_mlp.py and backward: `grouped_gemm_glu_kernel`, `grouped_gemm_dglu_kernel`)."""
+PLAIN_ROUTER = {
+    "biased": (134.0, 96.0, 32, 22), "grouped": (110.0, 49.0, 24, 9), "plain": (78.0, 28.0, 15, 8),
+}  # fmt: skip
+"""Bytes that scores of a token move for each expert, forward and backward, and kernels, where none does it at once: with a bias for every
+expert (sigmoids, groups), with groups alone, with neither; of the choice and of the balancing loss (Megatron-Core
+transformer/moe/moe_utils.py, `topk_routing_with_score_function`, `compute_routing_scores_for_aux_loss`;
+tests/estimate/timing/test_plain_torch.py counts them)."""
+FUSED_ROUTER = (26.0, 25.0, 2, 2)
+"""The same of two kernels, each half of it (Transformer Engine, common/fused_router/fused_topk_with_score_function.cu)."""
 UNEVEN, MOST_UNEVEN = 0.026, 0.40
 """Growth of the fullest rank's load with the experts over those that a token uses, and where it ends: dropless runs over the same
 with forced balance took 1.045 times as long for Mixtral 8x22B (4), 1.245 and 1.15 for Qwen3-235B (16) at 16k and 64k tokens
@@ -131,7 +140,7 @@ class FeedForward(Pieces):
             )
         router = self.k.gemm(max(1, round(own)), experts, self.h, self.o.wide)
         dispatcher = self.o.features.dispatcher or "alltoall"
-        route = self._route(own, experts, dispatcher)
+        *route, plain = self._route(own, experts, dispatcher)
         permute = self._permuted(own, topk, routed * imbalance, local, inner, dispatcher)
         latent = self._linear(own, inner, self.h) if a.moe_latent_size else (0.0, 0.0, 0)
         latent_up = self._linear(own, self.h, inner) if a.moe_latent_size else (0.0, 0.0, 0)
@@ -149,7 +158,7 @@ class FeedForward(Pieces):
             shared_tp = self._tp_exposed(self.h, pair=("linear_fc1", "linear_fc2"))
             shared_kernels = sn0 + sn1 + 4
             joined = self.k.stream(SUMMED * own * self.h)
-            route = (route[0] + joined, route[1] + joined)
+            route = [route[0] + joined, route[1] + joined]
         forward = f0 + f1 + act[0] + router + route[0] + 2 * permute + latent[0] + latent_up[0]
         forward += norm[0] + shared[0] + bias[0]
         backward = b0 + b1 + act[1] + 2 * router + route[1] + 2 * permute + latent[1] + latent_up[1]
@@ -161,7 +170,7 @@ class FeedForward(Pieces):
             ep += 2.0 * gather
         ep *= imbalance  # the fullest rank also receives the most
         # Grouped products are issued expert by expert, their operands quantised together.
-        eager = n0 + n1 + bias[2] + MOE_KERNELS + (EXPERT_KERNELS + 2 * self._split_launches()) * local
+        eager = n0 + n1 + bias[2] + plain + MOE_KERNELS + (EXPERT_KERNELS + 2 * self._split_launches()) * local
         eager *= self.host
         # Dropless routing: going forward, the host waits for the number of tokens of each expert before it can issue them. The
         # queue has run dry by then; what no graph holds is issued while the GPU sends tokens and works on experts, and stands
@@ -186,20 +195,30 @@ class FeedForward(Pieces):
         together = precision == "fp8ds" and self.turns
         return SPLIT + (0.0 if together else LAUNCH * SPLIT_KERNELS.get(precision, 1))
 
-    def _route(self, own: float, experts: int, dispatcher: str) -> tuple[float, float]:
-        """What the router does beside its product for so many tokens, forward and backward.
+    def _route(self, own: float, experts: int, dispatcher: str) -> tuple[float, float, int]:
+        """What the router does beside its product for so many tokens, forward and backward, and forward kernels beyond those of one that is
+        fused.
 
-        Bytes a token and expert, in 32 bits: the product's own result (2), scores and the largest of them (13; backward 13: Transformer
-        Engine, common/fused_router/fused_topk_with_score_function.cu), the same for the auxiliary loss (13; 12), its sums (5; 4), two
+        Bytes a token and expert, in 32 bits: the product's own result (2), scores and the largest of them with the same for the auxiliary
+        loss (`FUSED_ROUTER`, or `PLAIN_ROUTER`), its sums (5; 4), two
         gradients that are one (12), that of the shares, laid out again (4). Where each copy goes is counted, numbered and sorted by expert
         (26: common/triton/permutation.py, `_row_id_map_pass_1_kernel` to `3`); with HybridEP the dispatcher does. Benchmarks replace the
         logits by random ones (12: Megatron-Core transformer/moe/moe_utils.py, `RandomSTE`)."""
-        forward, backward = 2.0 + 13.0 + 13.0 + 5.0, 13.0 + 12.0 + 4.0 + 12.0 + 4.0
+        kind = (
+            "biased"
+            if self.arch.moe_router_enable_expert_bias
+            else "grouped"
+            if self.arch.moe_router_group_topk
+            else "plain"
+        )
+        scores = FUSED_ROUTER if self.o.features.router_fusion else PLAIN_ROUTER[kind]
+        forward, backward = 2.0 + scores[0] + 5.0, scores[1] + 4.0 + 12.0 + 4.0
         forward += 26.0 if dispatcher != "hybridep" else 0.0
         forward += 12.0 if self.o.features.force_balance else 0.0
         return (
-            self.k.stream(own * experts * forward, kernels=8),
-            self.k.stream(own * (experts * backward + self.h * (GATED + SUMMED)), kernels=8),
+            self.k.stream(own * experts * forward, kernels=6 + scores[2]),
+            self.k.stream(own * (experts * backward + self.h * (GATED + SUMMED)), kernels=6 + scores[3]),
+            scores[2] - FUSED_ROUTER[2],
         )
 
     def _permuted(self, own: float, topk: int, routed: float, local: int, width: int, dispatcher: str) -> float:

@@ -17,7 +17,7 @@ UNFUSED_SOFTMAX = 12
 PLAIN_ROTATION = (24.0, 28.0)
 """Bytes an element of queries and keys moves, forward and backward, where no kernel rotates them in one: products with cosines and
 sines, the halves turned, their sum, and what joins and cuts them, each by itself (Megatron-Core rope_utils.py,
-`_apply_rotary_pos_emb_bshd`; tests/estimate/timing/test_rotation.py counts them). Megatron Bridge takes the kernel back for all but
+`_apply_rotary_pos_emb_bshd`; tests/estimate/timing/test_plain_torch.py counts them). Megatron Bridge takes the kernel back for all but
 plain rotary embeddings (utils/fusions.py:84), so for YaRN and for those of several axes; and its own recipes of most models are
 without."""
 LATENT_ROTATION = (28.0, 42.0)
@@ -108,7 +108,7 @@ class Mixers(Pieces):
         both, and of values, what no kernel rotated (Transformer Engine, dot_product_attention/utils.py, `get_qkv_layout`: `contiguous`, but
         where each head has a key and all three are read as they lie). Backward all are joined (utils.py, `SplitAlongDim`)."""
         a = self.arch
-        rotated = a.position_embedding_type not in ("none", "learned_absolute")
+        rotated = a.rotary
         if not self.software.fused_attention or not (rotated or a.qk_layernorm or groups < heads):
             return 0.0, 0.0  # copied beside the scores, or read where the projection wrote them
         copied = kv / 2.0 * (2.0 if a.qk_layernorm or not rotated else 1.0) + (heads if 1 < groups < heads else 0)
@@ -177,7 +177,7 @@ class Mixers(Pieces):
     def _joined(self, t: float, heads: int, plain: int, rope: int, value: int) -> tuple[float, float, int]:
         """MLA's queries, keys and values made of what the projections up give, of `plain` elements a head and `rope` that are rotated:
         seconds forward and backward, and forward kernels (Megatron-Core transformer/multi_latent_attention.py,
-        `qkv_up_proj_and_rope_apply`; the test of the rotation counts them)."""
+        `qkv_up_proj_and_rope_apply`; the same test counts them)."""
         if rotated_in_one(self.arch, self.o.features):
             # Queries are rotated in place; keys and values are read once and written apart (fusions/fused_mla_yarn_rope_apply.py).
             both = self.k.stream(t * heads * (4.0 * (plain + value) + 6.0 * rope), kernels=2)

@@ -15,7 +15,7 @@ from parlaunch.estimate.timing.pieces import split_of
 from parlaunch.estimate.timing.software import software_of
 from parlaunch.model.catalog import architecture
 from tests.estimate.timing.make import dense, features, layout, rates, recipe
-from tests.estimate.timing.test_rotation import Bytes
+from tests.estimate.timing.test_plain_torch import Bytes
 
 ALONE = layout(world=1)
 

@@ -1,4 +1,4 @@
-"""Rotary embeddings: the bytes that they move with a kernel of their own and without one, against Megatron Core's own functions."""
+"""Rotary embeddings and routers: the bytes that they move with kernels of their own and without, against Megatron Core's own functions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from parlaunch.estimate.timing.collectives import Links
+from parlaunch.estimate.timing.feedforward import FUSED_ROUTER
 from parlaunch.estimate.timing.kernels import Kernels
 from parlaunch.estimate.timing.layers import Layers
 from parlaunch.estimate.timing.pieces import COPIED, split_of
@@ -55,11 +56,11 @@ def a_head(a: Architecture, **on: Any) -> tuple[float, float]:
 
 
 @pytest.fixture(scope="module")
-def counted() -> dict[str, list[float]]:
+def counted() -> dict[str, Any]:
     """What Megatron Core of the installed Bridge moves, by its own functions on the CPU."""
     need(BRIDGE, "an environment with megatron-bridge (BRIDGE_PYTHON)")
     done = subprocess.run(
-        [BRIDGE, "-W", "ignore", str(Path(__file__).parent / "megatron_rotation.py")],
+        [BRIDGE, "-W", "ignore", str(Path(__file__).parent / "megatron_plain.py")],
         capture_output=True, text=True, timeout=HANGS_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -67,7 +68,7 @@ def counted() -> dict[str, list[float]]:
 
 
 @pytest.mark.bridge
-def test_a_rotation_in_plain_torch_moves_what_megatron_core_moves(counted: dict[str, list[float]]) -> None:
+def test_a_rotation_in_plain_torch_moves_what_megatron_core_moves(counted: dict[str, Any]) -> None:
     plain = dense(kv_channels=64)
     # A query and a key of 64 elements.
     assert a_head(plain, rope_fusion=False) == pytest.approx(
@@ -79,7 +80,7 @@ def test_a_rotation_in_plain_torch_moves_what_megatron_core_moves(counted: dict[
 
 @pytest.mark.bridge
 def test_queries_and_keys_of_latent_attention_are_made_as_megatron_core_makes_them(
-    counted: dict[str, list[float]],
+    counted: dict[str, Any],
 ) -> None:
     assert a_head(LATENT, rope_fusion=False) == pytest.approx(counted["latent"])
 
@@ -114,3 +115,35 @@ def test_latent_queries_and_keys_are_projected_down_one_by_one() -> None:
     asked.clear()
     layer(replace(LATENT, q_lora_rank=None))
     assert {(512 + 64, 7168), (128 * 192, 7168)} <= set(asked)
+
+
+@pytest.mark.bridge
+@pytest.mark.parametrize(
+    ("kind", "traits"),
+    [
+        ("biased", {"moe_router_enable_expert_bias": True, "moe_router_num_groups": 8, "moe_router_group_topk": 4}),
+        ("grouped", {"moe_router_enable_expert_bias": False, "moe_router_num_groups": 8, "moe_router_group_topk": 3}),
+        (
+            "plain",
+            {"moe_router_enable_expert_bias": False, "moe_router_num_groups": None, "moe_router_group_topk": None},
+        ),
+    ],
+)
+def test_a_router_in_plain_torch_moves_what_megatron_core_moves(
+    kind: str, traits: dict[str, Any], counted: dict[str, Any]
+) -> None:
+    def an_expert(**on: Any) -> list[float]:
+        """Bytes forward and backward of one expert more, a token."""
+        few, many = (layer(experts, **on) for experts in (128, 256))
+        return [(b - a) / (128 * 4096) for a, b in zip(few, many, strict=True)]
+
+    def layer(experts: int, **on: Any) -> tuple[float, float]:
+        graphed = features(force_balance=True, cuda_graph="full_iteration", **on)  # launches are no bytes
+        made = recipe(replace(LATENT, num_moe_experts=experts, moe_router_topk=8, **traits), features=graphed)
+        time = Layers(made, software_of(None), Bytes(rates()), Links(rates())).of(split_of(layout(world=1)))[-1]
+        return time.forward.compute, time.backward.compute
+
+    beyond = [plain - fused for plain, fused in zip(an_expert(router_fusion=False), an_expert(), strict=True)]
+    assert beyond == pytest.approx(
+        [x - y for x, y in zip(counted["routers"][kind], FUSED_ROUTER, strict=False)], abs=0.5
+    )

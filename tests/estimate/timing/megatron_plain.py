@@ -1,11 +1,11 @@
-"""Bytes that Megatron Core's own rotation moves where no kernel does it at once, one JSON object:
+"""Bytes that Megatron Core's own rotation and router move where no kernel does it at once, one JSON object:
 
-    python tests/estimate/timing/megatron_rotation.py
-    {"plain": [FORWARD, BACKWARD], "latent": [FORWARD, BACKWARD]}
+    python tests/estimate/timing/megatron_plain.py
+    {"plain": [FORWARD, BACKWARD], "latent": [FORWARD, BACKWARD], "routers": {"biased": [FORWARD, BACKWARD], …}}
 
 `plain`: for an element of queries or keys; `latent`: for a head and token, of all that multi-latent attention does between its projections
-up and the core. Runs on the CPU and adds up what every operator of torch reads and writes; what is once for all heads is left out by the
-difference between few and many. An expanded tensor counts as what it is in memory.
+up and the core; `routers`: for a token and expert. Runs on the CPU and adds up what every operator of torch reads and writes; what is once for all heads is left out by the
+difference between few and many (heads, experts). An expanded tensor counts as what it is in memory.
 """
 
 # ruff: noqa: E402  # torch and Megatron are imported once they can be
@@ -26,6 +26,10 @@ importable()
 
 import torch
 from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
+from megatron.core.transformer.moe.moe_utils import (
+    compute_routing_scores_for_aux_loss,
+    topk_routing_with_score_function,
+)
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -121,8 +125,38 @@ def a_head(count: Callable[[int], list[int]]) -> list[float]:
     return [(b - a) / (64 * SEQ * MBS) for a, b in zip(count(64), count(128), strict=True)]
 
 
+ROUTERS: dict[str, dict[str, Any]] = {
+    "biased": {"score_function": "sigmoid", "num_groups": 8, "group_topk": 4},  # DeepSeek-V3
+    "grouped": {"use_pre_softmax": True, "num_groups": 8, "group_topk": 3},  # DeepSeek-V2
+    "plain": {},
+}
+
+
+def router(kind: str, experts: int) -> list[int]:
+    scores, losses = (torch.randn(SEQ * MBS, experts).requires_grad_() for _ in range(2))
+    bias = {"expert_bias": torch.zeros(experts)} if kind == "biased" else {}
+    score = ROUTERS[kind].get("score_function", "softmax")
+    chosen = moved(lambda: topk_routing_with_score_function(scores, 8, **ROUTERS[kind], **bias)[0])
+    balance = moved(lambda: compute_routing_scores_for_aux_loss(losses, 8, score)[1])
+    return [a + b for a, b in zip(chosen, balance, strict=True)]
+
+
+def an_expert(kind: str) -> list[float]:
+    """What one expert more moves, a token."""
+    few, many = router(kind, 128), router(kind, 256)
+    return [(b - a) / (128 * SEQ * MBS) for a, b in zip(few, many, strict=True)]
+
+
 def main() -> None:
-    print(json.dumps({"plain": [x / ROTATED for x in a_head(plain)], "latent": a_head(latent)}))
+    print(
+        json.dumps(
+            {
+                "plain": [x / ROTATED for x in a_head(plain)],
+                "latent": a_head(latent),
+                "routers": {kind: an_expert(kind) for kind in ROUTERS},
+            }
+        )
+    )
 
 
 if __name__ == "__main__":
