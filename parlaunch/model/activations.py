@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from parlaunch.frozen import HashedOnce, dataclass
-from parlaunch.model.architecture import Architecture, LayerKind
+from parlaunch.model.architecture import FUSED_ACTIVATIONS, Architecture, LayerKind
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute
 
 WIDE = 2  # bytes of a bf16 or fp16 element
@@ -317,6 +317,9 @@ def _feed_forward(
     items.add(_product_input(s, "linear_fc1", width, whole), *modules, offloaded_by="expert_fc1" if expert else "")
     items.add(_low_rank(s, "linear_fc1", "linear_fc2") * (copies or 1.0), *modules)
     items.add((1 if s.fp8_activation_input else WIDE) * up * ffn, *modules, offloaded_by="moe_act" if expert else "")
+    if a.gated_linear_unit and a.activation_func not in FUSED_ACTIVATIONS:
+        # Both factors of the gate's product, and the product that experts' shares weigh (Core, `transformer/mlp.py`, `glu`).
+        items.add(WIDE * (3 if expert else 2) * ffn, *modules, *(("moe_act",) if expert else ()))
     items.add(_product_input(s, "linear_fc2", ffn), *modules, *(("moe_act",) if expert else ()))
     return WIDE * (width + (up + 1) * ffn)
 

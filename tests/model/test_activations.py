@@ -107,6 +107,8 @@ LAYERS: dict[str, Case] = {
     "two context ranks": Case(BASE, cp=2),
     "latent attention on two context ranks": Case({**BASE, **MLA}, cp=2),
     "context ranks beside tensor ranks": Case(BASE, tp=2, cp=2),
+    "a gate in steps": Case({**BASE, "bias_activation_fusion": False}),
+    "a gate in steps, in experts": Case({**BASE, **MOE, "bias_activation_fusion": False}, apart=ROW_MAP),
     "gated delta net": Case({**BASE, **DELTA}, apart=COPIED),
     "gated delta net on two tensor ranks": Case({**BASE, **DELTA}, tp=2, apart=COPIED // 2),
     "norms again, where they stand alone": Case({**BASE, **MLA, **MOE}, modules=("layernorm",), apart=ROW_MAP),
@@ -215,7 +217,9 @@ def _asked(python: str, cases: dict[str, Case]) -> dict[str, float]:
 
 def kept(model: dict[str, Any], around: Surroundings) -> float:
     delta = {"linear_attention_pattern": [1]} if "linear_attention_freq" in model else {}
-    a = architecture_from_json({**model, **delta, "vocab_size": 128})
+    steps = {} if model.get("bias_activation_fusion", True) else {"activation_func": "fast_gelu"}
+    known = {k: v for k, v in model.items() if k != "bias_activation_fusion"}
+    a = architecture_from_json({**known, **delta, **steps, "vocab_size": 128})
     return layer_activations(a, a.layers()[0], around).saved
 
 
