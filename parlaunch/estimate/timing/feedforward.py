@@ -12,7 +12,7 @@ EP_OVERLAP = 0.93
 """Share of the expert all-to-all that hides under another micro batch's compute, as far as there is that much of it."""
 EP_OVERLAP_EAGER = 0.54
 """The same where the host issues what overlaps: two micro batches' kernels in turn, with waits in between."""
-UNDER = 0.38
+UNDER = 0.46
 """Share of the work on experts and their tokens that the issuing of what follows hides under: the host gets ahead only once."""
 EXPERT_KERNELS = 5.5
 """Launches for one local expert, forward: its products and splitting; what quantises comes on top, once a product and expert."""
@@ -68,7 +68,7 @@ MOE_KERNELS = 370
 """Kernels of router, permutation, dispatch, combine and glue of one eager MoE layer, forward."""
 SYNC = 100e-6
 """Seconds from the counts' arrival on the GPU to the first kernel that needed them: copy, wake-up, first launches."""
-MOE_GRAPHED = 0.25
+MOE_GRAPHED = 0.32
 """Share of an MoE layer's launches that CUDA graphs of router and preprocessing hold; what follows the token counts is eager."""
 
 DEEPEP_SMS, DEEPEP_SMS_FAR = 470e9, 310e9
