@@ -1,7 +1,8 @@
-"""Predictions beside those that were last accepted: what a change of the estimate moves, and which tables it makes worse.
+"""Predictions beside those that were last accepted: what a change of the estimate moves, and which sources it makes worse.
 
-A record is `{"tables": {name: {"time": share, "memory": share, "rows": {id: [seconds, GB or GiB]}}}, "rises": [{…}]}`: mean absolute
-errors of a table, and every row's predicted iteration time and peak memory, in the row's own unit. A mean that rises needs a reason, which stays in it.
+A record is `{"tables": {name: {"sources": {source: {"time": share, "memory": share}}, "rows": {id: [seconds, GB or GiB]}}}, "rises": [{…}]}`:
+mean absolute errors of each source in a table, and every row's predicted iteration time and peak memory, in the row's own unit. A mean
+that rises needs a reason, which stays in it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from parlaunch.frozen import dataclass
 SAME = 0.001
 """Share by which a prediction may differ from the accepted one and still be the same: rounding, other versions of Python."""
 SLACK = 0.0005
-"""Rise of a table's mean error, as a share, that needs no reason."""
+"""Rise of a source's mean error, as a share, that needs no reason."""
 QUANTITIES = ("time", "memory")
 
 
@@ -44,11 +45,13 @@ def record(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
 def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     entries = [e for e in validate(rows)["rows"] if e["predicted"]]
     scored = [e for e in entries if e["scored"] and e["measured"].get("status") != "oom"]
-    found: dict[str, Any] = {}
-    for quantity in QUANTITIES:
-        shares = [s for e in scored if (s := share_of(e, quantity)) is not None]
-        errors = errors_of(shares)
-        found[quantity] = round(errors["mean"], 5) if errors else None
+    sources: dict[str, dict[str, float]] = {}
+    for source in sorted({e["source"] for e in scored}):
+        for quantity in QUANTITIES:
+            shares = [s for e in scored if e["source"] == source and (s := share_of(e, quantity)) is not None]
+            if errors := errors_of(shares):
+                sources.setdefault(source, {})[quantity] = round(errors["mean"], 5)
+    found: dict[str, Any] = {"sources": sources}
     found["rows"] = {
         e["id"]: [float(f"{e['predicted'][name]:.6g}") for name in ("iteration_time_s", "peak_memory_gb")]
         for e in entries
@@ -77,14 +80,15 @@ def _size(change: Moved) -> float:
 
 
 def risen(accepted: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A sentence for every table whose mean error rose."""
+    """A sentence for every source whose mean error rose."""
     out = []
     for table, before in accepted["tables"].items():
-        after = now["tables"].get(table, {})
-        for quantity in QUANTITIES:
-            old, new = before.get(quantity), after.get(quantity)
-            if old is not None and new is not None and new > old + SLACK:
-                out.append(f"{table}: the mean error of {quantity} rises from {old:.2%} to {new:.2%}")
+        after = now["tables"].get(table, {"sources": {}})["sources"]
+        for source, errors in before["sources"].items():
+            for quantity, old in errors.items():
+                new = after.get(source, {}).get(quantity)
+                if new is not None and new > old + SLACK:
+                    out.append(f"{table}, {source}: the mean error of {quantity} rises from {old:.2%} to {new:.2%}")
     return out
 
 

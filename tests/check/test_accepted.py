@@ -1,4 +1,4 @@
-"""Predictions are the accepted ones; a table gets worse only with a reason; no constant of the estimate is free to drift."""
+"""Predictions are the accepted ones; a source gets worse only with a reason; no constant of the estimate is free to drift."""
 
 from __future__ import annotations
 
@@ -57,15 +57,19 @@ def test_what_was_timed_had_room() -> None:
 
 
 def test_what_moved_and_what_got_worse_is_told() -> None:
-    before = {"tables": {"t": {"time": 0.05, "memory": None, "rows": {"a": [1.0, 100], "b": [2.0, 100]}}}}
-    after = {"tables": {"t": {"time": 0.06, "memory": None, "rows": {"a": [1.1, 100], "c": [3.0, 100]}}}}
+    old, new = (
+        {"s": {"time": 0.05}, "other": {"time": 0.05}},
+        {"s": {"time": 0.06}, "other": {"time": 0.01, "memory": 0.1}},
+    )
+    before = {"tables": {"t": {"sources": old, "rows": {"a": [1.0, 100], "b": [2.0, 100]}}}}
+    after = {"tables": {"t": {"sources": new, "rows": {"a": [1.1, 100], "c": [3.0, 100]}}}}
     changes = moved(before, after)
     assert {(c.row, c.quantity) for c in changes} == {
         ("a", "time"),
         *((r, q) for r in "bc" for q in ("time", "memory")),
     }
     assert "t a: time 1 -> 1.1 (+10.0%)" in summary(changes)
-    assert risen(before, after) == ["t: the mean error of time rises from 5.00% to 6.00%"]
+    assert risen(before, after) == ["t, s: the mean error of time rises from 5.00% to 6.00%"]
     assert summary(moved(before, before)) == "no prediction moved"
 
 
