@@ -10,7 +10,7 @@ from typing import NamedTuple
 from parlaunch.estimate.stages import Chunk, Given, Place, residual_share
 from parlaunch.estimate.states import keeping_of
 from parlaunch.estimate.timing.software import software_of
-from parlaunch.model.activations import WIDE, Surroundings, keeps_scores, layer_activations
+from parlaunch.model.activations import WIDE, Surroundings, keeps_scores, layer_activations, prediction_activations
 from parlaunch.model.architecture import Architecture
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute
 from parlaunch.model.recipe import predicted_in, rotated_in_one
@@ -101,6 +101,18 @@ def _chunk(chunk: Chunk, a: Architecture, r: Recompute, s: Surroundings) -> tupl
     return saved * -(-len(chunk.order) // unit), transient
 
 
+def kept_by_predictions(a: Architecture, r: Recompute, s: Surroundings) -> tuple[float, float]:
+    """The same of all depths of multi-token prediction with their layers, each computed again as a whole, or by the method "block" not at all (Core,
+    `_checkpointed_forward` of `MultiTokenPredictionLayer`)."""
+    again = r.granularity == "full" and r.method != "block"
+    depth, around = a.mtp_num_layers or 0, prediction_activations(a, s)
+    layers = Chunk(tuple(Counter(a.mtp_layers()).items()), a.mtp_layers())
+    saved, transient = _chunk(layers, a, r if again or r.granularity != "full" else NO_RECOMPUTE, s)
+    if again:
+        return depth * around.x, around.rerun + transient
+    return saved + depth * around.saved, transient
+
+
 def left_on(place: Place, p: Given, recompute: Recompute, s: Surroundings, microbatches: int, *, overlap: bool) -> Left:
     """What so many micro batches leave on a stage. `overlap`: the expert all-to-all of one runs under the compute of another."""
     a, f, h = p.architecture, p.features, p.architecture.hidden_size
@@ -125,8 +137,7 @@ def left_on(place: Place, p: Given, recompute: Recompute, s: Surroundings, micro
         saved += 2 * WIDE * h * residual
         if a.mtp_num_layers:
             around = s if (last_in := predicted_in(a, s.precision)) == s.precision else replace(s, precision=last_in)
-            one, most = _chunk(Chunk(tuple(Counter(a.mtp_layers()).items()), a.mtp_layers()), a, recompute, around)
-            # Both norms in and out, and their concatenation.
-            saved += one + a.mtp_num_layers * 6 * WIDE * h * residual
+            kept, most = kept_by_predictions(a, recompute, around)
+            saved += kept
             transient = max(transient, most)
     return Left(saved, transient, first)

@@ -419,3 +419,17 @@ def layer_activations(a: Architecture, k: LayerKind, s: Surroundings) -> Kept:
     if s.sequence_parallel and s.tp > 1:
         grads += 2 * WIDE * h  # a gathered input and the gradient of one, before it is scattered
     return Kept(items.saved, max(rerun_of_mixer, items.rerun), grads + x, x)
+
+
+def prediction_activations(a: Architecture, s: Surroundings) -> Kept:
+    """What one depth of multi-token prediction keeps around its layers, in bytes a token: the inputs of three norms, the concatenation
+    that is projected, and its output once more, which the head reads as a part of all depths' (Core, `MultiTokenPredictionLayer` and
+    `process_mtp_loss`). Under sequence parallelism the input of the layer is a view of what was projected, gathered whole. Where all
+    is computed again, the embedding, the hidden state and that output stay.
+    """
+    r = _residual_share(s)
+    x = WIDE * a.hidden_size * r
+    norms = 3 * (x + _statistics(a) * r)
+    saved = norms + _product_input(s, "eh_proj", 2 * a.hidden_size * r) + x
+    saved += WIDE * a.hidden_size - x
+    return Kept(saved, saved - 3 * x, 0.0, 3 * x)

@@ -7,7 +7,8 @@ Transformer Engine's module saves: norm (input and its statistics, a float each 
 row), the duplicated linear layer of latent attention and latent experts; a grouped product, which saves its inputs; and the kernels around a
 gated delta rule, each saving what flash-linear-attention's and causal-conv1d's save. Collectives go to torch's "fake" process group.
 With `adapters` (Bridge's `LoRA` settings) the weights are frozen and Megatron Bridge puts its adapters beside them; with `block`
-("joint" or "single" of FLUX, "wan") the layer is Bridge's of a diffusion transformer. Both need Bridge.
+("joint" or "single" of FLUX, "wan") the layer is Bridge's of a diffusion transformer. Both need Bridge. With `vocab_size` it is a whole
+model, from its embedding to its losses, less its logits.
 """
 
 # ruff: noqa: E402  # torch and Megatron are imported once they can be
@@ -280,6 +281,16 @@ def diffusion_block(config: Any, kind: str) -> tuple[Any, Any]:
     return layer, called
 
 
+def whole_model(config: Any, vocab: int) -> tuple[Any, Any]:
+    """A model from its embedding to its losses, with the layers that predict further tokens, and what calls it as a layer."""
+    from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
+
+    MTPLossLoggingHelper.tracker.clear()  # of the model before, with fewer of them
+    (model,) = shards.chunks_of(config, vocab, SEQ, False)
+    tokens = torch.zeros(MBS, SEQ, dtype=torch.int64)
+    return model.train(), lambda *_, **__: model(tokens, tokens, None, labels=tokens)
+
+
 class CudaMeansCpu(TorchFunctionMode):  # type: ignore[misc]
     """The few calls in which Megatron Core spells out "cuda", served by the CPU."""
 
@@ -312,7 +323,7 @@ class NoStream:
 
 def saved(spec: dict[str, Any]) -> float:
     world, cp, adapters = spec.pop("world_size"), spec.get("context_parallel_size", 1), spec.pop("adapters", None)
-    diffusion = spec.pop("block", None)
+    diffusion, vocab = spec.pop("block", None), spec.pop("vocab_size", 0)
     linear = spec.get("experimental_attention_variant") == "gated_delta_net"
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
     mpu.initialize_model_parallel(create_gloo_process_groups=False, **{k: spec[k] for k in shards.GROUPS if k in spec})
@@ -326,6 +337,8 @@ def saved(spec: dict[str, Any]) -> float:
     config.use_cpu_initialization = True
     if diffusion:
         block, call = diffusion_block(config, diffusion)
+    elif vocab:
+        block, call = whole_model(config, vocab)
     else:
         config.experimental_attention_variant = None  # Core 0.19 has another function for layers with one
         block_spec = shards.with_stand_ins(get_gpt_decoder_block_spec(config, use_transformer_engine=False))
@@ -344,11 +357,15 @@ def saved(spec: dict[str, Any]) -> float:
     if not config.multi_latent_attention:
         rotary = RotaryEmbedding(config.kv_channels, 1.0, use_cpu_initialization=True)(SEQ * cp)
     weights = {p.untyped_storage()._cdata for p in block.parameters()}
+    logits = vocab // config.tensor_model_parallel_size
     kept: dict[int, Any] = {}
 
     def note(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
         shared = diffusion and tensor.dim() == 4 and tensor.shape[1:3] == (1, 1)  # angles, one set for all layers
+        # Logits, and what the loss makes of them, are counted elsewhere; tokens, labels and losses are a few bytes.
+        loss = tensor.dim() < 2 or tensor.shape in ((MBS, SEQ), (SEQ, MBS)) or tensor.shape[-1] == logits
+        shared = shared or (vocab and loss)
         if storage._cdata not in weights and not shared:
             kept[storage._cdata] = storage
         return tensor

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parlaunch.estimate.micro_batches import kept_by_predictions
 from parlaunch.model.activations import Surroundings, layer_activations
 from parlaunch.model.architecture import architecture_from_json
 from parlaunch.model.catalog import architecture
@@ -66,6 +67,8 @@ class Case(NamedTuple):
     adapters: tuple[str, ...] = ()
     adapter_dropout: bool = False
     block: str = ""
+    predicting: int | None = None  # depths of multi-token prediction behind the one layer of a whole model
+    method: str = ""  # of full recomputation
 
 
 LAYERS: dict[str, Case] = {
@@ -172,6 +175,19 @@ DIFFUSION: dict[str, Case] = {
     "WAN on two tensor ranks": Case(STREAM, block="wan", tp=2, sequence_parallel=False, apart=-(WORD + SAMPLE) // 2),
 }
 """Megatron Bridge's blocks of FLUX, a joint one over as many tokens of text as of the image, and of WAN."""
+PREDICTING: dict[str, Case] = {
+    "one depth": Case(BASE, predicting=1),
+    "two depths": Case(BASE, predicting=2),
+    "two depths on two tensor ranks": Case(BASE, tp=2, predicting=2),
+    "a depth on four tensor ranks": Case(BASE, tp=4, predicting=1),
+    "a depth without sequence parallelism": Case(BASE, tp=2, sequence_parallel=False, predicting=1),
+    "a depth with LayerNorm": Case({**BASE, "normalization": "LayerNorm"}, predicting=1),
+    "a depth again": Case(BASE, predicting=1, method="uniform"),
+    "two depths again, on two tensor ranks": Case(BASE, tp=2, predicting=2, method="uniform"),
+    "a depth that the method does not reach": Case(BASE, predicting=1, method="block"),
+}
+"""Whole models from the embedding to the losses, with and without multi-token prediction (`WITHOUT`)."""
+WITHOUT = {f"{name}, without": case._replace(predicting=0) for name, case in PREDICTING.items()}
 
 
 def _question(case: Case) -> dict[str, Any]:
@@ -186,6 +202,10 @@ def _question(case: Case) -> dict[str, Any]:
     if case.adapters:
         dropout = 0.1 if case.adapter_dropout else 0.0
         sizes["adapters"] = {"target_modules": list(case.adapters), "dim": RANK, "dropout": dropout}
+    if case.predicting is not None:
+        sizes |= {"vocab_size": 3200, "mtp_num_layers": case.predicting or None}
+    if case.method:
+        sizes |= {"recompute_granularity": "full", "recompute_method": case.method, "recompute_num_layers": 1}
     if case.modules:
         sizes |= {"recompute_granularity": "selective", "recompute_modules": list(case.modules)}
     return case.model | sizes
@@ -193,16 +213,16 @@ def _question(case: Case) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def autograd() -> dict[str, float]:
-    """For each of LAYERS and SPREAD, the bytes a token that autograd keeps of one layer of Megatron's modules."""
+    """For each of LAYERS, SPREAD and PREDICTING, the bytes a token that autograd keeps of one layer of Megatron's modules."""
     need(importlib.util.find_spec("torch") and importlib.util.find_spec("megatron"), "megatron-core")
-    return _asked(sys.executable, LAYERS | SPREAD)
+    return _asked(sys.executable, LAYERS | SPREAD | PREDICTING | WITHOUT)
 
 
 @pytest.fixture(scope="module")
 def of_bridge() -> dict[str, float]:
-    """The same of ADAPTED, NEWER and DIFFUSION, with Megatron Bridge's own adapters and blocks."""
+    """The same of ADAPTED, NEWER, DIFFUSION and PREDICTING, with Megatron Bridge's own adapters and blocks."""
     need(BRIDGE, "an environment with megatron-bridge (BRIDGE_PYTHON)")
-    return _asked(BRIDGE, ADAPTED | NEWER | DIFFUSION)
+    return _asked(BRIDGE, PREDICTING | WITHOUT | ADAPTED | NEWER | DIFFUSION)  # adapters put dropout into the process
 
 
 def _asked(python: str, cases: dict[str, Case]) -> dict[str, float]:
@@ -281,6 +301,33 @@ def test_a_diffusion_block_keeps_what_autograd_keeps_of_bridges(name: str, of_br
     model = STREAM | layers | {"kind": "diffusion", "num_query_groups": STREAM["num_attention_heads"]}
     around = Surroundings(tp=case.tp, sequence_parallel=case.sequence_parallel)
     assert kept(model, around) - case.apart == pytest.approx(of_bridge[name], abs=0.6)
+
+
+def predicted(case: Case) -> float:
+    """Bytes a token of all depths with the layers in them; angles are made once for each layer."""
+    a = architecture_from_json({**case.model, "vocab_size": 3200, "mtp_num_layers": case.predicting})
+    again = Recompute(granularity="full", method=case.method, num_layers=1) if case.method else NO_RECOMPUTE
+    around = Surroundings(tp=case.tp, sequence_parallel=case.sequence_parallel, plain_rotation=True)
+    depths = case.predicting or 0
+    saved, _ = kept_by_predictions(a, again, around)
+    return saved - (depths * _of_three_samples(case) if case.method != "uniform" else 0.0)
+
+
+@pytest.mark.parametrize("name", PREDICTING)
+def test_multi_token_prediction_keeps_what_autograd_keeps_of_megatrons_modules(
+    name: str, autograd: dict[str, float]
+) -> None:
+    """To the byte, beside the logits."""
+    case = PREDICTING[name]
+    assert predicted(case) == autograd[name] - autograd[f"{name}, without"]
+
+
+@pytest.mark.bridge
+@pytest.mark.parametrize("name", PREDICTING)
+def test_multi_token_prediction_keeps_what_autograd_keeps_of_bridges_core(
+    name: str, of_bridge: dict[str, float]
+) -> None:
+    assert predicted(PREDICTING[name]) == of_bridge[name] - of_bridge[f"{name}, without"]
 
 
 @pytest.mark.parametrize("name", SPREAD)
