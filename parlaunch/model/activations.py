@@ -380,11 +380,18 @@ def _diffusion(items: _Items, a: Architecture, k: LayerKind, x: float) -> float:
 
 
 def _half(
-    items: _Items, a: Architecture, x: float, offloaded_by: str, block: Callable[[], float], *, alone: bool
+    items: _Items,
+    a: Architecture,
+    x: float,
+    offloaded_by: str,
+    block: Callable[[], float],
+    *,
+    alone: bool,
+    behind: str = "",
 ) -> float:
     """The mixer or the MLP with the norm in front and what stands behind; returns the bytes of its gradients.
 
-    `alone`: the norm is a module of its own, not a part of the projection behind it.
+    `alone`: the norm is a module of its own, not a part of the projection behind it. `behind`: what recomputes the norm that stands behind.
     """
     s = items.around
     statistics = _statistics(a) * _residual_share(s)
@@ -394,7 +401,7 @@ def _half(
     if s.dropout:
         items.add(a.hidden_size * _residual_share(s))  # one byte: the mask
     if a.post_norms:
-        items.add(x + statistics)
+        items.add(x + statistics, behind)
     return grads
 
 
@@ -414,8 +421,11 @@ def layer_activations(a: Architecture, k: LayerKind, s: Surroundings) -> Kept:
         grads = _half(items, a, x, "attn_norm", lambda: mixer(items, a, k), alone=alone)
         rerun_of_mixer, items.rerun = items.rerun, 0.0
     if k.mlp:
-        mlp = _experts if k.mlp == "moe" else _dense
-        grads = max(grads, _half(items, a, x, "mlp_norm", lambda: mlp(items, a), alone=k.mlp == "moe"))
+        sparse = k.mlp == "moe"
+        mlp = _experts if sparse else _dense
+        # The second norm is a part of a dense MLP's last projection (Bridge, `TERowParallelLinearLayerNorm`).
+        behind = "" if sparse else "mlp"
+        grads = max(grads, _half(items, a, x, "mlp_norm", lambda: mlp(items, a), alone=sparse, behind=behind))
     if s.sequence_parallel and s.tp > 1:
         grads += 2 * WIDE * h  # a gathered input and the gradient of one, before it is scattered
     return Kept(items.saved, max(rerun_of_mixer, items.rerun), grads + x, x)

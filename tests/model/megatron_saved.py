@@ -7,8 +7,8 @@ Transformer Engine's module saves: norm (input and its statistics, a float each 
 row), the duplicated linear layer of latent attention and latent experts; a grouped product, which saves its inputs; and the kernels around a
 gated delta rule, each saving what flash-linear-attention's and causal-conv1d's save. Collectives go to torch's "fake" process group.
 With `adapters` (Bridge's `LoRA` settings) the weights are frozen and Megatron Bridge puts its adapters beside them; with `block`
-("joint" or "single" of FLUX, "wan") the layer is Bridge's of a diffusion transformer. Both need Bridge. With `vocab_size` it is a whole
-model, from its embedding to its losses, less its logits.
+("joint" or "single" of FLUX, "wan") the layer is Bridge's of a diffusion transformer; with `post_norms` norms of Bridge's stand behind
+attention and MLP. All three need Bridge. With `vocab_size` it is a whole model, from its embedding to its losses, less its logits.
 """
 
 # ruff: noqa: E402  # torch and Megatron are imported once they can be
@@ -281,6 +281,24 @@ def diffusion_block(config: Any, kind: str) -> tuple[Any, Any]:
     return layer, called
 
 
+def norms_behind(block_spec: Any) -> None:
+    """Bridge's row-parallel layers with a norm behind them (Gemma 2 and 3) in a block of Core's modules."""
+    bridge_packages(
+        "megatron.bridge", "megatron.bridge.utils", "megatron.bridge.models", "megatron.bridge.models.common"
+    )
+    from megatron.core.extensions import transformer_engine
+    from megatron.core.tensor_parallel.layers import RowParallelLinear
+
+    transformer_engine.TERowParallelLinear, transformer_engine.TENorm = RowParallelLinear, shards.Norm
+    from megatron.bridge.models.common.te_layers import TERowParallelLinearLayerNorm
+
+    for layer in block_spec.layer_specs:
+        attention, mlp = layer.submodules.self_attention, layer.submodules.mlp
+        attention.submodules.linear_proj = TERowParallelLinearLayerNorm
+        parts = mlp.keywords["submodules"] if hasattr(mlp, "keywords") else mlp.submodules
+        parts.linear_fc2 = TERowParallelLinearLayerNorm
+
+
 def whole_model(config: Any, vocab: int) -> tuple[Any, Any]:
     """A model from its embedding to its losses, with the layers that predict further tokens, and what calls it as a layer."""
     from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
@@ -323,6 +341,7 @@ class NoStream:
 
 def saved(spec: dict[str, Any]) -> float:
     world, cp, adapters = spec.pop("world_size"), spec.get("context_parallel_size", 1), spec.pop("adapters", None)
+    second_norms = spec.pop("post_norms", False)
     diffusion, vocab = spec.pop("block", None), spec.pop("vocab_size", 0)
     linear = spec.get("experimental_attention_variant") == "gated_delta_net"
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
@@ -342,6 +361,8 @@ def saved(spec: dict[str, Any]) -> float:
     else:
         config.experimental_attention_variant = None  # Core 0.19 has another function for layers with one
         block_spec = shards.with_stand_ins(get_gpt_decoder_block_spec(config, use_transformer_engine=False))
+        if second_norms:
+            norms_behind(block_spec)
         if linear:
             config.experimental_attention_variant = "gated_delta_net"
             for layer in block_spec.layer_specs:

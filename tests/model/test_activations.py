@@ -155,8 +155,12 @@ NEWER: dict[str, Case] = {
     "gated delta net": Case({**BASE, **DELTA}),
     "gated delta net on two tensor ranks": Case({**BASE, **DELTA}, tp=2),
     "shared experts behind a gate": Case({**BASE, **GATED}, apart=ROW_MAP - SORTED),
+    "second norms": Case({**BASE, "post_norms": True}),
+    "second norms, on two tensor ranks": Case({**BASE, "post_norms": True}, tp=2),
+    "second norms, without sequence parallelism": Case({**BASE, "post_norms": True}, tp=2, sequence_parallel=False),
+    "second norms, MLP again": Case({**BASE, "post_norms": True}, modules=("mlp",), apart=-NORMED),
 }
-"""Layers of the Core that Megatron Bridge brings."""
+"""Layers of the Core that Megatron Bridge brings, and with Bridge's norms behind attention and MLP (Gemma 2 and 3)."""
 STREAM: dict[str, Any] = {
     "num_layers": 1, "hidden_size": 512, "num_attention_heads": 8, "kv_channels": 64, "ffn_hidden_size": 2048,
     "gated_linear_unit": False, "normalization": "LayerNorm", "add_bias_linear": True, "add_qkv_bias": True, "qk_layernorm": True,
