@@ -28,6 +28,9 @@ WIDEST_HEAD = 256
 CAPPED_SCORES = ("gemma2",)
 """Families whose scores go through a tanh: Bridge runs their attention in its own unfused modules (`Gemma2DotProductAttention`)."""
 
+PLAIN_NORMS = ("gemma4", "gemma4_text")
+"""Families with norms in plain torch around their experts (Bridge, `Gemma4TransformerLayer` and `Gemma4MoELayer`)."""
+
 FUSED_SOFTMAX = {"core": 4096, "engine": 16384}
 """Tokens up to which the unfused attention of Megatron Core (`fusions/fused_softmax.py`) and of Transformer Engine has a softmax in 16 bits;
 beyond it is made in float32, and kept beside its copy."""
@@ -350,7 +353,22 @@ def _experts(items: _Items, a: Architecture) -> float:
         _feed_forward(items, a, own_input, shared / s.tp, "moe", "shared_experts")
         if a.moe_shared_expert_gate:  # their output and the gate that multiplies it (Core, `moe/shared_experts.py`)
             items.add(WIDE * (h + 1) * r, "moe", "shared_experts")
+    if a.model_type in PLAIN_NORMS:
+        _plain_norms(items, a)
     return grads + 2 * WIDE * copies * width  # sent and received copies
+
+
+def _plain_norms(items: _Items, a: Architecture) -> None:
+    """Gemma 4's norms in front of the routed experts, of the shared ones and of the router, behind either kind and behind their sum, less the
+    two fused ones that `_half` counts. `_gemma4_rms_norm` of Bridge's keeps its input in float32 twice and what a weight multiplies, which
+    the router's has not, and two numbers a row."""
+    r = _residual_share(items.around)
+    wide, x = 4 * a.hidden_size * r, WIDE * a.hidden_size * r
+    items.add(9 * wide + 3 * 8 * r - 2 * (x + _statistics(a) * r))
+    # And the router's input before and behind its scale; its probabilities over their sum, scaled (`Gemma4TopKRouter`).
+    items.add(8 * wide + 3 * 8 * r + 2 * x + 2 * WIDE * ((a.num_moe_experts or 0) + 1) * r, "moe")
+    if "moe" in items.modules:
+        items.add(2 * x)  # what the recomputed layer is given: three tensors, not one
 
 
 _MIXERS: Mapping[str, Callable[[_Items, Architecture, LayerKind], float]] = {

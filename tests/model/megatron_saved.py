@@ -16,6 +16,7 @@ attention and MLP. All three need Bridge. With `vocab_size` it is a whole model,
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -296,7 +297,26 @@ def norms_behind(block_spec: Any) -> None:
         attention, mlp = layer.submodules.self_attention, layer.submodules.mlp
         attention.submodules.linear_proj = TERowParallelLinearLayerNorm
         parts = mlp.keywords["submodules"] if hasattr(mlp, "keywords") else mlp.submodules
-        parts.linear_fc2 = TERowParallelLinearLayerNorm
+        if hasattr(parts, "linear_fc2"):  # not experts
+            parts.linear_fc2 = TERowParallelLinearLayerNorm
+
+
+def norms_around_experts(block_spec: Any) -> None:
+    """Bridge's layer of Gemma 4, with its router and its experts, in a block of Core's modules, behind `norms_behind`."""
+    bridge_packages("megatron.bridge.models.gemma")
+    from megatron.bridge.models.common.te_layers import TERowParallelLinearLayerNorm
+
+    gemma3: Any = types.ModuleType(
+        "megatron.bridge.models.gemma.gemma3_provider"
+    )  # brings all of Bridge's models with it
+    gemma3.TERowParallelLinearLayerNorm, gemma3._is_local_attn_layer = TERowParallelLinearLayerNorm, None
+    sys.modules.setdefault(gemma3.__name__, gemma3)
+    from megatron.bridge.models.gemma import modeling_gemma4 as gemma4
+
+    for layer in block_spec.layer_specs:
+        layer.module, mlp = gemma4.Gemma4TransformerLayer, layer.submodules.mlp
+        mlp.keywords["submodules"].router = gemma4.Gemma4TopKRouter
+        layer.submodules.mlp = functools.partial(gemma4.Gemma4MoELayer, *mlp.args, **mlp.keywords)
 
 
 def whole_model(config: Any, vocab: int) -> tuple[Any, Any]:
@@ -341,7 +361,7 @@ class NoStream:
 
 def saved(spec: dict[str, Any]) -> float:
     world, cp, adapters = spec.pop("world_size"), spec.get("context_parallel_size", 1), spec.pop("adapters", None)
-    second_norms = spec.pop("post_norms", False)
+    second_norms, family = spec.pop("post_norms", False), spec.pop("model_type", "")
     diffusion, vocab = spec.pop("block", None), spec.pop("vocab_size", 0)
     linear = spec.get("experimental_attention_variant") == "gated_delta_net"
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
@@ -363,6 +383,8 @@ def saved(spec: dict[str, Any]) -> float:
         block_spec = shards.with_stand_ins(get_gpt_decoder_block_spec(config, use_transformer_engine=False))
         if second_norms:
             norms_behind(block_spec)
+        if family == "gemma4":
+            norms_around_experts(block_spec)
         if linear:
             config.experimental_attention_variant = "gated_delta_net"
             for layer in block_spec.layer_specs:

@@ -151,6 +151,9 @@ ADAPTED: dict[str, Case] = {
     "shared experts": Case({**BASE, **SHARED}, adapters=ALL, apart=ROW_MAP - SORTED),
 }
 """Megatron Bridge's low-rank adapters over frozen layers."""
+GEMMA4 = {**SHARED, "post_norms": True, "model_type": "gemma4"}
+SCALED = 4 * 512 // 256
+"""Bytes a token, of 256, of a norm's weights in float32."""
 NEWER: dict[str, Case] = {
     "gated delta net": Case({**BASE, **DELTA}),
     "gated delta net on two tensor ranks": Case({**BASE, **DELTA}, tp=2),
@@ -158,6 +161,11 @@ NEWER: dict[str, Case] = {
     "second norms": Case({**BASE, "post_norms": True}),
     "second norms, on two tensor ranks": Case({**BASE, "post_norms": True}, tp=2),
     "second norms, without sequence parallelism": Case({**BASE, "post_norms": True}, tp=2, sequence_parallel=False),
+    "norms around experts": Case({**BASE, **GEMMA4}, apart=ROW_MAP - SORTED - 5 * SCALED),
+    "norms around experts, on two tensor ranks": Case(
+        {**BASE, **GEMMA4}, tp=2, apart=(ROW_MAP - SORTED) // 2 - 5 * SCALED
+    ),
+    "norms around experts, these again": Case({**BASE, **GEMMA4}, modules=("moe",), apart=-3 * SCALED),
     "second norms, MLP again": Case({**BASE, "post_norms": True}, modules=("mlp",), apart=-NORMED),
 }
 """Layers of the Core that Megatron Bridge brings, and with Bridge's norms behind attention and MLP (Gemma 2 and 3)."""

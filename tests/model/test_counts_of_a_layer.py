@@ -15,7 +15,7 @@ from parlaunch.estimate.timing.pieces import Split
 from parlaunch.estimate.timing.software import software_of
 from parlaunch.hardware.datasheet import preset
 from parlaunch.hardware.rates import Rates, rates_of
-from parlaunch.model.activations import WIDE, Surroundings, layer_activations
+from parlaunch.model.activations import PLAIN_NORMS, WIDE, Surroundings, layer_activations
 from parlaunch.model.architecture import Architecture, LayerKind
 from parlaunch.model.catalog import architecture
 from parlaunch.model.flops import TEXT, attention_macs, layer_macs
@@ -70,7 +70,9 @@ def test_what_is_multiplied_is_kept(name: str) -> None:
             made += m.outputs * times if m.split == COLUMN else 0.0
         norms = a.hidden_size * sum(part is not None for part in (k.mixer, k.mlp))
         least = WIDE * (sum(inputs.values()) + made + norms)
-        assert least <= layer_activations(a, k, Surroundings()).saved <= 1.75 * least, k
+        # Norms in plain torch around experts keep float32 copies too (`test_activations.py`).
+        copies = 17 * 4 * a.hidden_size if a.model_type in PLAIN_NORMS and k.mlp == "moe" else 0
+        assert least <= layer_activations(a, k, Surroundings()).saved - copies <= 1.75 * least, k
 
 
 @pytest.mark.parametrize("name", MODELS)
