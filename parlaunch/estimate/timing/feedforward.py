@@ -200,17 +200,12 @@ class FeedForward(Pieces):
         fused.
 
         Bytes a token and expert, in 32 bits: the product's own result (2), scores and the largest of them with the same for the auxiliary
-        loss (`FUSED_ROUTER`, or `PLAIN_ROUTER`), its sums (5; 4), two
-        gradients that are one (12), that of the shares, laid out again (4). Where each copy goes is counted, numbered and sorted by expert
-        (26: common/triton/permutation.py, `_row_id_map_pass_1_kernel` to `3`); with HybridEP the dispatcher does. Benchmarks replace the
-        logits by random ones (12: Megatron-Core transformer/moe/moe_utils.py, `RandomSTE`)."""
-        kind = (
-            "biased"
-            if self.arch.moe_router_enable_expert_bias
-            else "grouped"
-            if self.arch.moe_router_group_topk
-            else "plain"
-        )
+        loss (`FUSED_ROUTER`, or `PLAIN_ROUTER`), its sums (5; 4), two gradients that are one (12), that of the shares, laid out again
+        (4). Where each copy goes is counted, numbered and sorted by expert (26: common/triton/permutation.py,
+        `_row_id_map_pass_1_kernel` to `3`); with HybridEP the dispatcher does. Benchmarks replace the logits by random ones (12:
+        Megatron-Core transformer/moe/moe_utils.py, `RandomSTE`)."""
+        a = self.arch
+        kind = "biased" if a.moe_router_enable_expert_bias else "grouped" if a.moe_router_group_topk else "plain"
         scores = FUSED_ROUTER if self.o.features.router_fusion else PLAIN_ROUTER[kind]
         forward, backward = 2.0 + scores[0] + 5.0, scores[1] + 4.0 + 12.0 + 4.0
         forward += 26.0 if dispatcher != "hybridep" else 0.0
