@@ -8,8 +8,8 @@ runs as a whole, never for one model: H100's of dense models in bf16 and FP8 (Me
 says what large products reach, and the table how much less others do. Its joules are those at which twelve products of a layer take a B300
 the 3.76 ms of Transformer Engine's own benchmark (docs/examples/gemm_profiling, 2026). Rubin's joules are supposed: as far under
 Blackwell's as those are under Hopper's (0.83 in 16 bits, 0.75 in 8 and 4). Memory on Blackwell streams at 0.67 (SimuMax's B200)
-to 0.70 of its rate (quantising in that benchmark, by the bytes it moves), on Hopper at 0.82 (H100's runs as a whole, since small
-kernels are counted by what their sources move). Elsewhere memory, kernel gaps and NCCL's constants a link (20.0, 20.6 and 40.1 GB/s of 25, 25 and 50) are those of kernel benchmarks.
+to 0.70 of its rate (quantising in that benchmark, by the bytes it moves), which writes and turns as few others do: 0.72, and 0.82 on
+Hopper, are of runs as a whole, whose small kernels are counted by what their sources move. Elsewhere memory, kernel gaps and NCCL's constants a link (20.0, 20.6 and 40.1 GB/s of 25, 25 and 50) are those of kernel benchmarks.
 A machine file (`parlaunch.check.calibrate`) replaces them by what was measured on the machine itself.
 """
 
@@ -78,11 +78,11 @@ GENERATIONS: dict[str, Silicon] = {
     ),
     "blackwell": Silicon(
         joules_bf16=0.91e-12, joules_fp8=0.43e-12, joules_fp4=0.195e-12, watts_fp8=1200.0, flash=0.97, flash_backward=0.81,
-        epilogue=0.3, hbm=0.70, kernel=1.8e-6, nvlink=0.802, host=6.5e-6,
+        epilogue=0.3, hbm=0.72, kernel=1.8e-6, nvlink=0.802, host=6.5e-6,
     ),
     "rubin": Silicon(
         joules_bf16=0.76e-12, joules_fp8=0.32e-12, joules_fp4=0.147e-12, flash=0.97, flash_backward=0.81, epilogue=0.3,
-        hbm=0.70, kernel=1.8e-6, nvlink=0.802, host=6.5e-6,
+        hbm=0.72, kernel=1.8e-6, nvlink=0.802, host=6.5e-6,
     ),
 }  # fmt: skip
 
