@@ -17,7 +17,7 @@ from parlaunch.estimate.timing.collectives import Links
 from parlaunch.estimate.timing.kernels import Kernels
 from parlaunch.estimate.timing.silicon import silicon_of
 from parlaunch.frozen import dataclass
-from parlaunch.hardware.paces import MOST, Pace, sizes_of
+from parlaunch.hardware.paces import MOST, Pace, sizes_of, slower
 from parlaunch.hardware.rates import Rates
 
 PRIOR = {
@@ -199,9 +199,11 @@ class Fit:
 
     def _paces(self, rows: Iterable[int], residuals: Sequence[float]) -> tuple[Pace, ...]:
         own = _View.of(residuals, residuals).own
-        models: dict[_Named, dict[object, list[int]]] = {}
+        models: dict[tuple[str, tuple[tuple[str, int], ...]], dict[object, list[int]]] = {}
         for i in rows:
-            models.setdefault(_named(self.timed[i]), {}).setdefault(self.timed[i].layout, []).append(i)
+            recipe = self.timed[i].run.recipe
+            named = recipe.task, sizes_of(recipe.architecture)
+            models.setdefault(named, {}).setdefault(self.timed[i].layout, []).append(i)
         paces = []
         for named, layouts in models.items():
             weight, total = 1 / MISSES["model"] ** 2, 0.0
@@ -248,16 +250,7 @@ class Kept(NamedTuple):
 
 def _errors(timed: Sequence[Observed], residuals: Sequence[float], paces: Sequence[Pace]) -> list[float]:
     """Relative errors of the rows, with what is known of their models."""
-    known = {(p.task, p.sizes): log(p.slower) for p in paces}
-    return [abs(exp(r + known.get(_named(t), 0.0)) - 1) for r, t in zip(residuals, timed, strict=True)]
-
-
-_Named = tuple[str, tuple[tuple[str, int], ...]]
-
-
-def _named(timed: Observed) -> _Named:
-    """Task and sizes: what a pace is found by."""
-    return timed.run.recipe.task, sizes_of(timed.run.recipe.architecture)
+    return [abs(exp(r) * slower(t.run.recipe, paces) - 1) for r, t in zip(residuals, timed, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from parlaunch.hardware.paces import Pace, paces_from_json, paces_to_json
+from parlaunch.hardware.paces import Pace, paces_to_json
 
 SCHEMA = "parlaunch.machine/1"
 SHARES = {"bf16": "gemm_bf16", "fp16": "gemm_bf16", "fp8": "gemm_fp8", "fp4": "gemm_fp4"}
@@ -37,7 +37,7 @@ def machine_to_text(file: Mapping[str, Any]) -> str:
     """A machine file for the screen: what it changes, and how far off the runs are before and after."""
     fit, lines = file["fit"], [f"{file['gpu']}, {file['fit']['method']}"]
     lines += [f"  {name:<26} {value:.4g}" for name, value in file["measured"].items()]
-    lines += [f"  {p.model}, {p.task}: {p.slower:.4g} times as long" for p in paces_from_json(file.get("models", []))]
+    lines += ["  {model}, {task}: {slower:.4g} times as long".format(**pace) for pace in file["models"]]
     if "mean_error_before" in fit:
         lines.append(f"  runs: {fit['rows']}, recipes: {fit['recipes']}; mean error of the time")
         before, after = fit["mean_error_before"], fit["mean_error_after"]

@@ -113,7 +113,7 @@ def bytes_a_parameter(precision: str, f: Features, gpu_arch: str) -> Bytes:
     quantized = low_copies(precision, gpu_arch, f.transpose_cache)
     kept_low = quantized > 0 and f.gathered_low(precision)
     layer = quantized if kept_low else 2 + quantized
-    gradient = keeping.gradients.get(precision, 4 if f.grad_reduce_fp32 else 2)
+    gradient = keeping.gradients.get(precision, f.gradient_bytes)
     moments = 2 * MOMENT.get(f.moments, 4) if f.precision_aware_optimizer else 8
     remainder_only = f.precision_aware_optimizer and precision != "fp16" and not kept_low and f.distributed_optimizer
     master = 2 if remainder_only or (f.precision_aware_optimizer and f.master == "float16") else 4

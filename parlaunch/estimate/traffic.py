@@ -70,7 +70,7 @@ def sent(recipe: Recipe, layout: Layout) -> dict[tuple[int, int], float]:
             for pair in ((chain[-1], chain[0]), (chain[0], chain[-1])):
                 found[pair] += (x.vp - 1) * m * hidden / x.tp
     if not recipe.frozen:
-        gradient = 4 if recipe.features.grad_reduce_fp32 else 2
+        gradient = recipe.features.gradient_bytes
         # Bytes a parameter: one gather and one reduction, or under FSDP two gathers and a reduction a micro batch.
         reduced = m * (2 + 2 + gradient) if x.fsdp else 2 + gradient
         weights = stage_weights(a, x)

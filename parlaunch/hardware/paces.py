@@ -38,12 +38,18 @@ def sizes_of(architecture: Architecture) -> tuple[tuple[str, int], ...]:
     return tuple((name, size) for name, size in every if size and not (dense and "moe" in name))
 
 
-def pace_of(recipe: Recipe, paces: Sequence[Pace]) -> Pace | None:
+def learnt(recipe: Recipe, paces: Sequence[Pace]) -> Pace | None:
     """What is known of runs of this model and task; None: nothing."""
     if not paces:
         return None
     sizes = sizes_of(recipe.architecture)
     return next((p for p in paces if p.task == recipe.task and p.sizes == sizes), None)
+
+
+def slower(recipe: Recipe, paces: Sequence[Pace]) -> float:
+    """Seconds of its iterations over those that the rates say; 1 where nothing is known."""
+    pace = learnt(recipe, paces)
+    return 1.0 if pace is None else pace.slower
 
 
 def paces_to_json(paces: Sequence[Pace]) -> list[dict[str, Any]]:

@@ -76,6 +76,11 @@ class Features(HashedOnce):
         """Whether weights in this precision are kept and gathered in 8 or 4 bits, with no copy in 16."""
         return self.fp4_param_gather if precision == "nvfp4" else self.fp8_param_gather and precision.startswith("fp8")
 
+    @property
+    def gradient_bytes(self) -> int:
+        """Of an element of the buffers that gradients are summed in."""
+        return 4 if self.grad_reduce_fp32 else 2
+
 
 def rotated_in_one(a: Architecture, f: Features) -> bool:
     """Whether one kernel rotates queries, and one keys: Megatron Bridge takes it back for all but plain rotary embeddings."""

@@ -16,7 +16,7 @@ from parlaunch.hardware.cluster import Cluster
 from parlaunch.hardware.cpu import device_of
 from parlaunch.hardware.installed import Installed, differing, installed_on
 from parlaunch.hardware.mixed import cost
-from parlaunch.hardware.paces import pace_of
+from parlaunch.hardware.paces import learnt
 from parlaunch.hardware.rates import HEADROOM, Rates, rates_of
 from parlaunch.model.layout import FULL_RECOMPUTE, NO_RECOMPUTE, SIZES, Layout
 from parlaunch.model.recipe import Recipe
@@ -508,7 +508,7 @@ def _warnings(search: Search, chosen: Candidate) -> tuple[str, ...]:
     file = f"the machine file {rates.measured_in}" if rates.measured_in else "a machine file"
     if rates.measured:
         out.append(f"measured, from {file}: {', '.join(sorted(rates.measured))}")
-    if pace := pace_of(recipe, rates.models):
+    if pace := learnt(recipe, rates.models):
         out.append(f"runs of this model took {pace.slower:.3g} times as long as is estimated for others, from {file}")
     return (*out, *(f"assumed: {what}" for what in assumed))
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 from math import log, pi, sqrt
 
+from parlaunch.estimate.states import MOMENT
 from parlaunch.estimate.timing.bands import error_band
 from parlaunch.estimate.timing.casts import cast_time
 from parlaunch.estimate.timing.collectives import Links
@@ -18,13 +19,13 @@ from parlaunch.estimate.timing.silicon import across, to_host
 from parlaunch.estimate.timing.software import software_of
 from parlaunch.estimate.values import Breakdown, Estimate
 from parlaunch.frozen import dataclass
-from parlaunch.hardware.paces import pace_of
+from parlaunch.hardware.paces import slower
 from parlaunch.hardware.rates import Rates
 from parlaunch.model.flops import model_flops_per_token
 from parlaunch.model.layout import Layout
 from parlaunch.model.matrices import adapter_size
 from parlaunch.model.parameters import padded_vocab, split_layers, stage_weights
-from parlaunch.model.recipe import Features, Recipe, predicted_in
+from parlaunch.model.recipe import Recipe, predicted_in
 
 DP_SHARE_HIDDEN = 0.8
 """Share of data-parallel traffic that hides where there is compute to hide it under: the last bucket never does."""
@@ -98,8 +99,7 @@ class _Model:
             self.predicted = Layers(replace(recipe, precision=last), self.software, self.kernels, self.links)
         self.mtp = tuple(self.layers.number[kind] for kind in recipe.architecture.mtp_layers())
         self.graphed = _graphed(recipe)
-        pace = pace_of(recipe, rates.models)
-        self.slower = 1.0 if pace is None else pace.slower
+        self.slower = slower(recipe, rates.models)
         f, arch = recipe.features, recipe.architecture
         self.adapters = 0.0
         if recipe.task == "peft":
@@ -332,7 +332,7 @@ def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> floa
         return _sharded(model, layout, stage, m)
     dense, routed = model.trained(layout)
     replicas = layout.dp * layout.cp  # gradients are summed over context parallelism too
-    gradient = gradient_width(features)
+    gradient = features.gradient_bytes
     distributed = features.distributed_optimizer and software.distributed_optimizer
     if not distributed or software.dealt_tensors:
         wide, experts = links.group(replicas, layout.tp), links.group(max(1, layout.edp), layout.ep * layout.etp)
@@ -451,12 +451,7 @@ def _optimizer(model: _Model, layout: Layout) -> float:
     # Buffers of gradients are set to zero; experts' are scaled to the mean over all data-parallel ranks, of which theirs are a part
     # (Megatron-Core, distributed/param_and_grad_buffer.py: `reset`, `bucket.grad_data *= bucket.gradient_scaling_factor`).
     scaled = 2.0 if layout.edp != layout.dp * layout.cp else 0.0
-    return local + model.kernels.stream(gradient_width(features) * (dense + (1.0 + scaled) * routed), kernels=4)
-
-
-def gradient_width(features: Features) -> float:
-    """Bytes of an element of the buffers that gradients are summed in."""
-    return 4.0 if features.grad_reduce_fp32 else 2.0
+    return local + model.kernels.stream(features.gradient_bytes * (dense + (1.0 + scaled) * routed), kernels=4)
 
 
 def step_bytes(recipe: Recipe) -> float:
@@ -467,9 +462,9 @@ def step_bytes(recipe: Recipe) -> float:
     (`_copy_main_params_to_model_params`). A precision-aware optimizer reads gradients as they are and writes weights itself, but for
     formats whose weights somebody has to cast (optimizer_config.py: `use_precision_aware_optimizer_no_fp8_or_ds_fp8`)."""
     f = recipe.features
-    gradient = gradient_width(f)
-    moments = 2.0 if f.moments in ("bfloat16", "float16") else 1.0 if "8" in f.moments else 4.0
+    gradient = f.gradient_bytes
+    moments = MOMENT.get(f.moments, 4)
     if f.precision_aware_optimizer and recipe.precision not in ("fp8cs", "fp8sc", "fp8mx"):
         return 2.0 * gradient + 8.0 + 4.0 * moments + 2.0
-    converted = 0.0 if gradient == 4.0 else gradient + 4.0
+    converted = 0.0 if gradient == 4 else gradient + 4.0
     return converted + 4.0 + 4.0 + 8.0 + 4.0 * moments + 4.0 + 2.0

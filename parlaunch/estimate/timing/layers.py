@@ -178,9 +178,8 @@ class _Builder(Mixers, FeedForward):
         if not self.arch.mtp_num_layers:
             return LayerTime(ZERO, ZERO, ZERO)
         embedding, t, h = self.embedding(), self.tokens, self.h
-        fmt = (
-            self.o.wide if self.o.recipe.precision == "nvfp4" else self.o.narrow
-        )  # not in FP4 (`_proj_and_transformer_layer`)
+        # Not in FP4 (`_proj_and_transformer_layer`).
+        fmt = self.o.wide if self.o.recipe.precision == "nvfp4" else self.o.narrow
         f, b, n = self._linear(t, max(1, h // self.s.tp), 2 * h, fmt, side="column")
         # Two norms, and the copy that joins them; its gradient is cut in two views, which the norms copy.
         held = self.region * h * self.fused

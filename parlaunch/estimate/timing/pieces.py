@@ -167,7 +167,7 @@ def added(o: Workload) -> float:
     if not o.software.fused_accumulation:
         return ACCUMULATED[o.wide if o.software.float32_sums or o.wide != "bf16" else "fp16"]
     # Read, and added to the sum in DDP's buffer (megatron/core/distributed/distributed_data_parallel.py: main_grad.add_).
-    width, total = (4.0, 4.0) if o.wide == "fp32" else (2.0, 4.0 if o.features.grad_reduce_fp32 else 2.0)
+    width, total = (4.0, 4.0) if o.wide == "fp32" else (2.0, o.features.gradient_bytes)
     return width + 2 * total
 
 
