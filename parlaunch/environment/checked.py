@@ -26,6 +26,7 @@ def problem(plan: Plan) -> str | None:
     return (
         _numbers(plan.layout)
         or _grid(plan)
+        or _time(plan)
         or _words(plan)
         or _against_the_overrides(plan)
         or why_not(plan.layout, plan.configured, plan.rates)
@@ -59,6 +60,11 @@ def _grid(plan: Plan) -> str | None:
     if layout.global_batch_size != plan.recipe.global_batch_size:
         return f"its layout has global batch {layout.global_batch_size} and its recipe {plan.recipe.global_batch_size}"
     return None
+
+
+def _time(plan: Plan) -> str | None:
+    times = [c.estimate.iteration_time_s for c in (plan.chosen, *plan.alternatives)]
+    return next((f"an iteration of it takes {t!r} s" for t in times if t <= 0), None)
 
 
 def _words(plan: Plan) -> str | None:

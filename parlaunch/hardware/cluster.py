@@ -6,16 +6,15 @@ Sizes in bytes, rates in bytes/s. JSON goes in and out through `cluster_to_json`
 
 from __future__ import annotations
 
-import functools
-import typing
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import field, fields
 from math import gcd
 from typing import Any
 
 from parlaunch.errors import ProbeError
 from parlaunch.frozen import dataclass
+from parlaunch.typed import fits, types
 
 UNKNOWN = "unknown"  # a name or a kind that was not to be learnt: `null` in JSON
 
@@ -294,36 +293,12 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-@functools.cache
-def _types(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-@functools.cache
-def _is(wanted: Any) -> Callable[[Any], bool]:
-    """A test for values of an annotated type; a whole number will do where any number is wanted."""
-    origin, inside = typing.get_origin(wanted), tuple(map(_is, typing.get_args(wanted)))
-    if origin is tuple and typing.get_args(wanted)[-1] is Ellipsis:
-        return lambda value: isinstance(value, tuple) and all(map(inside[0], value))
-    if origin is tuple:
-        return lambda value: (
-            isinstance(value, tuple)
-            and len(value) == len(inside)
-            and all(good(v) for good, v in zip(inside, value, strict=True))
-        )
-    if inside:
-        return lambda value: any(good(value) for good in inside)
-    if wanted in (int, float):
-        return lambda value: isinstance(value, (int, wanted)) and not isinstance(value, bool)
-    return lambda value: isinstance(value, wanted)
-
-
 def _make(kind: type[Any], given: Mapping[str, Any], **known: Any) -> Any:
-    types: dict[str, Any] = _types(typing.cast(typing.Hashable, kind))
-    made = {k: _tuples(v) for k, v in given.items() if k in types} | known
+    wanted = types(kind)
+    made = {k: _tuples(v) for k, v in given.items() if k in wanted} | known
     made |= {word: UNKNOWN for word in _WORDS if word in made and made[word] is None}
     for name, value in made.items():
-        if not _is(types[name])(value):
+        if not fits(wanted[name])(value):
             raise TypeError(f"{name} of a {kind.__name__} cannot be {value!r:.60}")
     return kind(**made)
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from parlaunch.frozen import dataclass
+from parlaunch.typed import misfit
 
 MIXERS = {"M": "mamba", "G": "gated_delta_net", "*": "attention", "+": "mla", "D": "mla"}
 """Letters of `hybrid_layer_pattern` that mix tokens; `-` is a dense MLP and `E` a mixture of experts, without a mixer."""
@@ -98,7 +99,7 @@ class Architecture:
     sliding_window: int | None = None
     window_size: int | None = None
     window_pattern: tuple[int, ...] | None = None
-    window_attn_skip_freq: int | tuple[int, ...] | None = None
+    window_attn_skip_freq: int | tuple[int | bool, ...] | None = None  # as recipes write it
     sliding_attention_heads: int | None = None  # layers with a window have their own number of heads
     global_head_dim: int | None = None  # layers without a window have their own head size …
     num_global_query_groups: int | None = None  # … and number of key/value heads
@@ -284,6 +285,23 @@ FOLLOWING: Mapping[str, Callable[[Architecture], int]] = {
 BY_NUMBER = ("window_pattern", "linear_attention_pattern")
 """What Megatron makes of the number of a layer and a frequency (megatron/core/transformer/utils.py:496,
 core/models/gpt/experimental_attention_variant_module_specs.py:403): fewer layers have the first ones' kinds."""
+
+
+LAYER_BY_LAYER = (
+    "window_pattern", "window_attn_skip_freq", "moe_layer_pattern", "dsa_indexer_layers", "csa_compress_ratios",
+    "linear_attention_pattern",
+)  # fmt: skip
+
+
+def flaw(a: Architecture) -> str | None:
+    """What no model's architecture has, in one that comes from a file: a value of another type, a list of too few layers."""
+    if (wrong := misfit(a)) is not None:
+        return wrong
+    for name in () if a.hybrid_layer_pattern else LAYER_BY_LAYER:
+        listed = getattr(a, name)
+        if isinstance(listed, tuple) and len(listed) < a.num_layers:
+            return f"{name} speaks of {len(listed)} layers, and the model has {a.num_layers}"
+    return None
 
 
 def _letters(pattern: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
-from parlaunch.model.architecture import ENCODER_NAMES, Architecture, architecture_from_json, encoder_from_json
+from parlaunch.model.architecture import ENCODER_NAMES, Architecture, architecture_from_json, encoder_from_json, flaw
 from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import OVERLAP, PRECISION
 
@@ -176,11 +176,7 @@ def architecture_from_hf(config: Mapping[str, Any]) -> Architecture:
         )
     for ours in _needed(text, found, family):
         _size(next(n for n in NAMES[ours] if text.get(n) is not None), found[ours], least=1)
-    found.update(_layers(text, found))
-    if not found.get("num_layers"):
-        raise UsageError(
-            f"the {kind} configuration does not say how many layers the model has", hint="set num_hidden_layers"
-        )
+    found.update(_layers(text, found, kind))
     heads, groups = found["num_attention_heads"], found.get("num_query_groups") or found["num_attention_heads"]
     if heads % groups:
         raise UsageError(
@@ -196,9 +192,17 @@ def architecture_from_hf(config: Mapping[str, Any]) -> Architecture:
     found["model_type"] = str(config.get("model_type") or kind)
     if "kv_channels" not in found and kind in HEADS_FOLLOW:
         found["derived"] = ("kv_channels",)
-    for name in (n for names in ENCODER_NAMES.values() for n in names if (vision or {}).get(n) is not None):
-        _size(name, vision[name], least=1)  # type: ignore[index]
-    return replace(architecture_from_json(found), encoder=encoder_from_json(vision) if vision else None)
+    if vision:
+        said = [n for names in ENCODER_NAMES.values() for n in names if vision.get(n) is not None]
+        vision = {**vision, **{n: _size(n, vision[n], least=1) for n in said}}
+    made = replace(architecture_from_json(found), encoder=encoder_from_json(vision) if vision else None)
+    if not made.kv_channels:
+        raise UsageError(
+            f"hidden_size {made.hidden_size} is less than its {heads} attention heads", hint="set head_dim beside them"
+        )
+    if (wrong := flaw(made)) is not None:
+        raise ValueError(wrong)
+    return made
 
 
 def _needed(text: Mapping[str, Any], found: Mapping[str, Any], family: Family) -> Iterator[str]:
@@ -346,8 +350,8 @@ def _each_layer(text: Mapping[str, Any], name: str, layers: int | None) -> Seque
 HYBRID = {"mamba": "M", "attention": "*", "mlp": "-", "moe": "E", "full_attention": "*", "linear_attention": "G"}
 
 
-def _layers(text: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """Hybrid pattern, or the number of layers and which of them slide or are linear."""
+def _layers(text: Mapping[str, Any], found: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Hybrid pattern, or the number of layers and which of them slide or are linear. Raises `UsageError` where neither is said."""
     out: dict[str, Any] = {}
     letters = text.get("hybrid_override_pattern")
     if blocks := text.get("layers_block_type"):
@@ -358,7 +362,11 @@ def _layers(text: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]
         if text.get("mtp_layers_block_type"):
             out["mtp_hybrid_override_pattern"] = "".join(HYBRID[b] for b in text["mtp_layers_block_type"])
         return out
-    kinds = _each_layer(text, "layer_types", found.get("num_layers"))
+    if not found.get("num_layers"):
+        raise UsageError(
+            f"the {kind} configuration does not say how many layers the model has", hint="set num_hidden_layers"
+        )
+    kinds = _each_layer(text, "layer_types", found["num_layers"])
     if kinds and "linear_attention" in kinds:
         out |= {
             "linear_attention_pattern": _pattern(kinds, "linear_attention"),
@@ -373,7 +381,7 @@ def _layers(text: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]
         every = text.get("sliding_window_pattern") or text.get("_sliding_window_pattern")
         if kinds:
             out["window_pattern"] = _pattern(kinds, "sliding_attention")
-        elif isinstance(every, int) and found.get("num_layers"):
+        elif isinstance(every, int):
             out["window_pattern"] = tuple(int((i + 1) % every != 0) for i in range(found["num_layers"]))
         elif text.get("model_type") in ("gemma2", "gpt_oss"):
             out["window_pattern"] = tuple(int(i % 2 == 0) for i in range(found["num_layers"]))

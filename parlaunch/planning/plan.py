@@ -13,7 +13,7 @@ from parlaunch.frozen import dataclass
 from parlaunch.hardware.cluster import Cluster, cluster_from_json, cluster_to_json
 from parlaunch.hardware.installed import Installed, software_from_json, software_to_json
 from parlaunch.hardware.rates import HEADROOM, Rates, rates_from_json, rates_of, rates_to_json
-from parlaunch.model.architecture import architecture_from_json
+from parlaunch.model.architecture import architecture_from_json, flaw
 from parlaunch.model.layout import (
     Layout,
     Recompute,
@@ -27,6 +27,7 @@ from parlaunch.model.parameters import active_params, total_params
 from parlaunch.model.recipe import Defaults, Features, Recipe
 from parlaunch.model.stages import StageWish
 from parlaunch.switches.wanted import AS_RECIPE, Wanted
+from parlaunch.typed import misfit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,7 +309,7 @@ def plan_from_json(data: Mapping[str, Any], *, where: str) -> Plan:
                 f"{where}: schema {data['schema']!r} is not parlaunch.plan/1", hint="save one with --save-plan"
             )
         cluster = cluster_from_json(data["hardware"], where=where)
-        return Plan(
+        made = Plan(
             recipe=recipe_from_json(data["recipe"]),
             cluster=cluster,
             # Plans saved before they carried their rates were made from the data sheet, or do not say otherwise.
@@ -330,6 +331,11 @@ def plan_from_json(data: Mapping[str, Any], *, where: str) -> Plan:
             as_recipe=AsRecipe(**told) if (told := data.get("estimate_as_recipe")) else None,
             software=software_from_json(told) if (told := data.get("software")) else None,
         )
+        # The cluster's reader has looked at it.
+        wrong = misfit(made, without=("cluster",)) or flaw(made.recipe.architecture)
+        if wrong is not None:
+            raise ValueError(wrong)
+        return made
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(
             f"{where} is not a plan as parlaunch writes it: {error}", hint="save one with --save-plan"

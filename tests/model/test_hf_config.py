@@ -166,6 +166,7 @@ MOE = {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "m
         ({"vision_config": "siglip"}, "vision_config is 'siglip', and must be an object"),
         ({"vision_config": {"depth": "24", "hidden_size": 64}}, "depth is '24'"),
         ({"vision_config": {"depth": -24, "hidden_size": 64}}, "depth is -24"),
+        ({"vision_config": {"depth": 24, "num_heads": [3, 6]}}, "num_heads differs from layer to layer"),
         (MOE | {"num_experts_per_tok": 0}, "num_experts_per_tok is 0"),
         (MOE | {"num_experts_per_tok": 9}, "9 experts a token of 8"),
         (MOE | {"num_experts_per_tok": None}, "says nothing of num_experts_per_tok"),
@@ -174,6 +175,13 @@ MOE = {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "m
         (MOE | {"n_group": 3}, "3 groups do not divide the 8 experts"),
         (MOE | {"n_group": 2, "topk_group": 3}, "topk_group 3 is more than the 2 groups"),
         (MOE | {"n_shared_experts": "1"}, "n_shared_experts is '1'"),
+        ({"hidden_size": 3}, "hidden_size 3 is less than its 4 attention heads"),
+        ({"model_type": "gemma2", "final_logit_softcapping": "30"}, "Architecture's final_logit_softcapping cannot be"),
+        ({"model_type": "gemma2", "layer_types": ["full_attention"], "num_hidden_layers": None}, "how many layers"),
+        (
+            {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": [128]},
+            "(128,)",
+        ),
         ({"model_type": "deepseek_v3"}, "says nothing of kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim"),
     ],
 )
@@ -184,3 +192,11 @@ def test_a_value_that_cannot_be_is_one_error_that_names_the_file(wrong: dict[str
     assert "c.json" in caught.value.problem
     assert caught.value.hint
     assert recipe_from_hf(LLAMA, path="c.json").architecture.num_layers == 2
+
+
+def test_an_encoders_list_of_one_size_is_that_size() -> None:
+    """A list would be no key of what remembers estimates."""
+    made = recipe_from_hf(LLAMA | {"vision_config": {"depth": [24], "hidden_size": 64}}, path="c.json").architecture
+    assert made.encoder is not None
+    assert made.encoder.num_layers == 24
+    assert hash(made)
