@@ -45,7 +45,7 @@ from parlaunch.frozen import dataclass
 from parlaunch.hardware.datasheet import preset, preset_row
 from parlaunch.hardware.installed import numbers
 from parlaunch.hardware.rates import Rates, calibrated_by, rates_from_json, rates_of
-from parlaunch.model.architecture import Architecture, architecture_from_json
+from parlaunch.model.architecture import Architecture, architecture_from_json, flaw
 from parlaunch.model.catalog import architecture, catalog_row
 from parlaunch.model.layout import (
     Layout,
@@ -442,7 +442,10 @@ VOCABULARY = 51200
 
 @lru_cache(maxsize=512)
 def _inline(given: str) -> Architecture:
-    return architecture_from_json(json.loads(given))
+    made = architecture_from_json(json.loads(given))
+    if (wrong := flaw(made)) is not None:
+        raise UsageError(f"the row's architecture: {wrong}", hint="give its sizes as whole numbers")
+    return made
 
 
 def _features(

@@ -49,13 +49,19 @@ def _cells(path: Path, text: str) -> list[dict[str, Any]]:
         )
     read = csv.DictReader(io.StringIO(text.lstrip()), delimiter=mark, skipinitialspace=True)
     rows: list[dict[str, Any]] = []
-    for cells in read:
-        if None in cells:
-            raise UsageError(
-                f"{path}: line {read.line_num} has more cells than the first line names fields",
-                hint='a cell with a comma in it stands in quotes: "8,192"',
-            )
-        rows.append({"id": f"line {read.line_num}"} | {k.strip(): v for k, v in cells.items() if (v or "").strip()})
+    try:
+        for cells in read:
+            if None in cells:
+                raise UsageError(
+                    f"{path}: line {read.line_num} has more cells than the first line names fields",
+                    hint='a cell with a comma in it stands in quotes: "8,192"',
+                )
+            rows.append({"id": f"line {read.line_num}"} | {k.strip(): v for k, v in cells.items() if (v or "").strip()})
+    except csv.Error as error:
+        raise UsageError(
+            f"{path} is no table of cells after line {read.line_num}: {error}",
+            hint="a quote that opens a cell has to close it",
+        ) from error
     return rows
 
 

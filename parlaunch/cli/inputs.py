@@ -16,7 +16,7 @@ from parlaunch.cli.request import Request
 from parlaunch.errors import ParlaunchError, ProbeError, UsageError
 from parlaunch.estimate.training import Goal
 from parlaunch.hardware.cluster import Cluster, Gpu
-from parlaunch.hardware.datasheet import Product
+from parlaunch.hardware.datasheet import MOST_NODES, Product
 from parlaunch.hardware.installed import Installed
 from parlaunch.model.layout import FULL_RECOMPUTE, NO_RECOMPUTE, SIZES, Recompute, selective
 from parlaunch.model.recipe import PRECISIONS, Recipe
@@ -383,10 +383,6 @@ def _with_gpu(cluster: Cluster, sheet: Product, name: str, spec: str) -> Cluster
     elif not known or any(map(may_be, known)):
         notes.append(f"the GPU is taken to be {named}, as --gpu says")
     return replace(cluster, nodes=nodes, notes=tuple(dict.fromkeys(notes)))
-
-
-MOST_NODES = 100_000
-"""A hundred times the largest jobs; more takes minutes to plan."""
 
 
 def _machine(spec: str, gpu: Product | None) -> Cluster:

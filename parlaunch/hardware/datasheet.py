@@ -223,6 +223,10 @@ def trays(name: str) -> int:
     return int(nodes)
 
 
+MOST_NODES = 100_000
+"""A hundred times the largest jobs; more takes minutes to plan."""
+
+
 def preset(name: str, nodes: int = 1) -> Cluster:
     """A cluster of `nodes` machines of a known kind. Raises `UsageError` with the nearest names.
 
@@ -231,6 +235,8 @@ def preset(name: str, nodes: int = 1) -> Cluster:
     row = preset_row(name)
     if nodes < 1:
         raise UsageError(f"{name}:{nodes} has no node", hint=f"write {name}:1 or more")
+    if nodes > MOST_NODES:
+        raise UsageError(f"{name}:{nodes}: no job has so many nodes", hint=f"at most {name}:{MOST_NODES}")
     sheet = _product(row["gpu"])
     count, group = row["gpus_per_node"], row["nvlink_group"]
     fabric, ports, cpu = row["fabric"], row["fabric"]["ports_per_node"], row["cpu"]

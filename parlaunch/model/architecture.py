@@ -293,10 +293,15 @@ LAYER_BY_LAYER = (
 )  # fmt: skip
 
 
+MOST_LAYERS = 10_000
+
+
 def flaw(a: Architecture) -> str | None:
     """What no model's architecture has, in one that comes from a file: a value of another type, a list of too few layers."""
     if (wrong := misfit(a)) is not None:
         return wrong
+    if a.num_layers > MOST_LAYERS:
+        return f"{a.num_layers:,} layers, and {MOST_LAYERS:,} are the most"
     for name in () if a.hybrid_layer_pattern else LAYER_BY_LAYER:
         listed = getattr(a, name)
         if isinstance(listed, tuple) and len(listed) < a.num_layers:

@@ -280,8 +280,6 @@ def recipe_from_hf(config: Any, *, path: str) -> Recipe:
             f"--model-config {path} has a value of the wrong kind: {error}",
             hint="give the file as the model's makers have it",
         ) from error
-    if len(a.layers()) > MOST_LAYERS:
-        raise UsageError(f"--model-config {path}: {len(a.layers()):,} layers", hint=f"at most {MOST_LAYERS:,}")
     return Recipe(
         name=path, source="hf-config", task="pretrain", model=str(config.get("_name_or_path") or config.get("model_type")),
         model_id=None, architecture=a, seq_length=ASSUMED_SEQ, global_batch_size=ASSUMED_BATCH, precision="bf16",
@@ -295,7 +293,6 @@ def recipe_from_hf(config: Any, *, path: str) -> Recipe:
 ASSUMED_SEQ, ASSUMED_BATCH = 4096, 256
 ROTATED_IN_ONE = ("llama", "nemotron", "nemotron_h", "deepseek_v4")
 """Families that Bridge's conversion has `apply_rope_fusion` on for (bridge/models/llama/llama_bridge.py:71 and those of the others)."""
-MOST_LAYERS = 10_000
 
 
 def _first(config: Mapping[str, Any], names: Sequence[str]) -> Any:

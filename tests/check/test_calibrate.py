@@ -193,6 +193,7 @@ def test_a_table_of_cells_is_read_as_its_rows(tmp_path: Path, mark: str) -> None
         ("hello world\n", "neither JSON nor a table of cells: its first line is 'hello world'"),
         ("model,seq\nllama3 8b,8,192\n", "line 2 has more cells than the first line names fields"),
         ('{"id": "a", \n', "is not JSON"),
+        ('model,note\nllama3 8b,"' + "x" * 200_000, "is no table of cells after line 1: field larger"),
     ],
 )
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str, why: str) -> None:

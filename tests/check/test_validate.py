@@ -65,6 +65,8 @@ def test_both_spellings_of_a_model_are_the_same_model() -> None:
         ({"hardware": None}, "names no hardware"),
         ({"arch": None}, "neither model_id nor arch"),
         ({"arch": {"hidden_size": 2048}}, "lacks num_layers"),
+        ({"arch": GPT | {"num_layers": 10**8}}, "100,000,000 layers"),
+        ({"gpus": 10**30}, "no job has so many nodes"),
         ({"arch": None, "model_id": "nobody/nothing"}, "unknown model"),
         ({"precision": "int3"}, "precision"),
         ({"task": "distill"}, "task"),
