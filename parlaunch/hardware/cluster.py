@@ -267,13 +267,13 @@ def domains_of(nodes: tuple[Node, ...]) -> tuple[tuple[int, ...], ...]:
 
 
 GPU_LISTS = ("gpus", "gpus_unusable", "gpus_invisible", "gpus_left_out")  # fields of Node that hold GPUs
-_WORDS = ("name", "kind")  # never None in a value, `null` in JSON when not known
+WORDS = ("name", "kind")  # never None in a value, `null` in JSON when not known
 
 
 def _plain(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__"):
         out = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-        return out | {word: None for word in _WORDS if out.get(word) == UNKNOWN}
+        return out | {word: None for word in WORDS if out.get(word) == UNKNOWN}
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
     return value
@@ -296,7 +296,7 @@ def _tuples(value: Any) -> Any:
 def _make(kind: type[Any], given: Mapping[str, Any], **known: Any) -> Any:
     wanted = types(kind)
     made = {k: _tuples(v) for k, v in given.items() if k in wanted} | known
-    made |= {word: UNKNOWN for word in _WORDS if word in made and made[word] is None}
+    made |= {word: UNKNOWN for word in WORDS if word in made and made[word] is None}
     for name, value in made.items():
         if not fits(wanted[name])(value):
             raise TypeError(f"{name} of a {kind.__name__} cannot be {value!r:.60}")

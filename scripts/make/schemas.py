@@ -27,7 +27,7 @@ from parlaunch.doctor.finding import SEVERITIES, Finding
 from parlaunch.estimate.timing.silicon import Silicon
 from parlaunch.estimate.training import Training
 from parlaunch.estimate.values import Breakdown, Memory
-from parlaunch.hardware.cluster import Cluster
+from parlaunch.hardware.cluster import WORDS, Cluster
 from parlaunch.hardware.installed import PACKAGES
 from parlaunch.hardware.paces import SIZES as SIZES_OF_LAYERS
 from parlaunch.hardware.rates import Rates
@@ -93,8 +93,9 @@ def record(kind: type, *, without: tuple[str, ...] = (), **more: Schema) -> Sche
     for f in fields(kind):  # type: ignore[arg-type]
         if f.name in without:
             continue
-        made = more.pop(f.name, None) or of(hints[f.name])
-        properties[f.name] = made | ({"description": said[f.name]} if f.name in said else {})
+        unsaid = f.name in WORDS and kind.__module__ == Cluster.__module__
+        made = more.pop(f.name, None) or of(hints[f.name] | None if unsaid else hints[f.name])
+        properties[f.name] = made | ({"description": said[f.name].replace("UNKNOWN", "null")} if f.name in said else {})
     text = (inspect.getdoc(kind) or "").split("\n\n")[0].replace("\n", " ")
     return {"type": "object", "description": text, "properties": properties | more, "required": [*properties, *more]}
 

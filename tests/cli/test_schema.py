@@ -101,6 +101,11 @@ def test_what_calibrate_prints_and_writes_is_as_its_schema_says(parlaunch: Calla
     jsonschema.validate(json.loads(out.read_text()), schema("machine"))
 
 
+@pytest.mark.parametrize("machine", sorted(folder.name for folder in SAVED.iterdir()))
+def test_a_captured_machine_is_as_the_schema_says(machine: str, parlaunch: Callable[..., Said]) -> None:
+    held(parlaunch("probe", "--hardware", str(SAVED / machine), "--format", "json"), "probe")
+
+
 def test_what_doctor_prints_is_as_its_schema_says(parlaunch: Callable[..., Said]) -> None:
     for machine in ("nvml-dgx-h100-sick", "nvml-dgx-h100-gpu-lost"):
         held(parlaunch("doctor", "--hardware", str(SAVED / machine), "--format", "json"), "doctor")
