@@ -94,6 +94,8 @@ def quantities(plan: Plan) -> dict[str, Any]:
         del found["features.dispatcher"], found["features.router_fusion"]
     elif f.dispatcher is None:
         found["features.dispatcher"] = "alltoall"
+    if not a.gated_linear_unit:
+        del found["features.activation_fusion"]
     if a.position_embedding_type != "rope":  # Bridge takes it back for some, and it does nothing for the others
         del found["features.rope_fusion"]
     return found

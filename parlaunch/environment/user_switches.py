@@ -181,6 +181,7 @@ EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
     _switch("model.fp8_output_proj", "fp8_output"),
     _switch(FUSED, "fused_accumulation"),
     _switch("model.moe_router_fusion", "router_fusion"),
+    _switch("model.bias_activation_fusion", "activation_fusion"),
     _switch("model.apply_rope_fusion", "rope_fusion"),
     _switch("model.transformer_impl", "transformer_impl", "text"),
     _switch("model.activation_func_fp8_input_store", "fp8_activation_input"),

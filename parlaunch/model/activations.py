@@ -68,6 +68,8 @@ class Surroundings(HashedOnce):
     )
     dropout: bool = False
     unfused_attention: bool = False
+    plain_activation: bool = False  # no kernel makes the product of a gate and its activation
+    fused_operations: bool = False  # experts as operations of Transformer Engine that clamp inside
     plain_rotation: bool = False  # no kernel rotates queries and keys
     seq_length: int = (
         0  # for unfused attention, also that of heads beyond `WIDEST_HEAD`: its score matrix grows with the square
@@ -319,11 +321,18 @@ def _feed_forward(
     up, expert = 2 if a.gated_linear_unit else 1, copies > 0
     items.add(_product_input(s, "linear_fc1", width, whole), *modules, offloaded_by="expert_fc1" if expert else "")
     items.add(_low_rank(s, "linear_fc1", "linear_fc2") * (copies or 1.0), *modules)
-    items.add((1 if s.fp8_activation_input else WIDE) * up * ffn, *modules, offloaded_by="moe_act" if expert else "")
-    if a.gated_linear_unit and a.activation_func not in FUSED_ACTIVATIONS:
-        # Both factors of the gate's product, and the product that experts' shares weigh (Core, `transformer/mlp.py`, `glu`).
-        items.add(WIDE * (3 if expert else 2) * ffn, *modules, *(("moe_act",) if expert else ()))
-    items.add(_product_input(s, "linear_fc2", ffn), *modules, *(("moe_act",) if expert else ()))
+    again = (*modules, *(("moe_act",) if expert else ()))
+    plain = a.gated_linear_unit and (s.plain_activation or a.activation_func not in FUSED_ACTIVATIONS)
+    clamped = a.gated_linear_unit and a.clamped and not (expert and s.fused_operations)
+    narrow = s.fp8_activation_input and not (plain or clamped)
+    items.add((1 if narrow else WIDE) * up * ffn, *modules, offloaded_by="moe_act" if expert else "")
+    if plain:
+        # Both factors of the gate's product, what of the first was clamped, and the product that experts' shares weigh (Core,
+        # `transformer/mlp.py` and `moe/experts.py`, `glu`).
+        items.add(WIDE * (2 + clamped + expert) * ffn, *again)
+    elif clamped:  # and both halves behind it, joined (`fusions/fused_bias_geglu.py`, `weighted_bias_quick_geglu_impl`)
+        items.add((1 if s.fp8_activation_input else WIDE) * up * ffn, *again)
+    items.add(_product_input(s, "linear_fc2", ffn), *again)
     return WIDE * (width + (up + 1) * ffn)
 
 

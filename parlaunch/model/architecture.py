@@ -169,6 +169,11 @@ class Architecture:
         return self._hash
 
     @property
+    def clamped(self) -> bool:
+        """Whether both halves of what a gated MLP makes are clamped in front of its activation (Bridge sets `activation_func_clamp_value`)."""
+        return self.activation_func == "quick_gelu" or self.model_type == "deepseek_v4"
+
+    @property
     def rotary(self) -> bool:
         """Whether queries and keys are rotated, in whatever way."""
         return self.position_embedding_type not in ("none", "learned_absolute")

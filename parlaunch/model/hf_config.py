@@ -285,6 +285,7 @@ def recipe_from_hf(config: Any, *, path: str) -> Recipe:
         model_id=None, architecture=a, seq_length=ASSUMED_SEQ, global_batch_size=ASSUMED_BATCH, precision="bf16",
         features=Features(
             grad_reduce_fp32=True, dispatcher="alltoall" if a.num_moe_experts else None, rope_fusion=a.model_type in ROTATED_IN_ONE,
+            activation_fusion=not a.gated_linear_unit or a.model_type in ACTIVATED_IN_ONE,
         ),
         bare=(OVERLAP, PRECISION),  # as Bridge's plain training has it (bridge/recipes/common.py:92)
     )  # fmt: skip
@@ -293,6 +294,11 @@ def recipe_from_hf(config: Any, *, path: str) -> Recipe:
 ASSUMED_SEQ, ASSUMED_BATCH = 4096, 256
 ROTATED_IN_ONE = ("llama", "nemotron", "nemotron_h", "deepseek_v4")
 """Families that Bridge's conversion has `apply_rope_fusion` on for (bridge/models/llama/llama_bridge.py:71 and those of the others)."""
+ACTIVATED_IN_ONE = (
+    "llama", "nemotron-nas", "deepseek_v2", "deepseek_v3", "kimi_k2", "kimi_k25", "gpt_oss", "glm4_moe", "glm4_moe_lite", "glm4v_moe",
+    "qwen2_5_omni", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe",
+)  # fmt: skip
+"""Those that it has `bias_activation_fusion` on for (bridge/models/llama/llama_bridge.py:67 and those of the others)."""
 
 
 def _first(config: Mapping[str, Any], names: Sequence[str]) -> Any:

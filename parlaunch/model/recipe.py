@@ -12,7 +12,7 @@ from dataclasses import field
 from typing import Any
 
 from parlaunch.frozen import HashedOnce, dataclass
-from parlaunch.model.architecture import Architecture
+from parlaunch.model.architecture import FUSED_ACTIVATIONS, Architecture
 from parlaunch.model.layout import Recompute, Sizes
 from parlaunch.model.matrices import ADAPTED, ADAPTER_RANK
 
@@ -64,6 +64,7 @@ class Features(HashedOnce):
         True  # products of weight gradients add to the sum themselves: `gradient_accumulation_fusion`
     )
     router_fusion: bool = True  # kernels of their own score and choose experts: `moe_router_fusion`
+    activation_fusion: bool = True  # one kernel for a gated activation: `bias_activation_fusion`
     rope_fusion: bool = True  # one kernel rotates queries and keys, where there is one: `apply_rope_fusion`
     transformer_impl: str = "transformer_engine"  # or local: what Megatron's conditions go by
     transpose_cache: bool = True  # not `disable_parameter_transpose_cache`: FP8 weights stay transposed as well
@@ -85,6 +86,11 @@ class Features(HashedOnce):
 def rotated_in_one(a: Architecture, f: Features) -> bool:
     """Whether one kernel rotates queries, and one keys: Megatron Bridge takes it back for all but plain rotary embeddings."""
     return f.rope_fusion and a.position_embedding_type == "rope"
+
+
+def activated_in_one(a: Architecture, f: Features) -> bool:
+    """Whether one kernel makes the product of a gate and its activation."""
+    return f.activation_fusion and a.activation_func in FUSED_ACTIVATIONS
 
 
 def predicted_in(a: Architecture, precision: str) -> str:
@@ -141,6 +147,7 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
         fp8_activation_input=bool(given.get("fp8_activation_input")),
         fused_accumulation=bool(given.get("fused_accumulation", True)),
         router_fusion=bool(given.get("router_fusion", True)),
+        activation_fusion=bool(given.get("activation_fusion", True)),
         rope_fusion=bool(given.get("rope_fusion", True)),
         transformer_impl=str(given.get("transformer_impl") or "transformer_engine"),
         transpose_cache=bool(given.get("transpose_cache", True)),

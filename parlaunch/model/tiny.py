@@ -49,7 +49,9 @@ def shrink(recipe: Recipe, nproc: int, *, keep: Mapping[str, Any] | None = None)
         gpus=None,
         hardware=None,
         defaults=Defaults(),
-        features=Features(dispatcher="allgather" if recipe.architecture.num_moe_experts else None),
+        features=Features(
+            dispatcher="allgather" if recipe.architecture.num_moe_experts else None, activation_fusion=False
+        ),
         benchmark=False,
         feasible=True,
         env={},

@@ -323,7 +323,8 @@ SWITCHES: tuple[Switch, ...] = (
     ),
     Switch(
         name="bias_fusion", on_cpu=_any, stops=_activation, what="one kernel for bias and activation, one for bias, dropout and residual",
-        **_plain("model.bias_activation_fusion", "model.bias_dropout_fusion"), numerics=KERNEL,
+        **_plain("model.bias_activation_fusion", "model.bias_dropout_fusion") | _flag("activation_fusion") | {"error": {"": 0.05}},
+        numerics=KERNEL,
         source="megatron/core/transformer/transformer_config.py:482, :496",
     ),
     Switch(

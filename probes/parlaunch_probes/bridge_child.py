@@ -125,6 +125,11 @@ def features(config: Any) -> dict[str, Any]:
         # Where neither library has the kernel, Bridge's default says so, and nothing of where it will run.
         "fused_accumulation": bool(getattr(m, "gradient_accumulation_fusion", True)) or not _sums_in_products(),
         "router_fusion": bool(getattr(m, "moe_router_fusion", False)) or not getattr(m, "num_moe_experts", None),
+        # Transformer Engine's fused operations have it in them.
+        "activation_fusion": bool(
+            getattr(m, "bias_activation_fusion", False) or getattr(m, "use_transformer_engine_op_fuser", False)
+        )
+        or not getattr(m, "gated_linear_unit", False),
         "rope_fusion": bool(getattr(m, "apply_rope_fusion", False)),
         "transformer_impl": str(getattr(m, "transformer_impl", "transformer_engine")),
         "transpose_cache": not getattr(m, "disable_parameter_transpose_cache", False),

@@ -34,10 +34,11 @@ SWITCHED = (
     "cross_entropy", "frozen_language_model", "frozen_encoder", "external_cuda_graph", "precision_aware_optimizer",
     "grad_reduce_fp32", "fp4_param_gather", "no_distributed_optimizer", "router_padding", "fp8_attention", "fp8_output",
     "adapter_rank", "adapter_targets", "adapter_dropout", "adapter_a2a", "tp_overlap", "transpose_cache", "fused_accumulation",
-    "router_fusion", "rope_fusion", "transformer_impl", "cpu_offload_layers", "optimizer_offload",
+    "router_fusion", "activation_fusion", "rope_fusion", "transformer_impl", "cpu_offload_layers", "optimizer_offload",
 )  # fmt: skip
 USUAL = {
-    "transpose_cache": True, "cross_entropy": "native", "fused_accumulation": True, "router_fusion": True, "rope_fusion": True,
+    "transpose_cache": True, "cross_entropy": "native", "fused_accumulation": True, "router_fusion": True, "activation_fusion": True,
+    "rope_fusion": True,
     "transformer_impl": "transformer_engine",
 }  # fmt: skip
 """What a switch is where a library recipe's row does not say it; else off."""

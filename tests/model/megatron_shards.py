@@ -19,6 +19,7 @@ warnings.filterwarnings("ignore")
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from megatron.core import parallel_state as mpu  # noqa: E402
+from megatron.core.fusions.fused_bias_geglu import quick_gelu  # noqa: E402
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_mtp_block_spec  # noqa: E402
 from megatron.core.models.gpt.gpt_model import GPTModel  # noqa: E402
 from megatron.core.tensor_parallel import random  # noqa: E402
@@ -78,11 +79,12 @@ def with_stand_ins(spec: Any) -> Any:
 
 def config_of(spec: dict[str, Any]) -> Any:
     gated = spec.pop("gated_linear_unit", True)
+    plain = quick_gelu if spec.pop("activation_func", "") == "quick_gelu" else torch.nn.functional.silu
     kind = MLATransformerConfig if spec.get("multi_latent_attention") else TransformerConfig
     return kind(
         **{"virtual_pipeline_model_parallel_size": None, "normalization": "RMSNorm", "add_bias_linear": False, **spec},
         gated_linear_unit=gated,
-        activation_func=torch.nn.functional.silu if gated else torch.nn.functional.gelu,
+        activation_func=plain if gated else torch.nn.functional.gelu,
         hidden_dropout=0.0, attention_dropout=0.0, pipeline_dtype=torch.float32, gradient_accumulation_fusion=False,
         perform_initialization=False, masked_softmax_fusion=False, apply_rope_fusion=False,
     )  # fmt: skip

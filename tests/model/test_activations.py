@@ -154,6 +154,8 @@ ADAPTED: dict[str, Case] = {
 GEMMA4 = {**SHARED, "post_norms": True, "model_type": "gemma4"}
 SCALED = 4 * 512 // 256
 """Bytes a token, of 256, of a norm's weights in float32."""
+QUICK = {"activation_func": "quick_gelu", "activation_func_clamp_value": 7.0}
+CLAMPED = {"bias_activation_fusion": False, "activation_func_clamp_value": 7.0, "model_type": "deepseek_v4"}
 NEWER: dict[str, Case] = {
     "gated delta net": Case({**BASE, **DELTA}),
     "gated delta net on two tensor ranks": Case({**BASE, **DELTA}, tp=2),
@@ -161,6 +163,10 @@ NEWER: dict[str, Case] = {
     "second norms": Case({**BASE, "post_norms": True}),
     "second norms, on two tensor ranks": Case({**BASE, "post_norms": True}, tp=2),
     "second norms, without sequence parallelism": Case({**BASE, "post_norms": True}, tp=2, sequence_parallel=False),
+    "clamped gates of experts": Case({**BASE, **MOE, **QUICK}, apart=ROW_MAP - SORTED),
+    "clamped gates of experts, these again": Case({**BASE, **MOE, **QUICK}, modules=("moe",)),
+    "a clamped gate in steps": Case({**BASE, **CLAMPED}),
+    "clamped gates in steps, in experts": Case({**BASE, **SHARED, **CLAMPED}, apart=ROW_MAP - SORTED),
     "norms around experts": Case({**BASE, **GEMMA4}, apart=ROW_MAP - SORTED - 5 * SCALED),
     "norms around experts, on two tensor ranks": Case(
         {**BASE, **GEMMA4}, tp=2, apart=(ROW_MAP - SORTED) // 2 - 5 * SCALED
@@ -249,9 +255,9 @@ def _asked(python: str, cases: dict[str, Case]) -> dict[str, float]:
 
 def kept(model: dict[str, Any], around: Surroundings) -> float:
     delta = {"linear_attention_pattern": [1]} if "linear_attention_freq" in model else {}
-    steps = {} if model.get("bias_activation_fusion", True) else {"activation_func": "fast_gelu"}
-    known = {k: v for k, v in model.items() if k != "bias_activation_fusion"}
-    a = architecture_from_json({**known, **delta, **steps, "vocab_size": 128})
+    known = {k: v for k, v in model.items() if k not in ("bias_activation_fusion", "activation_func_clamp_value")}
+    a = architecture_from_json({"activation_func": "silu"} | known | delta | {"vocab_size": 128})
+    around = replace(around, plain_activation=not model.get("bias_activation_fusion", True))
     return layer_activations(a, a.layers()[0], around).saved
 
 

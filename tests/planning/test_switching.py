@@ -509,7 +509,7 @@ def test_how_many_layers_are_recomputed_is_nothing_to_a_switch() -> None:
         ("graphs", "off", "this is the plan: graphs=off."),
         ("dp_overlap", "on", "this is the plan: dp_overlap=on."),
         ("bias_fusion", "off", "this is the plan: bias_fusion=off."),
-        ("bias_fusion", "on", "--switches bias_fusion=on sets it."),
+        ("bias_fusion", "on", "less than the 5.0% that such a prediction may be wrong by."),
         ("p2p_overlap", "on", "it needs VP"),
     ],
 )  # fmt: skip

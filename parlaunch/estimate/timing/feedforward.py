@@ -5,8 +5,7 @@ from __future__ import annotations
 from math import comb, log, sqrt
 
 from parlaunch.estimate.timing.pieces import Cost, Pieces
-from parlaunch.model.architecture import FUSED_ACTIVATIONS
-from parlaunch.model.recipe import Features
+from parlaunch.model.recipe import Features, activated_in_one
 
 EP_OVERLAP = 0.93
 """Share of the expert all-to-all that hides under another micro batch's compute, as far as there is that much of it."""
@@ -87,7 +86,7 @@ class FeedForward(Pieces):
         """Activation over the output of a first layer `elements` wide after gating; gated ones read two halves. `weighed`: by the shares
         of the router, as the experts' are."""
         gated = self.arch.gated_linear_unit
-        if gated and self.arch.activation_func not in FUSED_ACTIVATIONS:
+        if gated and not activated_in_one(self.arch, self.o.features):
             plain = [a + (b if weighed else 0.0) for a, b in zip(PLAIN_GATE, PLAIN_SHARES, strict=True)]
             return self.k.stream(plain[0] * elements, kernels=5), self.k.stream(plain[1] * elements, kernels=9)
         forward, backward = (
