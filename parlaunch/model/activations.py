@@ -29,11 +29,18 @@ CAPPED_SCORES = ("gemma2",)
 """Families whose scores go through a tanh: Bridge runs their attention in its own unfused modules (`Gemma2DotProductAttention`)."""
 
 PLAIN_NORMS = ("gemma4", "gemma4_text")
-"""Families with norms in plain torch around their experts (Bridge, `Gemma4TransformerLayer` and `Gemma4MoELayer`)."""
+"""Families with norms in plain torch: around their experts (Bridge, `Gemma4TransformerLayer` and `Gemma4MoELayer`), or, without any, everywhere,
+with Megatron Core's own attention (`get_gemma4_layer_spec`)."""
+
+NORMS_BEHIND = ("exaone4", "exaone4_5", "exaone4_5_text")
+"""Families with no norm in front of attention and MLP, and with Megatron Core's own attention (Bridge, `exaone4_layer_spec`)."""
 
 FUSED_SOFTMAX = {"core": 4096, "engine": 16384}
 """Tokens up to which the unfused attention of Megatron Core (`fusions/fused_softmax.py`) and of Transformer Engine has a softmax in 16 bits;
 beyond it is made in float32, and kept beside its copy."""
+
+WIDE_SOFTMAX = ("exaone4_5", "exaone4_5_text")
+"""Those with Core's own attention that Bridge has `attention_softmax_in_fp32` on for (`exaone45_provider.py`)."""
 
 SAVED_INPUT = {
     # Bytes that a matrix product keeps of each element of its input: the column-wise copy alone, with its scales.
@@ -139,12 +146,21 @@ def _gathered(s: Surroundings, width: float) -> float | None:
 
 
 def _attend(
-    items: _Items, q: float, k: float, v: float, out: float, heads: float, *modules: str, scores: float = 0.0
+    items: _Items,
+    q: float,
+    k: float,
+    v: float,
+    out: float,
+    heads: float,
+    *modules: str,
+    scores: float = 0.0,
+    mask: float = 0.0,
 ) -> float:
     """Queries, keys, values, output and log-sum-exp of the attention core, and the output that the projection keeps beside them;
     returns the bytes of their gradients.
 
-    `modules`: what recomputes queries, keys and values. `scores`: bytes of one where today's software has no fused kernel.
+    `modules`: what recomputes queries, keys and values. `scores`: bytes of one where today's software has no fused kernel; `mask`: of one
+    that all heads share.
     """
     s = items.around
     unfused = s.unfused_attention or scores > 0
@@ -155,7 +171,7 @@ def _attend(
     if unfused:
         # Softmax output (two bytes a score), its dropout mask (one) and the dropped-out scores (two).
         per_score = scores or 2 + (3 if s.dropout else 0)
-        items.add(heads * s.seq_length * per_score, "core_attn")
+        items.add((heads * per_score + mask) * s.seq_length, "core_attn")
     else:
         items.add(4 * heads, "core_attn")
     # With delayed scaling the output stays in FP8 too, else in 16 bits (`_dpa_fp8_cs_o_in_f16` in Transformer Engine's
@@ -177,18 +193,34 @@ def _attend(
     return grads + (WIDE * 2 * heads * s.seq_length if unfused else 0)
 
 
+def _all_plain(a: Architecture) -> bool:
+    """Whether Bridge builds its layers of Megatron Core's modules alone (dense Gemma 4)."""
+    return a.model_type in PLAIN_NORMS and not a.num_moe_experts
+
+
+def attends_in_core(a: Architecture) -> bool:
+    """Whether Bridge puts Megatron Core's own attention into its layers, which no kernel fuses."""
+    return a.model_type in NORMS_BEHIND or _all_plain(a)
+
+
 def keeps_scores(a: Architecture, k: LayerKind) -> bool:
     """Whether a layer's attention is not fused in today's software."""
-    return k.mixer == "attention" and (k.head_dim > WIDEST_HEAD or a.model_type in CAPPED_SCORES)
+    return k.mixer == "attention" and (k.head_dim > WIDEST_HEAD or a.model_type in CAPPED_SCORES or attends_in_core(a))
 
 
 def _scores(a: Architecture, k: LayerKind, s: Surroundings) -> float:
     """Bytes that are kept of one score; 0 in fused attention, and where software of its time fuses none."""
     if s.unfused_attention or not keeps_scores(a, k):
         return 0.0
-    capped = a.model_type in CAPPED_SCORES
-    wide = s.seq_length > FUSED_SOFTMAX["core" if capped else "engine"]
+    capped, core = a.model_type in CAPPED_SCORES, attends_in_core(a)
+    wide = s.seq_length > FUSED_SOFTMAX["core" if capped or core else "engine"]
+    wide = wide and (not core or a.model_type in WIDE_SOFTMAX)
     return (WIDE if capped else 0) + (4 + WIDE if wide else WIDE)  # the tanh's output, the softmax
+
+
+def _mask(a: Architecture, s: Surroundings) -> float:
+    """Bytes of what says which scores Core's softmax in plain torch leaves out, made in each layer for all heads."""
+    return float(attends_in_core(a) and (_all_plain(a) or s.seq_length > FUSED_SOFTMAX["core"]))
 
 
 def _angles(s: Surroundings, dim: int) -> float:
@@ -204,7 +236,12 @@ def _self_attention(items: _Items, a: Architecture, k: LayerKind) -> float:
     gate = q if a.attention_output_gate and not a.head_wise_attn_gate else 0
     items.add(_product_input(s, "linear_qkv", h * r, _gathered(s, h)), offloaded_by="qkv_linear")
     items.add(_low_rank(s, "linear_qkv"))
-    if a.qk_layernorm:
+    if a.qk_layernorm and _all_plain(a):
+        rows = (k.heads + k.groups) / s.tp
+        items.add(_plain_norm(q + kv, rows))
+        if not k.borrows_kv:  # values have one without weights
+            items.add(4 * kv + 2 * 4 * k.groups / s.tp)
+    elif a.qk_layernorm:
         items.add(WIDE * (q + kv) + (4 if a.kind == "diffusion" else _statistics(a)) * (k.heads + k.groups) / s.tp)
     if gate:
         items.add((4 + WIDE) * q)  # the gate's sigmoid, in float32, and the output it multiplied
@@ -223,7 +260,7 @@ def _self_attention(items: _Items, a: Architecture, k: LayerKind) -> float:
     if "core_attn" in items.modules and not (s.unfused_attention or scores):
         # A recomputed core keeps what it is given, and its values are a view of the projection's whole output.
         items.add(WIDE * (q + kv))
-    return _attend(items, q, kv, kv, q, k.heads / s.tp, scores=scores)
+    return _attend(items, q, kv, kv, q, k.heads / s.tp, scores=scores, mask=_mask(a, s))
 
 
 def _latent_attention(items: _Items, a: Architecture) -> float:
@@ -339,7 +376,8 @@ def _feed_forward(
 def _dense(items: _Items, a: Architecture) -> float:
     s = items.around
     h = a.hidden_size
-    return _feed_forward(items, a, h * _residual_share(s), a.ffn_hidden_size / s.tp, "mlp", whole=_gathered(s, h))
+    modules = () if _all_plain(a) else ("mlp",)  # its layer calls it past what recomputes it
+    return _feed_forward(items, a, h * _residual_share(s), a.ffn_hidden_size / s.tp, *modules, whole=_gathered(s, h))
 
 
 def _experts(items: _Items, a: Architecture) -> float:
@@ -365,6 +403,17 @@ def _experts(items: _Items, a: Architecture) -> float:
     if a.model_type in PLAIN_NORMS:
         _plain_norms(items, a)
     return grads + 2 * WIDE * copies * width  # sent and received copies
+
+
+def _plain_norm(width: float, rows: float) -> float:
+    """Bytes of a norm in plain torch: its input in float32 twice, what a weight multiplies, two numbers a row (`_gemma4_rms_norm`)."""
+    return 3 * 4 * width + 2 * 4 * rows
+
+
+def _embedded(items: _Items, a: Architecture) -> None:
+    """What a layer of dense Gemma 4 makes of its own embedding of each token: a gate, its activation, their product, projected and normed."""
+    r, h, d = _residual_share(items.around), a.hidden_size, a.per_layer_embed_dim or 0
+    items.add(WIDE * (h + 4 * d) * r + _plain_norm(h * r, r))
 
 
 def _plain_norms(items: _Items, a: Architecture) -> None:
@@ -421,14 +470,24 @@ def _half(
     `alone`: the norm is a module of its own, not a part of the projection behind it. `behind`: what recomputes the norm that stands behind.
     """
     s = items.around
-    statistics = _statistics(a) * _residual_share(s)
-    items.add(statistics, *(("layernorm",) if alone else ()))
-    items.add(x, "mhc" if (a.num_residual_streams or 1) > 1 else "", offloaded_by=offloaded_by)
+    statistics, plain = (
+        _statistics(a) * _residual_share(s),
+        _plain_norm(a.hidden_size * _residual_share(s), _residual_share(s)),
+    )
+    if _all_plain(a):
+        items.add(plain)
+    elif a.model_type not in NORMS_BEHIND:
+        items.add(statistics, *(("layernorm",) if alone else ()))
+        items.add(x, "mhc" if (a.num_residual_streams or 1) > 1 else "", offloaded_by=offloaded_by)
+    else:
+        items.add(x + statistics, behind)
+        if behind in items.modules:
+            items.add(x)  # what the recomputed MLP is given
     grads = block()
     if s.dropout:
         items.add(a.hidden_size * _residual_share(s))  # one byte: the mask
     if a.post_norms:
-        items.add(x + statistics, behind)
+        items.add(plain if _all_plain(a) else x + statistics, "" if _all_plain(a) else behind)
     return grads
 
 
@@ -453,6 +512,8 @@ def layer_activations(a: Architecture, k: LayerKind, s: Surroundings) -> Kept:
         # The second norm is a part of a dense MLP's last projection (Bridge, `TERowParallelLinearLayerNorm`).
         behind = "" if sparse else "mlp"
         grads = max(grads, _half(items, a, x, "mlp_norm", lambda: mlp(items, a), alone=sparse, behind=behind))
+    if a.per_layer_embed_dim and _all_plain(a):
+        _embedded(items, a)
     if s.sequence_parallel and s.tp > 1:
         grads += 2 * WIDE * h  # a gathered input and the gradient of one, before it is scattered
     return Kept(items.saved, max(rerun_of_mixer, items.rerun), grads + x, x)

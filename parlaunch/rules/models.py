@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from parlaunch.hardware.rates import Rates
+from parlaunch.model.activations import attends_in_core
 from parlaunch.model.layout import Layout
 from parlaunch.model.parameters import chunk_sizes
 from parlaunch.model.recipe import Recipe
@@ -27,11 +28,14 @@ UNSLICED = ("flux", "glm4v_moe", "qwen2_5_vl", "qwen2_audio", "step3p7")
 
 
 @MODELS.rule(
-    "cp-refused", "Gemma 2, Gemma 3 with vision -> CP == 1",
-    "bridge/models/gemma_vl/gemma3_vl_provider.py:66, bridge/models/gemma/gemma2_provider.py:122",
+    "cp-refused", "Gemma 2, Gemma 3 with vision, dense Gemma 4, EXAONE 4 -> CP == 1",
+    "bridge/models/gemma_vl/gemma3_vl_provider.py:66, bridge/models/gemma/gemma2_provider.py:122, "
+    "megatron/core/transformer/dot_product_attention.py:61",
 )  # fmt: skip
 def context_refused(x: Layout, r: Recipe, _m: Rates) -> str | None:
     why = NO_CONTEXT.get(r.architecture.model_type or "")
+    if attends_in_core(r.architecture):
+        why = "its attention is Megatron Core's own"
     return None if x.cp == 1 or why is None else f"{r.model} takes no context parallelism, and CP is {x.cp}: {why}"
 
 

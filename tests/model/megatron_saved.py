@@ -190,7 +190,7 @@ def adapted(block: Any, settings: dict[str, Any]) -> Any:
     from megatron.bridge.peft import utils
     from megatron.bridge.peft.lora import LoRA
 
-    torch.nn.Dropout.forward = lambda _, x: Dropped.apply(x)
+    torch.nn.Dropout.forward = lambda self, x: Dropped.apply(x) if self.p else x
     utils.HAVE_TE = False  # Core has the names of Transformer Engine's layers, but no classes
     return LoRA(**settings)(block, training=True)
 
@@ -301,22 +301,64 @@ def norms_behind(block_spec: Any) -> None:
             parts.linear_fc2 = TERowParallelLinearLayerNorm
 
 
-def norms_around_experts(block_spec: Any) -> None:
-    """Bridge's layer of Gemma 4, with its router and its experts, in a block of Core's modules, behind `norms_behind`."""
-    bridge_packages("megatron.bridge.models.gemma")
-    from megatron.bridge.models.common.te_layers import TERowParallelLinearLayerNorm
-
+def gemma4_modules() -> None:
+    """Makes Bridge's modules of Gemma 4 importable."""
+    bridge_packages(
+        "megatron.bridge", "megatron.bridge.utils", "megatron.bridge.models", "megatron.bridge.models.gemma"
+    )
     gemma3: Any = types.ModuleType(
         "megatron.bridge.models.gemma.gemma3_provider"
     )  # brings all of Bridge's models with it
-    gemma3.TERowParallelLinearLayerNorm, gemma3._is_local_attn_layer = TERowParallelLinearLayerNorm, None
+    gemma3.TERowParallelLinearLayerNorm = gemma3._is_local_attn_layer = None
     sys.modules.setdefault(gemma3.__name__, gemma3)
+
+
+def norms_around_experts(block_spec: Any) -> None:
+    """Bridge's layer of Gemma 4, with its router and its experts, in a block of Core's modules, behind `norms_behind`."""
+    gemma4_modules()
     from megatron.bridge.models.gemma import modeling_gemma4 as gemma4
 
     for layer in block_spec.layer_specs:
         layer.module, mlp = gemma4.Gemma4TransformerLayer, layer.submodules.mlp
         mlp.keywords["submodules"].router = gemma4.Gemma4TopKRouter
         layer.submodules.mlp = functools.partial(gemma4.Gemma4MoELayer, *mlp.args, **mlp.keywords)
+
+
+class Compiled(torch.autograd.Function):  # type: ignore[misc]
+    """An activation function as torch compiles it: its input alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        ctx.save_for_backward(x)
+        return torch.zeros_like(x)
+
+
+def behind_alone(block_spec: Any, config: Any) -> None:
+    """Bridge's layer of EXAONE 4 in a block, behind `norms_behind`: no norm in front, and Core's own attention."""
+    exaone = "megatron.bridge.models.exaone"
+    bridge_packages(exaone, f"{exaone}.exaone4")
+    from megatron.core.extensions import transformer_engine
+    from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+
+    transformer_engine.TEColumnParallelLinear = ColumnParallelLinear
+    provider: Any = types.ModuleType("megatron.bridge.models.gpt_provider")
+    provider.GPTModelProvider = object
+    sys.modules.setdefault(provider.__name__, provider)
+    from megatron.bridge.models.exaone.exaone4.exaone4_provider import exaone4_layer_spec
+
+    block_spec.layer_specs = [exaone4_layer_spec(config)]
+
+
+def embedded_layer(config: Any, width: int) -> Any:
+    """Bridge's layer of dense Gemma 4, with an embedding of its own of that width for each token, and what calls it."""
+    gemma4_modules()
+    from megatron.bridge.models.gemma import modeling_gemma4 as gemma4
+
+    config.activation_func, config.per_layer_embed_dim = Compiled.apply, width
+    spec = gemma4.get_gemma4_layer_spec(config)
+    layer = spec.module(config, spec.submodules).to(torch.bfloat16).train()
+    own = torch.zeros(SEQ, MBS, width, dtype=torch.bfloat16, requires_grad=True)
+    return layer, functools.partial(layer, per_layer_input=own)
 
 
 def whole_model(config: Any, vocab: int) -> tuple[Any, Any]:
@@ -359,11 +401,29 @@ class NoStream:
         return lambda *_, **__: self
 
 
+def decoder(config: Any, family: str, second_norms: bool) -> Any:
+    """A block of one layer."""
+    linear = config.experimental_attention_variant
+    config.experimental_attention_variant = None  # Core 0.19 has another function for layers with one
+    block_spec = shards.with_stand_ins(get_gpt_decoder_block_spec(config, use_transformer_engine=False))
+    if second_norms:
+        norms_behind(block_spec)
+    if family == "gemma4":
+        norms_around_experts(block_spec)
+    if family == "exaone4":
+        norms_behind(block_spec)
+        behind_alone(block_spec, config)
+    if linear:
+        config.experimental_attention_variant = linear
+        for layer in block_spec.layer_specs:
+            layer.submodules.self_attention = delta_net()
+    return TransformerBlock(config, block_spec, post_process=False).train()
+
+
 def saved(spec: dict[str, Any]) -> float:
     world, cp, adapters = spec.pop("world_size"), spec.get("context_parallel_size", 1), spec.pop("adapters", None)
     second_norms, family = spec.pop("post_norms", False), spec.pop("model_type", "")
-    diffusion, vocab = spec.pop("block", None), spec.pop("vocab_size", 0)
-    linear = spec.get("experimental_attention_variant") == "gated_delta_net"
+    diffusion, vocab, embedded = spec.pop("block", None), spec.pop("vocab_size", 0), spec.pop("per_layer_embed_dim", 0)
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
     mpu.initialize_model_parallel(create_gloo_process_groups=False, **{k: spec[k] for k in shards.GROUPS if k in spec})
     fused = spec.get("gated_linear_unit", True)
@@ -378,18 +438,10 @@ def saved(spec: dict[str, Any]) -> float:
         block, call = diffusion_block(config, diffusion)
     elif vocab:
         block, call = whole_model(config, vocab)
+    elif embedded:
+        block, call = embedded_layer(config, embedded)
     else:
-        config.experimental_attention_variant = None  # Core 0.19 has another function for layers with one
-        block_spec = shards.with_stand_ins(get_gpt_decoder_block_spec(config, use_transformer_engine=False))
-        if second_norms:
-            norms_behind(block_spec)
-        if family == "gemma4":
-            norms_around_experts(block_spec)
-        if linear:
-            config.experimental_attention_variant = "gated_delta_net"
-            for layer in block_spec.layer_specs:
-                layer.submodules.self_attention = delta_net()
-        block = call = TransformerBlock(config, block_spec, post_process=False).train()
+        block = call = decoder(config, family, second_norms)
     for parameter in block.parameters():  # Megatron was told not to: what stands in memory would decide the routing
         torch.nn.init.zeros_(parameter)
     if adapters:

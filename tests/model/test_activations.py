@@ -156,6 +156,14 @@ SCALED = 4 * 512 // 256
 """Bytes a token, of 256, of a norm's weights in float32."""
 QUICK = {"activation_func": "quick_gelu", "activation_func_clamp_value": 7.0}
 CLAMPED = {"bias_activation_fusion": False, "activation_func_clamp_value": 7.0, "model_type": "deepseek_v4"}
+HEAD_SCALED = 4 * 64 // 256
+SEQ = 64
+PLAIN = {
+    **BASE, "model_type": "gemma4", "post_norms": True, "qk_layernorm": True, "per_layer_embed_dim": 32, "activation_func": "fast_gelu",
+    "bias_activation_fusion": False, "attention_softmax_in_fp32": False,
+}  # fmt: skip
+LEFT_OUT = SEQ // 4
+"""Bytes a token, of four samples' that share them, of what says which scores are left out: Core's kernel for 4,096 tokens needs none."""
 NEWER: dict[str, Case] = {
     "gated delta net": Case({**BASE, **DELTA}),
     "gated delta net on two tensor ranks": Case({**BASE, **DELTA}, tp=2),
@@ -172,6 +180,16 @@ NEWER: dict[str, Case] = {
         {**BASE, **GEMMA4}, tp=2, apart=(ROW_MAP - SORTED) // 2 - 5 * SCALED
     ),
     "norms around experts, these again": Case({**BASE, **GEMMA4}, modules=("moe",), apart=-3 * SCALED),
+    "norms behind alone, and Core's attention": Case(
+        {**BASE, "model_type": "exaone4", "attention_softmax_in_fp32": False}, apart=-LEFT_OUT
+    ),
+    "norms behind alone, on two tensor ranks": Case(
+        {**BASE, "model_type": "exaone4", "attention_softmax_in_fp32": False}, tp=2, apart=-LEFT_OUT
+    ),
+    "norms behind alone, MLP again": Case(
+        {**BASE, "model_type": "exaone4", "attention_softmax_in_fp32": False}, modules=("mlp",), apart=-LEFT_OUT
+    ),
+    "a layer of dense Gemma 4": Case(PLAIN, apart=SEQ - LEFT_OUT - 5 * SCALED - 2 * HEAD_SCALED),
     "second norms, MLP again": Case({**BASE, "post_norms": True}, modules=("mlp",), apart=-NORMED),
 }
 """Layers of the Core that Megatron Bridge brings, and with Bridge's norms behind attention and MLP (Gemma 2 and 3)."""
@@ -255,7 +273,8 @@ def _asked(python: str, cases: dict[str, Case]) -> dict[str, float]:
 
 def kept(model: dict[str, Any], around: Surroundings) -> float:
     delta = {"linear_attention_pattern": [1]} if "linear_attention_freq" in model else {}
-    known = {k: v for k, v in model.items() if k not in ("bias_activation_fusion", "activation_func_clamp_value")}
+    switches = ("bias_activation_fusion", "activation_func_clamp_value", "attention_softmax_in_fp32")
+    known = {k: v for k, v in model.items() if k not in switches}
     a = architecture_from_json({"activation_func": "silu"} | known | delta | {"vocab_size": 128})
     around = replace(around, plain_activation=not model.get("bias_activation_fusion", True))
     return layer_activations(a, a.layers()[0], around).saved
@@ -269,7 +288,7 @@ def counted(case: Case) -> float:
         Surroundings(
             tp=case.tp, sequence_parallel=case.sequence_parallel, etp=case.etp, recompute=recompute,
             frozen=bool(case.adapters), adapters=case.adapters, adapter_dropout=case.adapter_dropout,
-            adapter_rank=RANK if case.adapters else 0, plain_rotation=True,
+            adapter_rank=RANK if case.adapters else 0, plain_rotation=True, seq_length=SEQ,
         ),
     ) - _of_three_samples(case)  # fmt: skip
 

@@ -267,6 +267,8 @@ def test_every_product_has_rules_that_answer() -> None:
 MODELS = (
     ("gemma3_vl_4b_sft_config", {"cp": 2}, "cp-refused"),
     ("gemma2_2b_pretrain_config", {"cp": 2}, "cp-refused"),
+    ("gemma4_e4b_pretrain_config", {"cp": 2}, "cp-refused"),
+    ("exaone4_1p2b_pretrain_config", {"cp": 2}, "cp-refused"),
     ("qwen25_vl_7b_sft_config", {"cp": 2}, "cp-unsliced"),
     ("glm_45v_sft_config", {"cp": 2}, "cp-unsliced"),
     ("qwen2_audio_7b_sft_config", {"cp": 2}, "cp-unsliced"),
