@@ -85,14 +85,14 @@ def checked(request: Request) -> None:
 def situation_of(request: Request) -> Situation:
     """Where this process was started, by its environment, its ancestors and torchrun's options."""
     from parlaunch.where.schedulers import where
-    from parlaunch_probes.surroundings import ancestors, hostname
+    from parlaunch_probes.surroundings import ancestors, hostname, hosts
 
     flags = {
         "nnodes": request.nnodes, "node_rank": request.node_rank, "master_addr": request.master_addr,
         "master_port": request.master_port, "nproc_per_node": request.nproc_per_node,
         "rdzv_endpoint": request.rdzv_endpoint, "rdzv_backend": request.rdzv_backend, "rdzv_id": request.rdzv_id,
     }  # fmt: skip
-    return where(os.environ, hostname=hostname(), ancestors=ancestors(), flags=flags)
+    return where(os.environ, hostname=hostname(), ancestors=ancestors(), flags=flags, hosts=hosts(os.environ))
 
 
 def job_or_refusal(request: Request, situation: Situation) -> Job | ParlaunchError:

@@ -38,15 +38,18 @@ def where(
     hostname: str,
     ancestors: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
+    hosts: tuple[str, ...] = (),
 ) -> Situation:
     """The situation. `ancestors` are the command lines of our parents, nearest first; `flags` are torchrun's options as
-    typed (`nnodes`, `node_rank`, `master_addr`, `master_port`, `rdzv_endpoint`, …), None where not given.
+    typed (`nnodes`, `node_rank`, `master_addr`, `master_port`, `rdzv_endpoint`, …), None where not given; `hosts` are those that the
+    file of a batch system lists.
 
     Raises UsageError for numbers that cannot be: a node rank outside the nodes, a node count that the launcher contradicts.
     """
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     seen = Seen(
-        environ=environ, hostname=hostname, ancestors=ancestors, flags=given, wanted=nnodes(given.get("nnodes"))
+        environ=environ, hostname=hostname, ancestors=ancestors, flags=given, wanted=nnodes(given.get("nnodes")),
+        hosts=hosts,
     )  # fmt: skip
     for scheduler in SCHEDULERS:
         found = scheduler.recognise(seen)

@@ -72,6 +72,7 @@ class Seen:
     ancestors: Sequence[str] = ()  # the command lines of our parents, nearest first
     flags: Mapping[str, Any]  # torchrun's options that were given
     wanted: int | None = None  # nodes, by --nnodes
+    hosts: tuple[str, ...] = ()  # of this job, by the file of its batch system
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

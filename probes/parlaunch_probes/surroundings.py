@@ -4,6 +4,7 @@ where inherited variables do not."""
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from parlaunch_probes.host import Host
 
@@ -29,3 +30,13 @@ def ancestors(host: Host | None = None, pid: int | None = None) -> tuple[str, ..
         parent = fields.get("PPid", "0").strip()
         pid = int(parent) if parent.isdigit() else 0
     return tuple(found)
+
+
+HOST_FILES = ("PBS_NODEFILE", "LSB_DJOB_HOSTFILE", "PE_HOSTFILE", "COBALT_NODEFILE")
+"""Variables by which PBS, LSF, Grid Engine and Cobalt name a file of the job's hosts: each line begins with one."""
+
+
+def hosts(environ: Mapping[str, str], host: Host | None = None) -> tuple[str, ...]:
+    """The hosts of this job, each once, as the file of its batch system lists them; empty where there is none to read."""
+    files = ((host or Host()).read(environ[name]) for name in HOST_FILES if environ.get(name))
+    return tuple(dict.fromkeys(line.split()[0] for text in files if text for line in text.splitlines() if line.strip()))

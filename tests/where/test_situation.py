@@ -109,6 +109,32 @@ def test_more_nodes_than_were_allocated_are_refused() -> None:
         where(row["environ"], hostname=row["host"], ancestors=row["ancestors"], flags={"nnodes": "5"})
 
 
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        (
+            {"FLUX_TASK_RANK": "1", "FLUX_JOB_SIZE": "5", "FLUX_JOB_NNODES": "2"},
+            "Flux started 5 processes, on 2 nodes: the nodes have different numbers",
+        ),
+        (
+            {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "5", "OMPI_COMM_WORLD_LOCAL_SIZE": "3"},
+            "Open MPI started 5 processes, 3 of them on this node: the nodes have different numbers",
+        ),
+    ],
+)
+def test_nodes_with_different_numbers_of_processes_are_refused(environ: dict[str, str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        where(environ, hostname="h")
+
+
+def test_the_script_of_a_job_of_several_hosts_is_told_that_it_takes_one() -> None:
+    """PBS, LSF and their like run a script on the first host, and nobody starts us on the others."""
+    [note] = where({}, hostname="a", hosts=("a", "b", "c")).notes
+    assert "this job has 3 hosts (a, b, c), and this launch takes one of them" in note
+    assert where({}, hostname="a", hosts=("a",)).notes == ()
+    assert where({}, hostname="a", hosts=("a", "b"), flags={"nnodes": "1"}).notes == ()
+
+
 def test_a_nodelist_that_is_not_readable_is_shown() -> None:
     environ = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "gpu[1-", "SLURM_NNODES": "2"}
     with pytest.raises(UsageError, match=r"'gpu\[1-' is not readable"):
