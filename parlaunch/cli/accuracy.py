@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from parlaunch.cli.files import read_json
 from parlaunch.cli.inputs import choice, note, write
 from parlaunch.errors import ProbeError, UsageError
 from parlaunch.hardware.rates import calibrated_by
@@ -100,10 +101,7 @@ def machine_of(path: Path | None) -> dict[str, Any] | None:
     """The measured rates of a machine file."""
     if path is None:
         return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--machine-file {path}: {error}", hint="`parlaunch calibrate` writes one") from error
+    found = read_json(path, "--machine-file", hint="`parlaunch calibrate` writes one")
     if not isinstance(found, dict):
         raise UsageError(f"--machine-file {path} is no machine file", hint="`parlaunch calibrate` writes one")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -45,19 +46,28 @@ PLACES = {
 def install(shell: str, script: str) -> Path:
     """Write the completion script of a shell under $HOME, and what reads it into the start file; the script's place. Raises
     `ParlaunchError` naming the file that cannot be written."""
+    from parlaunch_launch.home import home
+
     place, start, line = PLACES[shell]
-    written = Path.home() / place
+    under = home(os.environ)
+    written = under / place
     try:
         written.parent.mkdir(parents=True, exist_ok=True)
-        written.write_text(script)
+        written.write_text(script, encoding="utf-8")
         if start and line:
-            file = Path.home() / start
-            before = file.read_text() if file.is_file() else ""
-            if line not in before.splitlines():
-                file.write_text(f"{before}{line}\n" if before.endswith("\n") or not before else f"{before}\n{line}\n")
+            _add(under / start, line.encode())
     except OSError as error:
         raise ParlaunchError(
             f"--install-completion {shell}: {error.filename}: {error.strerror}",
             hint=f"parlaunch --show-completion {shell} prints the script, for a place of your own",
         ) from error
     return written
+
+
+def _add(file: Path, line: bytes) -> None:
+    """Put a line behind what is in a file, whatever its encoding, unless it is there: on a full disk nothing of it is lost."""
+    with file.open("ab+") as out:
+        out.seek(0)
+        before = out.read()
+        if line not in before.splitlines():
+            out.write((b"" if before.endswith(b"\n") or not before else b"\n") + line + b"\n")

@@ -90,7 +90,7 @@ def _checked(path: Path, name: str, given: Any) -> tuple[str, Any]:
     if value is None:
         raise UsageError(f"{path}: {name} = {given!r} is no {option.what}", hint=f"{option.name} {option.help}")
     if isinstance(value, Path) and not value.is_absolute():
-        value = path.parent / value.expanduser()  # beside the file that names it
+        value = path.parent / os.path.expanduser(value)  # beside the file that names it; a `~` of nobody's stays
     return key, value
 
 

@@ -30,9 +30,14 @@ def note(sentence: str) -> None:
 
 
 def write(path: Path, text: str, option: str) -> None:
-    """Put text into the file that an option names. Raises `ParlaunchError` naming both."""
+    """Put text into the file that an option names; on a full disk what was there stays. Raises `ParlaunchError` naming both."""
+    from parlaunch_launch.history import replaced
+
     try:
-        path.write_text(text, encoding="utf-8")
+        if path.is_file() and os.access(path.resolve().parent, os.W_OK):
+            replaced(path, text.encode())
+        else:
+            path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ParlaunchError(
             f"{option} {path}: {error.strerror}", hint="choose a folder that exists and is yours"

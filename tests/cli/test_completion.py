@@ -104,6 +104,13 @@ def test_installed_twice_a_start_file_keeps_its_lines_and_gets_one(shell: str, s
     assert script in [path.read_text() for path in tmp_path.rglob("*parlaunch*") if path.is_file()]
 
 
+def test_a_start_file_of_another_encoding_keeps_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / ".bashrc").write_bytes(b"alias caf\xe9=1\n")
+    words = [sys.executable, "-m", "parlaunch", "--install-completion", "bash"]
+    subprocess.run(words, env=os.environ | {"HOME": str(tmp_path)}, capture_output=True, check=True)
+    assert (tmp_path / ".bashrc").read_bytes().startswith(b"alias caf\xe9=1\nsource ")
+
+
 def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.write_text("a file")

@@ -128,6 +128,13 @@ def test_a_path_is_beside_the_file_that_names_it(parlaunch: Run, places: dict[st
     assert value == str(places["user"].parent / "rates.json")
 
 
+def test_a_home_that_nobody_has_is_a_folder_of_that_name(parlaunch: Run, places: dict[str, Path]) -> None:
+    places["here"].write_text("machine-file = '~nobody-of-that-name/rates.json'\n")
+    said = parlaunch(*PLAN)
+    assert said.code == 2
+    assert "--machine-file ~nobody-of-that-name/rates.json: No such file" in said.err
+
+
 def test_what_is_configured_gives_way_to_what_contradicts_it_on_the_command_line(
     parlaunch: Run, places: dict[str, Path], tmp_path: Path
 ) -> None:

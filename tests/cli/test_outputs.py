@@ -47,6 +47,15 @@ def test_a_plan_that_nobody_got_is_no_success() -> None:
     assert (done.returncode, done.stderr) == (1, b"error: stdout cannot be written: No space left on device\n")
 
 
+def test_a_plan_that_does_not_fit_on_the_disk_leaves_the_one_that_was_there(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text("the plan of before")
+    limited = ["bash", "-c", 'ulimit -f 1; exec "$@"', "sh", *OWN, *PLAN, "--save-plan", str(file), "--quiet"]
+    done = subprocess.run(limited, capture_output=True, timeout=HANGS_S, text=True)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, f"error: --save-plan {file}: File too large")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("plan.json", "the plan of before")]
+
+
 @pytest.mark.parametrize("shell", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full"])
 def test_closed_and_full_outputs_stop_nothing(shell: str) -> None:
     done = run(*PLAN, shell=shell)

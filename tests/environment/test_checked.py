@@ -106,18 +106,19 @@ def test_environment_and_command_of_a_file_are_not_believed(
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"schema": NaN}', '{"x": 1e999}', "", "null", "\xff", '{"a": ' + "9" * 5000 + "}"]
 )
-@pytest.mark.parametrize("option", ["--plan", "--model-config"])
+@pytest.mark.parametrize("option", ["--plan", "--model-config", "--machine-file"])
 def test_files_that_are_no_json_are_one_message(
     option: str, text: str, tmp_path: Path, parlaunch: Callable[..., Said]  # noqa: F811
 ) -> None:  # fmt: skip
     file = tmp_path / "file.json"
     file.write_bytes(text.encode("latin-1"))
-    said = parlaunch("plan", option, str(file), "--hardware", "dgx-h100:2")
+    recipe = ("--recipe", "llama32_1b_pretrain_config") if option == "--machine-file" else ()
+    said = parlaunch("plan", option, str(file), "--hardware", "dgx-h100:2", *recipe)
     assert said.code == 2
     assert str(file) in said.err
 
 
-@pytest.mark.parametrize("option", ["--plan", "--model-config", "--hardware", "--topology"])
+@pytest.mark.parametrize("option", ["--plan", "--model-config", "--hardware", "--topology", "--machine-file"])
 @pytest.mark.parametrize("kind", ["pipe", "/dev/zero"])
 def test_what_never_ends_is_not_read(
     option: str, kind: str, tmp_path: Path, parlaunch: Callable[..., Said]  # noqa: F811
@@ -127,7 +128,9 @@ def test_what_never_ends_is_not_read(
         file = str(tmp_path / "pipe")
         os.mkfifo(file)
     words = [option, file]
-    words += ["--recipe", "llama32_1b_pretrain_config"] if option in ("--hardware", "--topology") else []
+    words += (
+        ["--recipe", "llama32_1b_pretrain_config"] if option in ("--hardware", "--topology", "--machine-file") else []
+    )
     words += [] if option == "--hardware" else ["--hardware", "dgx-h100:2"]
     said = parlaunch("plan", *words)
     assert said.code == 2
