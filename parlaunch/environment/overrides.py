@@ -19,6 +19,7 @@ from parlaunch.hardware.cluster import Cluster
 from parlaunch.model import catalog
 from parlaunch.model.layout import SELECTIVE_RECOMPUTE, SIZES, Layout
 from parlaunch.model.parameters import chunk_sizes
+from parlaunch.model.precision import QUANTIZED
 from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import GRAPH, PRECISION, placed
 from parlaunch.planning.plan import Switched
@@ -29,7 +30,6 @@ from parlaunch.rules.switches import (
     LAYER_OFFLOAD,
     MODULE_OFFLOAD,
     OVERLAP,
-    QUANTIZED,
     SHARED_OVERLAP,
     TP_OVERLAP,
     UNREGISTERED,

@@ -27,11 +27,11 @@ from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
 from parlaunch.model.architecture import FOLLOWING, HYBRID, Architecture
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute, selective
-from parlaunch.model.precision import BRIDGE_NAMES, short_name, switched
+from parlaunch.model.precision import BRIDGE_NAMES, QUANTIZED, short_name, switched
 from parlaunch.model.recipe import Recipe
 from parlaunch.model.sections import GRAPH, OVERLAP, OVERLAP_OF_DP, PRECISION, SHARDED_DDP, places
 from parlaunch.model.stages import EMBEDDING, FIRST, LAST, LAYOUT, LOSS, PREFIX, StageWish
-from parlaunch.rules.switches import DETERMINISTIC, DROPOUTS, QUANTIZED, SHARED_OVERLAP, SPREAD, UNFILLED, UNGROUPED
+from parlaunch.rules.switches import DETERMINISTIC, DROPOUTS, SHARED_OVERLAP, SPREAD, UNFILLED, UNGROUPED
 
 PINS: Mapping[str, tuple[str, str]] = {
     "model.tensor_model_parallel_size": ("tp", "size"),

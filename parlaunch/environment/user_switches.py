@@ -8,6 +8,7 @@ from typing import Any
 
 from parlaunch.environment.exclusive import (
     DISPATCHER,
+    ENDS,
     EXTERNAL,
     FINE,
     FINE_MODULES,
@@ -21,7 +22,7 @@ from parlaunch.environment.exclusive import (
 from parlaunch.environment.override_grammar import value
 from parlaunch.environment.planned_values import read
 from parlaunch.errors import UsageError
-from parlaunch.model.precision import switched
+from parlaunch.model.precision import BRIDGE_NAMES, switched
 from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import GRAPH, MODULES, OVERLAP, PRECISION, SCOPE, SHARDED_DDP, placed, places
 from parlaunch.rules.switches import DETERMINISTIC
@@ -145,6 +146,15 @@ def _fp8_attention(given: Given, f: Features) -> dict[str, Any]:
     return {"fp8_attention": on or (f.fp8_attention and FP8_ATTENTION[0] not in given)}
 
 
+def _bf16_ends(given: Given, f: Features) -> dict[str, Any]:
+    on = read(ENDS, given[ENDS], "bool") if ENDS in given else any(f.bf16_ends)
+    numbers = [
+        read(key, given[key], "number") if key in given else was
+        for key, was in zip(END_LAYERS, f.bf16_ends, strict=True)
+    ]
+    return {"bf16_ends": tuple(numbers) if on else (0, 0)}
+
+
 def _mixed(given: Given, _f: Features) -> dict[str, Any]:
     named = value(given[PRECISION])
     return switched(str(named)) if named is not None else {}
@@ -154,6 +164,7 @@ BACKEND = "model.moe_flex_dispatcher_backend"
 GRAPH_MODULES = (SCOPE, MODULES)
 SHARDED = (SHARDED_DDP, "optimizer.use_distributed_optimizer")
 FP8_ATTENTION = (f"{PRECISION}.fp8_dot_product_attention", f"{PRECISION}.fp8_multi_head_attention")
+END_LAYERS = (f"{PRECISION}.num_layers_at_start_in_bf16", f"{PRECISION}.num_layers_at_end_in_bf16")
 LAYERS_OFF, LAYERS_OFF_NUMBER = "model.cpu_offloading", "model.cpu_offloading_num_layers"
 FUSED_LOSS, LOSS_KERNEL = "model.cross_entropy_loss_fusion", "model.cross_entropy_fusion_impl"
 REPEATS, TP_OVERLAP = f"model.{DETERMINISTIC}", f"{OVERLAP}.tp_comm_overlap"
@@ -178,6 +189,7 @@ EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
     (("optimizer.exp_avg_dtype",), lambda given, _f: {"moments": _dtype(given["optimizer.exp_avg_dtype"])}),
     (("optimizer.main_params_dtype",), lambda given, _f: {"master": _dtype(given["optimizer.main_params_dtype"])}),
     (FP8_ATTENTION, _fp8_attention),
+    ((ENDS, *END_LAYERS), _bf16_ends),
     _switch("model.fp8_output_proj", "fp8_output"),
     _switch(FUSED, "fused_accumulation"),
     _switch("model.moe_router_fusion", "router_fusion"),
@@ -215,6 +227,10 @@ def features_of(recipe: Recipe, given: Given) -> Features:
     f = recipe.features
     if OFFLOAD in given and WHOLE in recipe.unsettled:
         f = replace(f, optimizer_offload=1.0)  # the share that the switch turns on, or leaves off
+    if ENDS in given and not any(f.bf16_ends):
+        f = replace(
+            f, bf16_ends=switched(BRIDGE_NAMES.get(recipe.precision, ""))["bf16_ends"]
+        )  # what the preset has ready
     if GRAPH in given and f.cuda_graph in (None, "full_iteration"):
         f = replace(f, cuda_graph_scope=layerwise(recipe))  # what is captured where the user names a way and no modules
     if REPEATS in given and read(REPEATS, given[REPEATS], "bool"):

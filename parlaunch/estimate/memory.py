@@ -184,7 +184,8 @@ class _Bare:
                 p.layers_per_chunk,
             ),
             tuple(
-                self.stage(place, p, spread, expert_spread) for place in places(a, pp, layout.vp, p.layers_per_chunk)
+                self.stage(place, p, spread, expert_spread)
+                for place in places(a, pp, layout.vp, p.layers_per_chunk, f.wide_ends(recipe.precision))
             ),
             2 * pp + 1 if layout.vp else pp + 1,
             workspace(gpu, experts=bool(a.num_moe_experts)),
@@ -355,7 +356,7 @@ def stage_memories(recipe: Recipe, layout: Layout, rates: Rates, *, headroom: fl
     model = _model(recipe, rates)
     bare, x, tokens = model.bare, model.frame(layout), model.tokens(layout)
     p = x.p
-    chunks = chunks_of(p.architecture, p.pp, p.vp, p.layers_per_chunk)
+    chunks = chunks_of(p.architecture, p.pp, p.vp, p.layers_per_chunk, p.features.wide_ends(p.precision))
     x = x._replace(
         stages=tuple(bare.stage(place_of(i, chunks, p.pp), p, x.spread, x.expert_spread) for i in range(p.pp))
     )

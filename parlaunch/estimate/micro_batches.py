@@ -138,7 +138,8 @@ def left_on(place: Place, p: Given, recompute: Recompute, s: Surroundings, micro
     if i == p.pp - 1:
         saved += 2 * WIDE * h * residual
         if a.mtp_num_layers:
-            around = s if (last_in := predicted_in(a, s.precision)) == s.precision else replace(s, precision=last_in)
+            last_in = predicted_in(a, f, s.precision)
+            around = s if last_in == s.precision else replace(s, precision=last_in)
             kept, most = kept_by_predictions(a, recompute, around)
             saved += kept
             transient = max(transient, most)

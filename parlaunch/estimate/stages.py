@@ -60,6 +60,8 @@ class Standing(NamedTuple):
     layer_params: float  # quantizable, spread over dp·cp
     other_params: float  # embedding, output
     routed_params: float  # spread over expert data parallelism
+    wide_params: float  # of the layers', those in 16 bits whatever the others are in
+    wide_routed_params: float
     adapter_params: float
     encoder_params: float  # with gradients or without
     logits: float  # bytes a token, when the loss runs backward
@@ -81,9 +83,11 @@ class Chunk(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def chunks_of(a: Architecture, pp: int, vp: int | None, sizes: tuple[int, ...] | None) -> tuple[Chunk, ...]:
-    """The layers of each virtual stage, in order. Equal ones are one object."""
-    split = split_layers(a, pp, vp, sizes)
+def chunks_of(
+    a: Architecture, pp: int, vp: int | None, sizes: tuple[int, ...] | None, wide: tuple[int, int]
+) -> tuple[Chunk, ...]:
+    """The layers of each virtual stage, in order. Equal ones are one object. `wide`: first and last layers in 16 bits."""
+    split = split_layers(a, pp, vp, sizes, wide)
     made = {kinds: Chunk(tuple(Counter(kinds).items()), kinds) for kinds in set(split)}
     return tuple(made[kinds] for kinds in split)
 
@@ -113,9 +117,11 @@ def place_of(at: int, chunks: tuple[Chunk, ...], stages: int) -> Place:
 
 
 @lru_cache(maxsize=4096)
-def places(a: Architecture, pp: int, vp: int | None, sizes: tuple[int, ...] | None) -> tuple[Place, ...]:
+def places(
+    a: Architecture, pp: int, vp: int | None, sizes: tuple[int, ...] | None, wide: tuple[int, int]
+) -> tuple[Place, ...]:
     """The stages; of those that hold the same layers only the first, which holds most micro batches."""
-    chunks = chunks_of(a, pp, vp, sizes)
+    chunks = chunks_of(a, pp, vp, sizes, wide)
     first: dict[object, int] = {}
     for i in range(pp):
         first.setdefault((*map(id, chunks[i::pp]), i == 0, i == pp - 1), i)  # equal chunks are one object
@@ -126,12 +132,14 @@ def standing_on(place: Place, p: Given) -> Standing:
     """What stands on a stage."""
     a, f, h = p.architecture, p.features, p.architecture.hidden_size
     rows, residual = padded_vocab(a, p.tp) / p.tp, residual_share(p)
-    dense = routed = unit_dense = unit_routed = 0
+    dense = routed = wide = wide_routed = unit_dense = unit_routed = 0
     logits = logit_gradients = largest_logits = embedding_gradient = other = adapters = head_dummy = encoder = 0.0
     kinds = {kind for kind, _ in place.counts}
     for kind, n in place.counts:
         d, e = _held_params(a, kind, p.tp, p.ep, p.etp)
         dense, routed = dense + n * d, routed + n * e
+        if kind.wide:
+            wide, wide_routed = wide + n * d, wide_routed + n * e
         unit_dense, unit_routed = max(unit_dense, d), max(unit_routed, e)
         adapters += n * adapter_size(a, kind, f.adapter_rank, f.adapter_targets) / p.tp if p.adapters else 0.0
     if place.at == 0:
@@ -152,7 +160,7 @@ def standing_on(place: Place, p: Given) -> Standing:
         if p.pp > 1 and (a.share_embeddings_and_output_weights or a.mtp_num_layers):
             other += rows * h
     return Standing(
-        dense, other, routed, adapters, encoder, logits, logit_gradients, largest_logits,
+        dense, other, routed, wide, wide_routed, adapters, encoder, logits, logit_gradients, largest_logits,
         _communication(p, residual, kinds), unit_dense, unit_routed, embedding_gradient,
         _dummies(p, kinds), head_dummy,
     )  # fmt: skip
@@ -215,6 +223,8 @@ def states_of(
     trained_dense, trained_routed = st.layer_params + st.other_params + encoder, st.routed_params
     weights_dense = st.layer_params * each.layer_weight + (st.other_params + st.encoder_params) * each.other_weight
     weights_routed = st.routed_params * each.layer_weight
+    weights_dense += st.wide_params * (each.other_weight - each.layer_weight)
+    weights_routed += st.wide_routed_params * (each.other_weight - each.layer_weight)
     if p.frozen:
         trained_dense, trained_routed = st.adapter_params + encoder, 0.0
         weights_dense += st.adapter_params * WIDE

@@ -12,12 +12,14 @@ figures `tests/estimate/test_memory.py` reproduces with dropout and unfused atte
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
 from parlaunch.frozen import HashedOnce, dataclass
 from parlaunch.model.architecture import FUSED_ACTIVATIONS, Architecture, LayerKind
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute
+from parlaunch.model.precision import QUANTIZED
 
 WIDE = 2  # bytes of a bf16 or fp16 element
 
@@ -114,7 +116,7 @@ class _Items:
 
 
 def _in_low_precision(s: Surroundings) -> bool:
-    return s.precision.startswith(("fp8", "nvfp4")) and not s.frozen
+    return s.precision.startswith(QUANTIZED) and not s.frozen
 
 
 def _product_input(s: Surroundings, module: str, width: float, whole: float | None = None) -> float:
@@ -494,6 +496,8 @@ def _half(
 @lru_cache(maxsize=16384)
 def layer_activations(a: Architecture, k: LayerKind, s: Surroundings) -> Kept:
     """What one layer of this kind keeps, re-creates and needs for its gradients, in bytes a token."""
+    if k.wide:
+        return layer_activations(a, k._replace(wide=False), replace(s, precision="bf16"))
     h = a.hidden_size
     x = WIDE * h * _residual_share(s) * (a.num_residual_streams or 1)
     items = _Items(s)

@@ -36,6 +36,9 @@ class LayerKind(NamedTuple):
     indexer: bool = False  # sparse attention: this layer chooses the keys
     compress: int = 0  # compressed sparse attention: tokens in one compressed key; 0: sliding window only
     borrows_kv: bool = False  # keys and values are those of an earlier layer
+    wide: bool = (
+        False  # in 16 bits where a recipe has other layers in 8 or 4 (`parlaunch.model.parameters.split_layers`)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -234,14 +234,22 @@ def active_params(a: Architecture) -> int:
 
 @lru_cache(maxsize=4096)
 def split_layers(
-    a: Architecture, pp: int, vp: int | None = None, layers_per_chunk: tuple[int, ...] | None = None
+    a: Architecture,
+    pp: int,
+    vp: int | None = None,
+    layers_per_chunk: tuple[int, ...] | None = None,
+    wide: tuple[int, int] = (0, 0),
 ) -> tuple[tuple[LayerKind, ...], ...]:
-    """The decoder layers of each virtual stage, in order of execution: as the layout says, else equal chunks.
+    """The decoder layers of each virtual stage, in order of execution: as the layout says, else equal chunks. So many of the first and
+    the last are `wide`.
 
     Where the layers do not divide, loss and embedding count as layers of the last and first chunk, as Megatron's
     `account_for_loss_in_pipeline_split` and `account_for_embedding_in_pipeline_split` do.
     """
-    layers = a.layers()
+    layers, (first, last) = a.layers(), wide
+    if first or last:
+        narrow = range(first, len(layers) - last)
+        layers = tuple(kind if i in narrow else kind._replace(wide=True) for i, kind in enumerate(layers))
     sizes = layers_per_chunk or _equal(len(layers), pp * (vp or 1), mtp=bool(a.mtp_num_layers))
     ends = list(accumulate(sizes))
     return tuple(layers[end - size : end] for size, end in zip(sizes, ends, strict=True))

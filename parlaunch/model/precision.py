@@ -15,15 +15,25 @@ BRIDGE_NAMES = {
 }
 """Our short names to those of Megatron Bridge's `MIXED_PRECISION_RECIPES` (training/mixed_precision.py); fp32 is none of them."""
 
+QUANTIZED = ("fp8", "nvfp4")
+"""Beginnings of the precisions that multiply in 8 or 4 bits."""
+
 USER_BUFFERED = ("bf16", "fp16", "fp32", "fp8cs", "fp8ds", "fp8mx")
 """Precisions whose operands Transformer Engine's user buffers gather; another one's stop the first step with "Unsupported quantizer
 for Userbuffers" (transformer_engine/pytorch/module/base.py, `fill_userbuffers_buffer_for_all_gather`)."""
 
 _PARTS = (
-    ("nvfp4", "nvfp4"), ("mxfp8", "fp8mx"), ("fp8_current_scaling", "fp8cs"), ("fp8_delayed_scaling", "fp8ds"),
+    ("nanov2_bf16_with_fp8_current_scaling", "fp8sc"), ("nvfp4", "nvfp4"), ("mxfp8", "fp8mx"), ("fp8_current_scaling", "fp8cs"), ("fp8_delayed_scaling", "fp8ds"),
     ("fp8_subchannel", "fp8sc"), ("fp16_mixed", "fp16"), ("bf16_mixed", "bf16"),
 )  # fmt: skip
-"""What a name of Bridge contains; the first that fits. Models have names of their own: nemotron_h_bf16_with_…."""
+"""What a name of Bridge contains; the first that fits. Models have names of their own: nemotron_h_bf16_with_…. One of those scales blocks,
+whatever it is called."""
+
+_WIDE_ENDS = (
+    ("nemotron_h_", (2, 2)), ("nanov2_", (2, 2)), ("nemotron_3_super_bf16_with_nvfp4", (0, 14)),
+    ("nemotron_3_ultra_bf16_with_nvfp4", (0, 16)), ("fp8_current_scaling", (1, 1)),
+)  # fmt: skip
+"""First and last layers that a name leaves in 16 bits (`first_last_layers_bf16`); the first that fits."""
 
 
 def short_name(bridge_name: str) -> str | None:
@@ -42,10 +52,12 @@ def switched(bridge_name: str) -> dict[str, Any]:
     Its sections override the model's, the optimizer's and DDP's own (`MixedPrecisionConfig.setup`).
     """
     short = short_name(bridge_name)
-    half = bridge_name.replace("-", "_").startswith("fp16")
+    name = bridge_name.replace("-", "_")
+    half = name.startswith("fp16")
     return {
         "grad_reduce_fp32": not half,
-        "fp8_param_gather": short in ("fp8cs", "fp8ds", "fp8mx"),
+        "fp8_param_gather": short in ("fp8cs", "fp8ds", "fp8mx") or "current_scaling" in name,
         "fp4_param_gather": short == "nvfp4",
         "fp8_attention": False,
+        "bf16_ends": next((ends for part, ends in _WIDE_ENDS if part in name), (0, 0)),
     }

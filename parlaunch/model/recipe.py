@@ -15,6 +15,7 @@ from parlaunch.frozen import HashedOnce, dataclass
 from parlaunch.model.architecture import FUSED_ACTIVATIONS, Architecture
 from parlaunch.model.layout import Recompute, Sizes
 from parlaunch.model.matrices import ADAPTED, ADAPTER_RANK
+from parlaunch.model.precision import QUANTIZED
 
 PRECISIONS = ("bf16", "fp16", "fp32", "fp8cs", "fp8ds", "fp8sc", "fp8mx", "nvfp4")
 """bf16, fp16, fp32; FP8 with current, delayed or subchannel (block) scaling; MXFP8; NVFP4. Names as Megatron Bridge's recipes."""
@@ -59,6 +60,8 @@ class Features(HashedOnce):
     adapter_a2a: bool = False  # `a2a_experimental`: what row-parallel layers add travels all to all, not gathered whole
     fp8_attention: bool = False  # `fp8_dot_product_attention`, and `fp8_multi_head_attention` for what stands around it
     fp8_output: bool = False  # `fp8_output_proj`: the output layer too, where the others are in MXFP8
+    bf16_ends: tuple[int, int] = (0, 0)  # first and last layers that stay in 16 bits: `first_last_layers_bf16`
+    module_formats: tuple[tuple[str, str], ...] = ()  # (module, precision) where it is not the recipe's: `quant_recipe`
     fp8_activation_input: bool = False  # `activation_func_fp8_input_store`
     fused_accumulation: bool = (
         True  # products of weight gradients add to the sum themselves: `gradient_accumulation_fusion`
@@ -77,6 +80,11 @@ class Features(HashedOnce):
         """Whether weights in this precision are kept and gathered in 8 or 4 bits, with no copy in 16."""
         return self.fp4_param_gather if precision == "nvfp4" else self.fp8_param_gather and precision.startswith("fp8")
 
+    def wide_ends(self, precision: str) -> tuple[int, int]:
+        """First and last layers that are in 16 bits where the others are in 8 or 4; delayed scaling has none
+        (megatron/core/transformer/transformer_config.py:1402)."""
+        return self.bf16_ends if precision.startswith(QUANTIZED) and precision != "fp8ds" else (0, 0)
+
     @property
     def gradient_bytes(self) -> int:
         """Of an element of the buffers that gradients are summed in."""
@@ -93,10 +101,16 @@ def activated_in_one(a: Architecture, f: Features) -> bool:
     return f.activation_fusion and a.activation_func in FUSED_ACTIVATIONS
 
 
-def predicted_in(a: Architecture, precision: str) -> str:
-    """What layers of multi-token prediction train in: Megatron Core has them not in FP4, but for stacks of hybrids, which see to it
-    themselves (megatron/core/transformer/multi_token_prediction.py, `_proj_and_transformer_layer`; models/hybrid/hybrid_block.py:329)."""
-    return "bf16" if precision == "nvfp4" and not a.hybrid_layer_pattern else precision
+MTP = "mtp"
+"""Name of the layers of multi-token prediction among `Features.module_formats`."""
+
+
+def predicted_in(a: Architecture, f: Features, precision: str) -> str:
+    """What layers of multi-token prediction train in: what the recipe says of them; Megatron Core has them not in FP4, but for stacks of
+    hybrids, which see to it themselves (megatron/core/transformer/multi_token_prediction.py, `_proj_and_transformer_layer`;
+    models/hybrid/hybrid_block.py:329)."""
+    own = "bf16" if precision == "nvfp4" and not a.hybrid_layer_pattern else precision
+    return dict(f.module_formats).get(MTP, own) if precision.startswith(QUANTIZED) else own
 
 
 def features_from_json(data: Mapping[str, Any] | None) -> Features:
@@ -144,6 +158,8 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
         adapter_a2a=bool(given.get("adapter_a2a")),
         fp8_attention=bool(given.get("fp8_attention")),
         fp8_output=bool(given.get("fp8_output")),
+        bf16_ends=_ends(given.get("bf16_ends")),
+        module_formats=tuple(sorted((given.get("module_formats") or {}).items())),
         fp8_activation_input=bool(given.get("fp8_activation_input")),
         fused_accumulation=bool(given.get("fused_accumulation", True)),
         router_fusion=bool(given.get("router_fusion", True)),
@@ -154,6 +170,11 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
         sequence_parallel=bool(given.get("sequence_parallel", True)),
         framework=given.get("framework"),
     )
+
+
+def _ends(given: Any) -> tuple[int, int]:
+    first, last = given or (0, 0)
+    return int(first), int(last)
 
 
 PLACEHOLDER = 1024

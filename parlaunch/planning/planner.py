@@ -19,6 +19,7 @@ from parlaunch.hardware.mixed import cost
 from parlaunch.hardware.paces import learnt
 from parlaunch.hardware.rates import HEADROOM, Rates, rates_of
 from parlaunch.model.layout import FULL_RECOMPUTE, NO_RECOMPUTE, SIZES, Layout
+from parlaunch.model.precision import QUANTIZED
 from parlaunch.model.recipe import Recipe
 from parlaunch.planning.advice import no_layout, roomier
 from parlaunch.planning.as_written import as_recipe, as_started
@@ -480,6 +481,7 @@ def _warnings(search: Search, chosen: Candidate) -> tuple[str, ...]:
     if x.tp > 1 and not inside(x.tp, rates, x.world):
         out.append(f"TP {x.tp} crosses the NVLink domain of {reach(rates)} GPUs: expect a fraction of the speed")
     recipe = search.recipe
+    out += _kept_formats(recipe)
     if recipe.mock_tokens is not None and recipe.seq_length == recipe.mock_tokens:
         out.append(
             f"assumed: {recipe.seq_length:,} tokens a sample, as in the recipe's mock data; --seq-length says yours"
@@ -511,6 +513,15 @@ def _warnings(search: Search, chosen: Candidate) -> tuple[str, ...]:
     if pace := learnt(recipe, rates.models):
         out.append(f"runs of this model took {pace.slower:.3g} times as long as is estimated for others, from {file}")
     return (*out, *(f"assumed: {what}" for what in assumed))
+
+
+def _kept_formats(recipe: Recipe) -> list[str]:
+    """What modules are in against the precision asked for."""
+    narrow = {named for _, named in recipe.features.module_formats if named.startswith(QUANTIZED)}
+    if not narrow or recipe.precision.startswith(QUANTIZED):
+        return []
+    kept = " and ".join(sorted(narrow))
+    return [f"the recipe's model.quant_recipe has modules in {kept} whatever the precision, and no key takes it back"]
 
 
 def _shown(row: Published, chosen: Candidate) -> dict[str, object]:

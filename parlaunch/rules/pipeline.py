@@ -36,6 +36,18 @@ def layers_divide(x: Layout, r: Recipe, _m: Rates) -> str | None:
     return f"{layers} layers do not divide over PP {x.pp}"
 
 
+@PIPELINE.rule(
+    "pp-bf16-ends", "fp8 and first_last_layers_bf16 -> layers in bf16 at either end <= num_layers // PP",
+    "megatron/core/transformer/transformer_config.py:1411",
+)  # fmt: skip
+def wide_ends(x: Layout, r: Recipe, _m: Rates) -> str | None:
+    held = len(r.architecture.layers()) // x.pp
+    most = max(r.features.wide_ends(r.precision))
+    if not r.precision.startswith("fp8") or most <= held:
+        return None
+    return f"{most} layers at one end stay in bf16, and a stage of PP {x.pp} has {held}"
+
+
 @PIPELINE.rule("vp-layers", "(num_layers/PP) % VP == 0", "megatron/core/transformer/transformer_block.py:175")
 def layers_interleave(x: Layout, r: Recipe, _m: Rates) -> str | None:
     layers = len(r.architecture.layers())

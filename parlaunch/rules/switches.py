@@ -16,7 +16,7 @@ from parlaunch.hardware.datasheet import Product
 from parlaunch.hardware.derived import sheet_of
 from parlaunch.model.architecture import Architecture
 from parlaunch.model.layout import Layout
-from parlaunch.model.precision import USER_BUFFERED
+from parlaunch.model.precision import QUANTIZED, USER_BUFFERED
 from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import PRECISION
 from parlaunch.rules.rule import Chapter
@@ -126,10 +126,6 @@ def _dropped_again(x: Layout, r: Recipe) -> str | None:
             if dropout in r.unsettled and captured and module in x.recompute.modules:
                 return f"{dropout} excludes recomputing {module} inside a CUDA graph"
     return None
-
-
-QUANTIZED = ("fp8", "nvfp4")
-"""Beginnings of the precisions that multiply in 8 or 4 bits."""
 
 
 def _padded(r: Recipe) -> bool:

@@ -160,7 +160,9 @@ def _title(plan: Plan, width: int) -> Iterable[Line]:
         seen = count(encoder.total_params) if encoder.total_params else "unknown size"
         size += f", and an encoder of {seen}"
     task = f"{r.task}, language model frozen" if r.features.frozen_language_model else r.task
-    words = f"{task} · {size} · {r.precision} · {r.seq_length:,} tokens · global batch {r.global_batch_size:,}"
+    wide = sum(r.features.wide_ends(r.precision))
+    precision = r.precision + (f", {wide} layers bf16" if wide else "")
+    words = f"{task} · {size} · {precision} · {r.seq_length:,} tokens · global batch {r.global_batch_size:,}"
     yield from wrapped(words, width)
 
 

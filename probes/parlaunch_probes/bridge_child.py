@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from parlaunch.model.architecture import FOLLOWING, Architecture
-from parlaunch.model.precision import short_name, switched
+from parlaunch.model.precision import QUANTIZED, short_name, switched
+from parlaunch.model.recipe import MTP
 from parlaunch.model.sections import OVERLAP, OVERLAP_OF_DP, PRECISION
 
 
@@ -75,7 +76,7 @@ def features(config: Any) -> dict[str, Any]:
     share = float(getattr(o, "optimizer_offload_fraction", 1.0)) if getattr(o, "optimizer_cpu_offload", False) else 0.0
     offloads = getattr(m, "fine_grained_activation_offloading", False)
     layers = getattr(m, "cpu_offloading_num_layers", 0) if getattr(m, "cpu_offloading", False) else 0
-    mixed = switched(config.mixed_precision) if isinstance(config.mixed_precision, str) else {}
+    mixed = switched(config.mixed_precision) if isinstance(config.mixed_precision, str) else {"bf16_ends": wide_ends(m)}
     if not isinstance(config.mixed_precision, str) and config.mixed_precision is not None:
         mixed = {
             "grad_reduce_fp32": bool(config.mixed_precision.grad_reduce_in_fp32),
@@ -84,7 +85,9 @@ def features(config: Any) -> dict[str, Any]:
             "fp8_attention": bool(
                 config.mixed_precision.fp8_dot_product_attention or config.mixed_precision.fp8_multi_head_attention
             ),
+            "bf16_ends": wide_ends(config.mixed_precision),
         }
+    ends = mixed["bf16_ends"] if (precision(config) or "").startswith(QUANTIZED) else ()
     fused = (
         getattr(m, "cross_entropy_fusion_impl", "native")
         if getattr(m, "cross_entropy_loss_fusion", False)
@@ -121,6 +124,8 @@ def features(config: Any) -> dict[str, Any]:
         "frozen_encoder": bool(getattr(config.model, "freeze_vision_model", False)),
         "fp8_attention": bool(mixed.get("fp8_attention", False)),
         "fp8_output": bool(getattr(m, "fp8_output_proj", False)),
+        "bf16_ends": list(ends) if any(ends) else [],
+        "module_formats": module_formats(getattr(m, "quant_recipe", None)),
         "fp8_activation_input": bool(getattr(m, "activation_func_fp8_input_store", False)),
         # Where neither library has the kernel, Bridge's default says so, and nothing of where it will run.
         "fused_accumulation": bool(getattr(m, "gradient_accumulation_fusion", True)) or not _sums_in_products(),
@@ -135,6 +140,38 @@ def features(config: Any) -> dict[str, Any]:
         "transpose_cache": not getattr(m, "disable_parameter_transpose_cache", False),
         **adapters(getattr(config, "peft", None)),
     }
+
+
+def wide_ends(section: Any) -> tuple[int, int]:
+    """First and last layers in 16 bits, of mixed precision or, without it, of the model."""
+    if not getattr(section, "first_last_layers_bf16", False):
+        return 0, 0
+    return section.num_layers_at_start_in_bf16, section.num_layers_at_end_in_bf16
+
+
+MODULES = {
+    "linear_qkv": "self_attention", "linear_proj": "self_attention", "linear_fc1": "mlp", "linear_fc2": "mlp",
+    "fc1_latent_proj": "mlp", "fc2_latent_proj": "mlp", "in_proj": "mixer", "out_proj": "mixer",
+}  # fmt: skip
+"""Linear modules by Megatron's names, and what of a layer they are in."""
+SCALINGS = {"mxfp8": "fp8mx", "tensorwise": "fp8cs", "delayed": "fp8ds", "blockwise": "fp8sc", "nvfp4": "nvfp4"}
+
+
+def module_formats(recipe: Any) -> dict[str, str]:
+    """Our short names of the precisions that Megatron's `quant_recipe` gives single modules, and layers of multi-token prediction."""
+    if recipe is None:
+        return {}
+    from megatron.core.quantization.quant_config import MatchContext
+
+    paths = {name: f"decoder.layers.0.{inside}.{name}" for name, inside in MODULES.items()}
+    formats = {}
+    for name, path in (paths | {MTP: "mtp.layers.0.mtp_model_layer.layers.0.mlp.linear_fc1"}).items():
+        found = recipe.match(MatchContext(path, 0))
+        training = found.config.get("training_recipe") if found else None
+        if training is not None:
+            named = [training.get(f"{kind}_quantization_recipe") for kind in ("fp8", "fp4")]
+            formats[name] = next((SCALINGS[n] for n in named if n in SCALINGS), "bf16")
+    return formats
 
 
 @cache

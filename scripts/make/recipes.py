@@ -27,14 +27,17 @@ from typing import Any
 
 from tables import DATA, write
 
+from parlaunch_launch.cpu.bridge_runner import importable
+
 FIELDS = {"seq": "seq_length", "gbs": "global_batch_size", "precision": "precision"}
 SIZES = ("tp", "pp", "vp", "cp", "ep", "etp", "sequence_parallel")
 FACTS = ("folder", "packing", "loader", "train_iters")
 SWITCHED = (
     "cross_entropy", "frozen_language_model", "frozen_encoder", "external_cuda_graph", "precision_aware_optimizer",
     "grad_reduce_fp32", "fp4_param_gather", "no_distributed_optimizer", "router_padding", "fp8_attention", "fp8_output",
-    "adapter_rank", "adapter_targets", "adapter_dropout", "adapter_a2a", "tp_overlap", "transpose_cache", "fused_accumulation",
-    "router_fusion", "activation_fusion", "rope_fusion", "transformer_impl", "cpu_offload_layers", "optimizer_offload",
+    "fp8_param_gather", "bf16_ends", "module_formats", "adapter_rank", "adapter_targets", "adapter_dropout", "adapter_a2a",
+    "tp_overlap", "transpose_cache", "fused_accumulation", "router_fusion", "activation_fusion", "rope_fusion", "transformer_impl",
+    "cpu_offload_layers", "optimizer_offload",
 )  # fmt: skip
 USUAL = {
     "transpose_cache": True, "cross_entropy": "native", "fused_accumulation": True, "router_fusion": True, "activation_fusion": True,
@@ -49,6 +52,7 @@ NAMED = re.compile(
 
 def names() -> list[str]:
     """Every recipe function that Bridge exports under its full name."""
+    importable()
     module = importlib.import_module("megatron.bridge.recipes")
     return sorted(n for n in dir(module) if n.endswith("_config") and NAMED.match(n))
 

@@ -35,16 +35,17 @@ def cast_time(recipe: Recipe, layout: Layout, kernels: Kernels) -> float:
         return 0.0
     elif p != "fp8mx":
         moved = TRANSPOSED
-    elements, count = _held(recipe.architecture, layout.tp, layout.ep, layout.etp)
+    elements, count = _held(recipe.architecture, layout.tp, layout.ep, layout.etp, f.wide_ends(p))
     one = kernels.stream(moved * elements / layout.pp, kernels=QUANTISE_KERNELS[p] * count / layout.pp)
     return one * (again + (layout.pp - 1) / (layout.vp or 1))
 
 
 @lru_cache(maxsize=4096)
-def _held(a: Architecture, tp: int, ep: int, etp: int) -> tuple[float, float]:
-    """Elements and number of all layers' matrices on one rank, were it the only stage."""
+def _held(a: Architecture, tp: int, ep: int, etp: int, wide: tuple[int, int]) -> tuple[float, float]:
+    """Elements and number of all layers' matrices on one rank, were it the only stage, but for so many first and last layers."""
     elements, count = 0.0, 0.0
-    for kind in a.layers() + a.mtp_layers():
+    layers = a.layers()
+    for kind in layers[wide[0] : len(layers) - wide[1]] + a.mtp_layers():
         for m in layer_matrices(a, kind):
             if m.module not in TORCH:
                 outputs, inputs = m.shape(tp, etp)

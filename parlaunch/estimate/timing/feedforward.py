@@ -141,8 +141,10 @@ class FeedForward(Pieces):
         dispatcher = self.o.features.dispatcher or "alltoall"
         *route, plain = self._route(own, experts, dispatcher)
         permute = self._permuted(own, topk, routed * imbalance, local, inner, dispatcher)
-        latent = self._linear(own, inner, self.h) if a.moe_latent_size else (0.0, 0.0, 0)
-        latent_up = self._linear(own, self.h, inner) if a.moe_latent_size else (0.0, 0.0, 0)
+        latent = latent_up = (0.0, 0.0, 0)
+        if a.moe_latent_size:
+            latent = self._linear(own, inner, self.h, module="fc1_latent_proj")
+            latent_up = self._linear(own, self.h, inner, module="fc2_latent_proj")
         norm = self._norm()
         bias = self._expert_bias(routed * imbalance * inner, local)
         shared_width = (a.moe_shared_expert_intermediate_size or 0) // s.tp
@@ -188,7 +190,7 @@ class FeedForward(Pieces):
 
     def _split_launches(self) -> float:
         """Launches from PyTorch that take the host as long as quantising one expert's tokens."""
-        if not self.quantise:
+        if not self.quantised:
             return 0.0
         precision = self.o.recipe.precision
         together = precision == "fp8ds" and self.turns
@@ -221,7 +223,7 @@ class FeedForward(Pieces):
             # In front of the exchange a token becomes a copy for each of its experts; behind it they are sorted by expert, where a rank
             # has several (Megatron-Core, transformer/moe/token_dispatcher.py: `permute`, `sort_chunks_by_idxs`).
             rows, kernels = own * (1 + topk) + (2.0 * routed if local > 1 else 0.0), 8
-            if self.quantise and not self.o.features.router_padding:
+            if self.quantised and not self.o.features.router_padding:
                 # Filled up to whole blocks of rows (transformer/moe/experts.py: `quantization_padding`).
                 rows += 2.0 * routed
         else:

@@ -93,7 +93,7 @@ class _Model:
         self.kernels, self.links = _machine(rates)
         self.layers = Layers(recipe, self.software, self.kernels, self.links)
         # Layers of multi-token prediction, which may be in another format.
-        last = predicted_in(recipe.architecture, recipe.precision)
+        last = predicted_in(recipe.architecture, recipe.features, recipe.precision)
         self.predicted = self.layers
         if last != recipe.precision and recipe.architecture.mtp_num_layers:
             self.predicted = Layers(replace(recipe, precision=last), self.software, self.kernels, self.links)
@@ -121,7 +121,7 @@ class _Model:
         key = (layout.pp, layout.vp, layout.layers_per_chunk)
         known = self.parts.get(key)
         if known is None:
-            chunks = split_layers(self.recipe.architecture, *key)
+            chunks = split_layers(self.recipe.architecture, *key, self.recipe.features.wide_ends(self.recipe.precision))
             made = []
             for stage in range(layout.pp):
                 counts: dict[tuple[int, int], int] = {}
@@ -343,6 +343,8 @@ def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> floa
     # MXFP8 travels in 16 bits, from which both orientations are cast (`reuse_grad_buf_for_mxfp8_param_ag`).
     low = features.gathered_low(recipe.precision) and recipe.precision != "fp8mx"
     weight = (0.5 if recipe.precision == "nvfp4" else 1.0) if low else 2.0
+    in_16_bits = sum(features.wide_ends(recipe.precision)) / max(1, len(recipe.architecture.layers()))
+    weight += in_16_bits * (2.0 - weight)
     buckets, of_experts = (max(1.0, held / BUCKET) for held in (dense, routed))
 
     def gathered(each: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -40,13 +41,17 @@ class Layers(Workload):
         every = self.arch.layers() + self.arch.mtp_layers()
         self.kinds = tuple(dict.fromkeys(every))  # what is hashed once here is a small number from now on
         self.number = {kind: i for i, kind in enumerate(self.kinds)}
+        self._wide: Layers | None = None
+        if any(recipe.features.wide_ends(recipe.precision)):
+            self._wide = Layers(replace(recipe, precision="bf16"), software, kernels, links)
+            self.number |= {kind._replace(wide=True): len(self.kinds) + i for kind, i in self.number.items()}
         self._layers: dict[Split, tuple[LayerTime, ...]] = {}
         self._wholes: dict[Split, tuple[_Part, ...]] = {}
         self._dense: dict[Split, tuple[tuple[_Part, _Part | None], ...]] = {}
         self._ends: dict[Split, tuple[LayerTime, LayerTime, LayerTime]] = {}
 
     def of(self, split: Split) -> tuple[LayerTime, ...]:
-        """A time for each of `kinds`."""
+        """A time for each of `kinds`, and for each of them in 16 bits where a recipe has some layers in those."""
         known = self._layers.get(split)
         if known is None:
             known = self._layers[split] = tuple(
@@ -57,6 +62,8 @@ class Layers(Workload):
                 )
                 for whole in self._whole(split.plain)
             )
+            if self._wide is not None:
+                known = self._layers[split] = known + self._wide.of(split)
         return known
 
     def _whole(self, split: Split) -> tuple[_Part, ...]:

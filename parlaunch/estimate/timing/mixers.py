@@ -361,7 +361,7 @@ class Mixers(Pieces):
             dim, state = a.mamba_head_dim or 64, a.mamba_state_dim or 128
             groups = max(1, (a.mamba_num_groups or 8) // tp)
             inner, mixed = heads * dim, heads * dim + 2 * groups * state
-            f0, b0, n0 = self._linear(t, inner + mixed + heads, self.h, side="norm")
+            f0, b0, n0 = self._linear(t, inner + mixed + heads, self.h, module="in_proj", side="norm")
             chunk, passes = 256, 14.0
             # Sequence by sequence in memory for the scan, token by token around it (Megatron-Core, ssm/mamba_mixer.py: `_ssm_training`).
             turned = COPIED * t * (inner + mixed + heads) if self.s.mbs > 1 else 0.0
@@ -372,7 +372,7 @@ class Mixers(Pieces):
             dim, state = a.linear_value_head_dim or 128, a.linear_key_head_dim or 128
             keys = max(1, (a.linear_num_key_heads or 1) // tp)
             inner, mixed = heads * dim, heads * dim + 2 * keys * state
-            f0, b0, n0 = self._linear(t, inner + mixed + 2 * heads, self.h, side="norm")
+            f0, b0, n0 = self._linear(t, inner + mixed + 2 * heads, self.h, module="in_proj", side="norm")
             chunk, passes = 64, 18.0
         # Inside a chunk as attention of `chunk` keys, between chunks as products with the state.
         flops = 2.0 * t * heads * (chunk * (dim + state) / 2.0 + 2.0 * dim * state)
@@ -383,7 +383,7 @@ class Mixers(Pieces):
             self.k.stream(t * mixed * passes + states, kernels=8),
         )
         backward = 2.5 * forward
-        f1, b1, n1 = self._linear(t, self.h, inner, side="row")
+        f1, b1, n1 = self._linear(t, self.h, inner, module="out_proj", side="row")
         norm = self._norm()
         gate = self.k.stream(t * inner * 8.0, kernels=1)
         context = self._context(0, mixed, (0.0, 0.0)) if self.s.cp > 1 else (0.0, 0.0)

@@ -14,7 +14,7 @@ from parlaunch.estimate.timing.kernels import OPERAND_BYTES, Kernels
 from parlaunch.estimate.timing.software import Software
 from parlaunch.frozen import dataclass
 from parlaunch.model.layout import SELECTIVE_RECOMPUTE, Layout
-from parlaunch.model.precision import USER_BUFFERED
+from parlaunch.model.precision import QUANTIZED, USER_BUFFERED
 from parlaunch.model.recipe import Recipe
 
 LOW = ("fp8", "block", "mx", "fp4")
@@ -100,16 +100,20 @@ class Workload:
         self.wide = "fp16" if p == "fp16" else "fp32" if p == "fp32" else "bf16"
         # From Blackwell on, blocks of 128 are those of MXFP8 (Transformer Engine, csrc/extensions/gemm.cpp: `convert_block_scaling_to_mxfp8_tensor`).
         self.ordered = kernels.product.compute_capability < (10, 0)
-        block = "block" if self.ordered else "mx"
-        self.narrow = {"nvfp4": "fp4", "fp8mx": "mx", "fp8sc": block}.get(
-            p, "fp8" if p.startswith("fp8") else self.wide
-        )
-        if self.narrow in LOW and "fp8" not in kernels.product.flops:
-            self.narrow = self.wide
+        self.narrow = self._multiplied(p)
+        # Modules that a recipe has in another format than the rest, whatever that is (`model.quant_recipe`).
+        self.formats = {module: self._multiplied(named) for module, named in recipe.features.module_formats}
         self.frozen = recipe.frozen
         self.user_buffers = recipe.features.tp_overlap and p in USER_BUFFERED
         targets = BENCHMARK_ADAPTED if recipe.benchmark else recipe.features.adapter_targets
         self.adapted = targets if recipe.task == "peft" else ()
+
+    def _multiplied(self, precision: str) -> str:
+        """The format of products in a precision."""
+        if not precision.startswith(QUANTIZED) or "fp8" not in self.kernels.product.flops:
+            return self.wide
+        block = "block" if self.ordered else "mx"
+        return {"nvfp4": "fp4", "fp8mx": "mx", "fp8sc": block}.get(precision, "fp8")
 
 
 BENCHMARK_ADAPTED = ("linear_qkv",)
@@ -122,6 +126,8 @@ _QUANTISE = {"fp8cs": 6.0, "fp8ds": 4.0, "fp8sc": 6.0, "fp8mx": 4.06, "nvfp4": 8
 _QUANTISE_ONE = {"fp8cs": 5.0, "fp8ds": 3.0, "fp8sc": 3.0, "fp8mx": 3.0, "nvfp4": 5.0}
 """The same for one orientation: nothing is transposed, nor rotated for a weight gradient (Transformer Engine, `columnwise_usage`)."""
 QUANTISE_KERNELS = {"fp8cs": 3, "fp8ds": 1, "fp8sc": 2, "fp8mx": 1, "nvfp4": 3}
+_PRECISION = {"fp8": "fp8cs", "block": "fp8sc", "mx": "fp8mx", "fp4": "nvfp4"}
+"""The precision of products that are in another format than a recipe's own."""
 _ONE_SCALE = ("fp8cs", "fp8ds")
 """Formats with one scale a tensor: one orientation does for a matrix unit that takes operands in either order."""
 _BEHIND_NORM = {"fp8cs": 2.0, "fp8ds": 4.0}
@@ -198,13 +204,11 @@ class Pieces:
         self.cp_group = owner.links.group(split.cp, split.tp)
         self.ep_group = owner.links.group(split.ep, split.etp)
         self.etp_group = owner.links.group(split.etp, 1)
-        quantised = owner.narrow in LOW
+        self.quantised = owner.narrow in LOW
         arch = owner.kernels.product.arch
-        self.quantise = quantised_bytes(recipe.precision, arch, frozen=owner.frozen) if quantised else 0.0
-        self.turns = quantised and not owner.frozen and arch in NEEDS_TRANSPOSE and recipe.precision in _ONE_SCALE
+        self.turns = self.quantised and not owner.frozen and arch in NEEDS_TRANSPOSE and recipe.precision in _ONE_SCALE
         again = owner.frozen and not owner.features.transpose_cache and arch in NEEDS_TRANSPOSE
         self.transpose = TRANSPOSED if again and recipe.precision in _ONE_SCALE else 0.0
-        self.quantise_kernels = QUANTISE_KERNELS.get(recipe.precision, 1) if quantised else 0
         self.host = owner.kernels.silicon.host * owner.software.host
         self.fused = owner.software.fused_elementwise
         self.summed = _summed(owner)
@@ -224,7 +228,7 @@ class Pieces:
         `module`: Megatron's name, by which adapters choose. `side`: what TP splits of it, its outputs ("column"; "norm": with the norm
         in front as one module) or its inputs ("row"); of experts that are one operation, whether the activation is behind ("first") or in
         front ("second"): it comes quantised out of the product before it, either way."""
-        fmt = fmt or self.o.narrow
+        fmt = fmt or self.o.formats.get(module, self.o.narrow)
         m = max(1, round(tokens))
         gemm, fused = self.k.gemm, self.o.features.paged_stash
         over = [_over(x) if fused and groups > 1 else 1.0 for x in (n, k)]
@@ -237,10 +241,12 @@ class Pieces:
                 backward += self.k.stream(self.summed * n * k * groups)
         kernels = 1
         if fmt in LOW:
-            kernels += self.quantise_kernels
-            quantised = self._quantised(tokens, n, k, "" if module in self.o.adapted else side)
-            forward += self.k.stream(quantised[0] * groups, kernels=self.quantise_kernels)
-            backward += self.k.stream(quantised[1] * groups, kernels=self.quantise_kernels)
+            precision = self.o.recipe.precision if fmt == self.o.narrow else _PRECISION[fmt]
+            launched = QUANTISE_KERNELS.get(precision, 1)
+            kernels += launched
+            quantised = self._quantised(tokens, n, k, "" if module in self.o.adapted else side, precision)
+            forward += self.k.stream(quantised[0] * groups, kernels=launched)
+            backward += self.k.stream(quantised[1] * groups, kernels=launched)
             if self.transpose:
                 backward += self.k.stream(self.transpose * n * k * groups, kernels=groups)
         if module in self.o.adapted:
@@ -261,16 +267,17 @@ class Pieces:
                 backward += self.k.stream((2.0 if a2a else 1.0) * whole / self.s.tp)
         return forward, backward, kernels
 
-    def _quantised(self, tokens: float, n: int, k: int, side: str) -> tuple[float, float]:
-        """Bytes moved to quantise a layer's input, forward, and its output's gradient, backward.
+    def _quantised(self, tokens: float, n: int, k: int, side: str, precision: str) -> tuple[float, float]:
+        """Bytes moved to quantise a layer's input, forward, and its output's gradient, backward, for products in a precision.
 
         With sequence parallelism a rank quantises its own part of what is gathered, the input of a layer whose outputs are split and
         the gradient of one whose inputs are (Transformer Engine, module/layernorm_linear.py; base.py, `grad_output_preprocess`). What
         has to be transposed as well is so behind the gather, in the backward pass (distributed.py, `_all_gather_fp8`)."""
-        column, row, precision = side in ("column", "norm"), side == "row", self.o.recipe.precision
-        each = [0.0 if side == "second" else self.quantise, 0.0 if side == "first" else self.quantise]
+        column, row = side in ("column", "norm"), side == "row"
+        moved = quantised_bytes(precision, self.k.product.arch, frozen=self.o.frozen)
+        each = [0.0 if side == "second" else moved, 0.0 if side == "first" else moved]
         turned = 0.0
-        if self.sp > 1 and (column or row) and self.turns:
+        if self.sp > 1 and (column or row) and self.turns and precision in _ONE_SCALE:
             each[row] -= 1.0
             turned = TRANSPOSED * tokens * (n if row else k)
         if side == "norm" and (precision != "fp8cs" or self.software.amax_in_norm):
@@ -293,7 +300,7 @@ class Pieces:
             return kept * one, one * (kept if self.o.frozen else 1 - hidden)
         # What is gathered is an operand, quantised before it travels (Transformer Engine's quantised all-gather); what is
         # scattered are sums in 16 bits.
-        fmt = fmt or self.o.narrow
+        fmt = fmt or self.o.formats.get(pair[0], self.o.narrow)
         operand = moved * OPERAND_BYTES[fmt] / 2.0
         scatter = links.gather(moved, group) + wait
         gather = links.gather(operand, group) + wait
