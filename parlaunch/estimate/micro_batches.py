@@ -47,8 +47,9 @@ def _scores_are_kept(a: Architecture) -> bool:
 
 
 def squares(p: Given) -> bool:
-    """Whether activations grow with the square of the sequence."""
-    return not software_of(p.features.framework).fused_attention or _scores_are_kept(p.architecture)
+    """Whether what is kept of a token depends on how long its sequence is: where scores are, or something once for all of a micro batch's."""
+    sparse = p.architecture.experimental_attention_variant == "dsa"
+    return sparse or not software_of(p.features.framework).fused_attention or _scores_are_kept(p.architecture)
 
 
 def surroundings(p: Given, recompute: Recompute, seq_length: int) -> Surroundings:

@@ -11,6 +11,7 @@ figures `tests/estimate/test_memory.py` reproduces with dropout and unfused atte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -288,6 +289,41 @@ def _latent_attention(items: _Items, a: Architecture) -> float:
     return _attend(items, heads * qk, heads * qk, heads * v, heads * v, heads, "mla_up_proj")
 
 
+def _absorbed_attention(items: _Items, a: Architecture, k: LayerKind) -> float:
+    """Sparse latent attention: every head works on the latent keys themselves, which are its values too, and what it makes comes up behind
+    (Core, `absorbed_mla.py`); the kernels keep what they chose of them and, of a layer that chooses, the gradients of its indexer's own
+    loss (`dsa_cudnn_kernels.py`, `FusedIndexerSparseAttnFunc`)."""
+    s = items.around
+    r, h = _residual_share(s), a.hidden_size
+    heads, rank, pos = a.num_attention_heads / s.tp, a.kv_lora_rank or 0, a.qk_pos_emb_head_dim or 0
+    q, key, q_rank = heads * (rank + pos), rank + pos, (a.q_lora_rank or 0) * r
+    down = ("linear_q_down_proj", "linear_kv_down_proj")
+    shared = 0.0 if s.frozen and not {*down, "linear_q_proj"} & {*s.adapters} else WIDE * h * r
+    quantized = 2 * _product_input(s, down[0], h * r)
+    items.add(quantized if _in_low_precision(s) else shared, "layernorm", offloaded_by="qkv_linear")
+    if q_rank:
+        items.add(WIDE * q_rank + _product_input(s, "linear_q_up_proj", q_rank) + _statistics(a) * r)
+    items.add(WIDE * rank * r + _statistics(a) * r)
+    items.add(_low_rank(s, *down, "linear_q_up_proj" if q_rank else "linear_q_proj", "linear_proj"))
+    up = WIDE * heads * ((a.qk_head_dim or 0) + pos)  # the keys' up projection multiplies a part of them
+    items.add(up + _angles(s, pos), "mla_up_proj")
+    if "mla_up_proj" in items.modules:  # what is recomputed keeps both parts of its keys
+        items.add(WIDE * (key + (0.0 if r < 1 else rank)))
+    items.add(WIDE * (q + key), "mla_up_proj", offloaded_by="core_attn")
+    chosen = min(a.dsa_indexer_topk or 0, s.seq_length or math.inf)
+    items.add(WIDE * heads * rank + 4 * heads + 4 * chosen, "core_attn")
+    if s.seq_length:  # the values' up projection, laid out anew for each micro batch
+        items.add(WIDE * heads * rank * (a.v_head_dim or 0) / s.seq_length, "core_attn")
+    if k.indexer:
+        n, dim = a.dsa_indexer_n_heads or 0, a.dsa_indexer_head_dim or 0
+        items.add(WIDE * (n * dim + dim + n) + WIDE * dim + 8 + _angles(s, pos), "core_attn")
+        if r < 1:  # it works on the whole sequence
+            items.add(WIDE * (h + (a.q_lora_rank or 0)), "core_attn")
+    values = heads * (a.v_head_dim or 0)
+    items.add(_product_input(s, "linear_proj", values) if s.frozen else WIDE * values, offloaded_by="attn_proj")
+    return WIDE * (q + key + heads * rank + values) + up
+
+
 def _compressed_attention(items: _Items, a: Architecture, k: LayerKind) -> float:
     """DeepSeek-V4: one shared key/value head, compressed keys beside it, grouped low-rank output."""
     s = items.around
@@ -433,7 +469,9 @@ def _plain_norms(items: _Items, a: Architecture) -> None:
 
 _MIXERS: Mapping[str, Callable[[_Items, Architecture, LayerKind], float]] = {
     "attention": _self_attention,
-    "mla": lambda items, a, _: _latent_attention(items, a),
+    "mla": lambda items, a, k: (
+        _absorbed_attention(items, a, k) if a.experimental_attention_variant == "dsa" else _latent_attention(items, a)
+    ),
     "csa": _compressed_attention,
     "mamba": lambda items, a, _: _mamba(items, a),
     "gated_delta_net": lambda items, a, _: _gated_delta_net(items, a),

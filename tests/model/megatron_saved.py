@@ -38,7 +38,7 @@ from megatron.core import parallel_state as mpu
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.tensor_parallel import random
-from megatron.core.transformer import multi_latent_attention
+from megatron.core.transformer import multi_latent_attention, transformer_config
 from megatron.core.transformer.moe import moe_layer, moe_utils, router
 from megatron.core.transformer.transformer_block import TransformerBlock
 from torch.overrides import TorchFunctionMode
@@ -63,6 +63,14 @@ class Norm(torch.nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Any) -> Any:
         return FusedNorm.apply(x.contiguous(), self.weight, self.statistics)
+
+
+class Centred(Norm):
+    """A norm with a mean, whatever the others are."""
+
+    def __init__(self, config: Any, hidden_size: int, **_: Any) -> None:
+        super().__init__(config, hidden_size)
+        self.statistics = 2
 
 
 class FusedAttention(torch.autograd.Function):  # type: ignore[misc]
@@ -159,6 +167,38 @@ def delta_net() -> Any:
         in_proj=ColumnParallelLinear, out_norm=shards.Norm, out_proj=RowParallelLinear
     )
     return ModuleSpec(module=module.GatedDeltaNet, submodules=parts)
+
+
+def sparse(config: Any) -> Any:
+    """Core's sparse latent attention over stand-ins for what its own functions call: FlashMLA and cuDNN."""
+    from megatron.core.models.gpt import experimental_attention_variant_module_specs as specs
+    from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+    from megatron.core.transformer.experimental_attention_variant import absorbed_mla
+    from megatron.core.transformer.experimental_attention_variant import dsa_cudnn_kernels as kernels
+
+    def chosen(q: Any, _k: Any, _w: Any, count: int, **__: Any) -> Any:
+        indices = torch.arange(count, dtype=torch.int32).expand(*q.shape[:2], count).contiguous()
+        return indices, torch.full(q.shape[:2], count, dtype=torch.int32), object()
+
+    def attended(q: Any, *_: Any, d_v: int, **__: Any) -> Any:
+        return torch.zeros(*q.shape[:2], d_v, dtype=q.dtype), torch.zeros(q.shape[:2])
+
+    def loss_and_gradients(**given: Any) -> Any:
+        return torch.zeros(()), *(torch.zeros_like(given[name]) for name in ("q_idx_bshd", "k_idx_bsd", "w_bsh"))
+
+    absorbed_mla.TELinear = Duplicated
+    kernels._ensure_dsa_namespace = lambda: None
+    kernels._indexer_topk_bshd, kernels._dsa_fwd_flash_mla = chosen, attended
+    kernels._compute_sparse_indexer_loss_and_grads = loss_and_gradients
+    kernels._supports_flash_mla_value_layout = kernels._flash_mla_supports_head_count = lambda *_: True
+
+    backend: Any = types.SimpleNamespace(
+        linear=lambda: Duplicated,
+        column_parallel_linear=lambda: ColumnParallelLinear,
+        row_parallel_linear=lambda: RowParallelLinear,
+        layer_norm=lambda rms_norm, **_: shards.Norm if rms_norm else Centred,
+    )
+    return specs.get_dsa_module_spec_for_backend(config, backend)
 
 
 class Dropped(torch.autograd.Function):  # type: ignore[misc]
@@ -416,7 +456,7 @@ def decoder(config: Any, family: str, second_norms: bool) -> Any:
     if linear:
         config.experimental_attention_variant = linear
         for layer in block_spec.layer_specs:
-            layer.submodules.self_attention = delta_net()
+            layer.submodules.self_attention = sparse(config) if linear == "dsa" else delta_net()
     return TransformerBlock(config, block_spec, post_process=False).train()
 
 
@@ -427,6 +467,7 @@ def saved(spec: dict[str, Any]) -> float:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
     mpu.initialize_model_parallel(create_gloo_process_groups=False, **{k: spec[k] for k in shards.GROUPS if k in spec})
     fused = spec.get("gated_linear_unit", True)
+    transformer_config._validate_dsa_kernel_backend_dependencies = lambda _: None
     config = shards.config_of(
         {"bf16": True, "params_dtype": torch.bfloat16, "bias_activation_fusion": fused}
         | ({"rope_type": "rope"} if spec.get("multi_latent_attention") else {})

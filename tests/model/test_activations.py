@@ -162,6 +162,15 @@ PLAIN = {
     **BASE, "model_type": "gemma4", "post_norms": True, "qk_layernorm": True, "per_layer_embed_dim": 32, "activation_func": "fast_gelu",
     "bias_activation_fusion": False, "attention_softmax_in_fp32": False,
 }  # fmt: skip
+SPARSE = {
+    **MLA, "experimental_attention_variant": "dsa", "dsa_indexer_n_heads": 4, "dsa_indexer_head_dim": 32, "dsa_indexer_topk": 16,
+    "dsa_indexer_loss_coeff": 0.001, "dsa_indexer_use_sparse_loss": True, "dsa_kernel_backend": "cudnn",
+    "dsa_indexer_rotate_activation": False,
+}  # fmt: skip
+VALUES_UP = 3 * 2 * 8 * 32 * 64 // 256
+"""Bytes a token, of three of four samples that share it, of the values' up projection, laid out anew for each micro batch."""
+CHOSEN_ANGLES = 6 * ONE_SET
+"""The same of the angles of what chooses."""
 LEFT_OUT = SEQ // 4
 """Bytes a token, of four samples' that share them, of what says which scores are left out: Core's kernel for 4,096 tokens needs none."""
 NEWER: dict[str, Case] = {
@@ -190,6 +199,14 @@ NEWER: dict[str, Case] = {
         {**BASE, "model_type": "exaone4", "attention_softmax_in_fp32": False}, modules=("mlp",), apart=-LEFT_OUT
     ),
     "a layer of dense Gemma 4": Case(PLAIN, apart=SEQ - LEFT_OUT - 5 * SCALED - 2 * HEAD_SCALED),
+    "sparse latent attention": Case({**BASE, **SPARSE}, apart=VALUES_UP + CHOSEN_ANGLES),
+    "sparse latent attention, on two tensor ranks": Case(
+        {**BASE, **SPARSE}, tp=2, apart=VALUES_UP // 2 + CHOSEN_ANGLES
+    ),
+    "sparse latent attention, up projections again": Case(
+        {**BASE, **SPARSE}, modules=("mla_up_proj",), apart=VALUES_UP + CHOSEN_ANGLES - ONE_SET
+    ),
+    "sparse latent attention, its core again": Case({**BASE, **SPARSE}, modules=("core_attn",)),
     "second norms, MLP again": Case({**BASE, "post_norms": True}, modules=("mlp",), apart=-NORMED),
 }
 """Layers of the Core that Megatron Bridge brings, and with Bridge's norms behind attention and MLP (Gemma 2 and 3)."""
@@ -273,6 +290,7 @@ def _asked(python: str, cases: dict[str, Case]) -> dict[str, float]:
 
 def kept(model: dict[str, Any], around: Surroundings) -> float:
     delta = {"linear_attention_pattern": [1]} if "linear_attention_freq" in model else {}
+    delta |= {"dsa_indexer_layers": [1]} if "dsa_indexer_n_heads" in model else {}
     switches = ("bias_activation_fusion", "activation_func_clamp_value", "attention_softmax_in_fp32")
     known = {k: v for k, v in model.items() if k not in switches}
     a = architecture_from_json({"activation_func": "silu"} | known | delta | {"vocab_size": 128})
