@@ -58,8 +58,9 @@ def plan(
     Raises `UsageError` for pins that no number of GPUs or no batch allows, `NoLayoutError` when nothing fits.
     """
     rates = rates or rates_of(cluster)
-    # As recipe switches have it: a dispatcher that runs on none of these GPUs is replaced. Ours to choose, it is one of the choices.
-    choosing = wishes.switches.open("dispatcher") and device_of(cluster) == "cuda"
+    # As recipe switches have it: a dispatcher that runs on none of these GPUs is replaced. Ours to choose, it is one of the choices;
+    # with a paged stash there is no other.
+    choosing = wishes.switches.open("dispatcher") and device_of(cluster) == "cuda" and not recipe.features.paged_stash
     replaced = None if choosing else _dispatcher_problem(recipe, rates)
     recipe = _as_wished(recipe, wishes) if choosing else _as_run(recipe, wishes, rates)
     software = software or installed_on(cluster)

@@ -73,7 +73,9 @@ def paged_stash(_x: Layout, r: Recipe, _m: Rates) -> str | None:
         return None
     if f.cpu_offload_layers:
         return "the paged stash excludes offloading layers to the host"
-    return None if f.dispatcher == "hybridep" else "the paged stash needs the hybridep dispatcher"
+    if f.dispatcher == "hybridep":
+        return None
+    return "the paged stash needs the hybridep dispatcher; model.moe_paged_stash=False trains without"
 
 
 @EXPERTS.rule(

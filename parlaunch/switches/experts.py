@@ -25,8 +25,9 @@ def dispatcher_keys(r: Recipe, value: str) -> dict[str, object]:
 
 
 def dispatcher_choices(r: Recipe, p: Place) -> tuple[str, ...]:
-    """The dispatchers that run on this GPU with what is installed; none without experts."""
-    if not r.architecture.num_moe_experts:
+    """The dispatchers that run on this GPU with what is installed; none without experts, nor where a paged stash allows the recipe's
+    alone."""
+    if not r.architecture.num_moe_experts or r.features.paged_stash:
         return ()
     missing = p.installed.missing
     found = [d for d in p.rates.product.dispatchers if not missing("deep_ep" if d == "deepep" else "hybrid_ep")]

@@ -137,6 +137,22 @@ def test_a_dispatcher_that_the_gpu_cannot_run_is_replaced_and_the_plan_says_why(
     assert "DeepEP does not run on" in row.reason
 
 
+STASHED = "qwen3_30b_a3b_pretrain_8gpu_vr200_fp8mx_config"
+
+
+@pytest.mark.parametrize("machine", ["l40s-pcie-8", "dgx-a100-80g"])
+def test_a_paged_stash_keeps_its_dispatcher_where_another_would_be_faster(machine: str) -> None:
+    """Megatron has it with HybridEP alone, and it is never ours to turn off."""
+    made = auto(with_precision(catalog.recipe(STASHED), "bf16"), preset(machine, 4))
+    assert made.configured.features.dispatcher == "hybridep"
+    assert "dispatcher" not in {s.name for s in made.switches}
+
+
+def test_a_paged_stash_without_its_dispatcher_says_how_to_train_without() -> None:
+    with pytest.raises(ParlaunchError, match=r"needs the hybridep dispatcher; model\.moe_paged_stash=False"):
+        auto(with_precision(catalog.recipe(STASHED), "bf16"), preset("dgx-spark", 16))
+
+
 def test_no_dispatcher_crosses_a_network_that_gpus_cannot_drive() -> None:
     recipe = catalog.recipe("qwen3_30b_a3b_pretrain_config")
     recipe = replace(recipe, features=replace(recipe.features, dispatcher="deepep"))
