@@ -44,7 +44,8 @@ def where(
     typed (`nnodes`, `node_rank`, `master_addr`, `master_port`, `rdzv_endpoint`, …), None where not given; `hosts` are those that the
     file of a batch system lists.
 
-    Raises UsageError for numbers that cannot be: a node rank outside the nodes, a node count that the launcher contradicts.
+    Raises UsageError for numbers that cannot be: a node rank outside the nodes, a node count that the launcher contradicts,
+    a port that is none.
     """
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     seen = Seen(
@@ -54,7 +55,7 @@ def where(
     for scheduler in SCHEDULERS:
         found = scheduler.recognise(seen)
         if found is not None:
-            return _with_flags(found, seen) if scheduler.heeds_flags else found
+            return _reachable(_with_flags(found, seen) if scheduler.heeds_flags else found)
     raise AssertionError("one machine is always recognised")
 
 
@@ -101,6 +102,16 @@ def explain(situation: Situation) -> str:
     if s.gpus_local is not None:
         lines.append(f"  GPUs of this node, says the launcher: {s.gpus_local}")
     return "\n".join([*lines, *(f"  note: {n}" for n in s.notes)])
+
+
+def _reachable(found: Situation) -> Situation:
+    """The situation, when its port is one at which nodes can meet; torchrun's 0, any that is free, is for one node."""
+    if found.port is not None and (found.nnodes or 1) > 1 and not 0 < found.port < 65536:
+        raise UsageError(
+            f"{found.nnodes} nodes cannot meet at port {found.port}",
+            hint="give MASTER_PORT, --master-port or the endpoint one from 1 to 65535, or leave it out",
+        )
+    return found
 
 
 def _with_flags(found: Situation, seen: Seen) -> Situation:

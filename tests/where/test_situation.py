@@ -77,6 +77,13 @@ def test_a_requeued_job_is_told_from_its_first_run() -> None:
         ({"nnodes": "4:2"}, {}, "--nnodes 4:2 is no count"),
         ({"nnodes": "0"}, {}, "--nnodes 0 is no count"),
         ({"nnodes": "2", "master_addr": "a"}, {}, "--nnodes 2 is given without --node-rank"),
+        ({"nnodes": "2", "rdzv_endpoint": "a:99999"}, {}, "2 nodes cannot meet at port 99999"),
+        ({"nnodes": "2", "node_rank": 1, "master_addr": "a", "master_port": 0}, {}, "2 nodes cannot meet at port 0"),
+        (
+            {},
+            {"MASTER_ADDR": "a", "MASTER_PORT": "70000", "RANK": "1", "WORLD_SIZE": "2"},
+            "2 nodes cannot meet at port 70000",
+        ),
         ({"nnodes": "2", "node_rank": 1}, {}, "--nnodes 2 is given without --master-addr"),
         ({"rdzv_endpoint": "a:b:c", "nnodes": "2"}, {}, "'a:b:c' is not HOST:PORT"),
         ({}, {"MASTER_ADDR": "a", "RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE=two is no count of nodes"),
@@ -133,6 +140,10 @@ def test_the_script_of_a_job_of_several_hosts_is_told_that_it_takes_one() -> Non
     assert "this job has 3 hosts (a, b, c), and this launch takes one of them" in note
     assert where({}, hostname="a", hosts=("a",)).notes == ()
     assert where({}, hostname="a", hosts=("a", "b"), flags={"nnodes": "1"}).notes == ()
+
+
+def test_one_node_may_have_any_port_that_is_free() -> None:
+    assert where({}, hostname="a", flags={"master_port": 0}).port == 0
 
 
 def test_a_nodelist_that_is_not_readable_is_shown() -> None:
