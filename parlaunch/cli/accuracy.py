@@ -25,6 +25,11 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         data = json.loads(text)
     except (ValueError, RecursionError):
         data = _lines(path, text) if text.lstrip()[:1] in ("{", "[") else _cells(path, text)
+    if isinstance(data, dict) and str(data.get("schema")).startswith("parlaunch.plan/"):
+        raise UsageError(
+            f"{path} is a plan, and nothing in it was measured",
+            hint="parlaunch verify --plan FILE runs it; parlaunch history has what ran",
+        )
     if isinstance(data, dict) and "rows" not in data and {"id", "gpus", "hardware"} & data.keys():
         data = [data]  # a history of one line
     rows = data.get("rows") if isinstance(data, dict) else data

@@ -193,6 +193,7 @@ def test_a_table_of_cells_is_read_as_its_rows(tmp_path: Path, mark: str) -> None
         ("hello world\n", "neither JSON nor a table of cells: its first line is 'hello world'"),
         ("model,seq\nllama3 8b,8,192\n", "line 2 has more cells than the first line names fields"),
         ('{"id": "a", \n', "is not JSON"),
+        ('{"schema": "parlaunch.plan/1", "hardware": {}}', "is a plan, and nothing in it was measured"),
         ('model,note\nllama3 8b,"' + "x" * 200_000, "is no table of cells after line 1: field larger"),
     ],
 )
