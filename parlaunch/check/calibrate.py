@@ -8,7 +8,7 @@ from math import exp
 from statistics import fmean, median
 from typing import Any
 
-from parlaunch.check.fit import LEAST, Fit, Kept, Observed
+from parlaunch.check.fit import LEAST, Fit, Learnt, Observed
 from parlaunch.check.machine_file import PEAK_SHARES, SHARES, machine_file
 from parlaunch.check.measured import INVENTED, Machines, measured_seconds, run_of
 from parlaunch.errors import ParlaunchError, UsageError
@@ -140,20 +140,19 @@ def from_runs(
     what the others say counts little. No value is changed, and `fit` says why, where the runs are too few or that share of the
     changes is too small to tell, and where every recipe (where there is one alone, every run) left out in turn is predicted no
     better from the others. `doubtful`: changed all the same, and by all of it, to see what the rows would make of the values.
-    What the runs of one model have in common beside the machine is kept for that model (`models`), values changed or not.
+    What the runs of one model, and those with one split, have in common beside the machine is kept for them (`models`, `splits`), values
+    changed or not.
     """
     timed, skipped = _usable(rows, gpu, here)
     name = timed[0].run.rates.product.name
     fit = Fit(timed)
-    before, (kind, left) = fmean(fit.errors(fit.still, ())), fit.left_out()
+    before, (kind, left) = fmean(fit.errors(fit.still, Learnt())), fit.left_out()
     logs, sure = fit.settle(doubtful=doubtful)
     reason = None if doubtful else _refusal(fit, before, logs, kind, left)
     if reason:
         logs = fit.still
-    paces = fit.paces(logs)
-    if left is not None and left[Kept(not reason, True)] > left[Kept(not reason, False)]:
-        paces = ()
-    after = fmean(fit.errors(logs, paces))
+    learnt = fit.learnt(logs)
+    after = fmean(fit.errors(logs, learnt))
     moved = {key: fit.start[key] * exp(change) for key, change in logs.items() if abs(change) > LEAST}
     return machine_file(
         name,
@@ -167,7 +166,7 @@ def from_runs(
             "sure": round(sure, 3),
             "left_out": None
             if left is None
-            else {"by": kind, "before": round(before, 4), "after": round(left[Kept(not reason, bool(paces))], 4)},
+            else {"by": kind, "before": round(before, 4), "after": round(left[not reason], 4)},
             "changed": bool(moved),
             "notes": [
                 *(f"skipped: {s}" for s in skipped),
@@ -175,7 +174,8 @@ def from_runs(
                 *([f"the tables' values stay: {reason}"] if reason else []),
             ],
         },
-        paces,
+        learnt.models,
+        learnt.splits,
     )
 
 
@@ -190,7 +190,7 @@ def _mixed(timed: Sequence[Observed]) -> list[str]:
 
 
 def _refusal(
-    fit: Fit, before: float, logs: Mapping[str, float], kind: str, left: Mapping[Kept, float] | None
+    fit: Fit, before: float, logs: Mapping[str, float], kind: str, left: Mapping[bool, float] | None
 ) -> str | None:
     """Why the rows do not say that the machine is another than its tables have it; None when they do."""
     if fit.different < FEWEST or left is None:
@@ -203,10 +203,9 @@ def _refusal(
             f"these runs are off by {before:.1%}, which is likelier what estimates miss of single runs than the machine; "
             "more runs of other models may tell"
         )
-    still, there = (min(left[Kept(values, models)] for models in (False, True)) for values in (False, True))
-    if there >= still:
+    if left[True] >= left[False]:
         return (
-            f"each {kind} predicted from the others with other values is off by {there:.1%}, without {still:.1%}; "
+            f"each {kind} predicted from the others with other values is off by {left[True]:.1%}, without {left[False]:.1%}; "
             "more runs of other models may tell"
         )
     return None
@@ -223,7 +222,7 @@ def _usable(rows: Sequence[Mapping[str, Any]], gpu: str | None, here: str | None
             first = first or f"{error.problem}{'; ' * bool(error.hint)}{error.hint or ''}"
             continue
         # A row of the history may have been planned with an earlier machine file; a fit starts from the tables.
-        run = replace(run, rates=replace(run.rates, measured={}, models=()))
+        run = replace(run, rates=replace(run.rates, measured={}, models=(), splits=()))
         estimate = estimate_time(run.recipe, run.layout, run.rates)
         seconds = measured_seconds(run, estimate)
         if seconds is None or run.oom:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from math import exp, inf, log
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any
 
 from parlaunch.check.machine_file import PEAK_SHARES, SHARES
 from parlaunch.check.measured import Run
-from parlaunch.check.normal import Sums, cholesky, dot, joined, log_determinant, solve, unit
+from parlaunch.check.normal import dot, expected
 from parlaunch.estimate.timing import estimate_time
 from parlaunch.estimate.timing.collectives import Links
 from parlaunch.estimate.timing.kernels import Kernels
 from parlaunch.estimate.timing.silicon import silicon_of
 from parlaunch.frozen import dataclass
-from parlaunch.hardware.paces import MOST, Pace, sizes_of, slower
+from parlaunch.hardware.paces import MOST, Pace, SplitPace, sizes_of, slower, slower_split
 from parlaunch.hardware.rates import Rates
+from parlaunch.model.precision import product_format
 
 PRIOR = {
     "gemm_bf16": 0.08, "gemm_fp8": 0.06, "gemm_fp4": 0.08, "hbm": 0.04, "flash": 0.06, "flash_backward": 0.04, "host": 0.12,
@@ -31,14 +32,18 @@ TOGETHER = {name: 0.06 if name.endswith("bytes_per_s") else 0.1 for name in PRIO
 AS_TABLES = 0.9
 """Share of machines that are as their tables have them, before any run is known: of 27 published sites with three runs or more, 25 are
 within 10 % of them on average."""
-MISSES = {"model": 0.03, "layout": 0.03, "run": 0.03}
+MISSES = {"model": 0.03, "split": 0.03, "run": 0.03}
 """Standard deviation of the logarithm of a measured time beside what the machine explains, in parts: what the estimate misses
-of all runs of a model and task alike, of all with one layout, and of a single run. Many runs of one model say less than as many
-models. Of 0.02, 0.03 and 0.04, with the deviations above halved, as they are, and half as wide again, 0.03 predicts a site's
-other runs from four best whichever source is left out of the comparison."""
+of all runs of a model and task in one format alike, of all that are split alike, whatever they train, and of a single run. Many runs
+of one model say less than as many models. Equal parts: on published sites, between half and one and a half times as much of any makes
+a tenth of a point at most. Without `split` a site's other runs are predicted a fifth of a point worse from four; context and expert
+parallelism beside it, and one factor for all formats of a model, are no better."""
 ASTRAY, FAR = 0.1, 6.0
 """Share of runs that are off by something else (another software, a sick node), and how many times as far: the likeliest for fours of
 published runs of a site."""
+
+
+_Kind = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +60,17 @@ class Observed:
 
     @property
     def layout(self) -> tuple[object, ...]:
-        """Rows that are alike here share most of what the estimate misses of them, whatever their precision."""
+        """Rows that are alike here are one run again, whatever their precision."""
         return (*self.model, self.run.recipe.seq_length, self.run.layout)
+
+    @property
+    def kinds(self) -> tuple[_Kind, ...]:
+        """What it shares with other runs: by the names of `MISSES`."""
+        recipe, layout = self.run.recipe, self.run.layout
+        return (
+            ("model", recipe.task, product_format(recipe.precision), sizes_of(recipe.architecture)),
+            ("split", layout.tp, layout.pp, layout.micro_batch_size),
+        )
 
     @property
     def recipe(self) -> tuple[object, ...]:
@@ -87,6 +101,8 @@ class Fit:
         self.names = [name for name, every in slopes.items() if max(map(abs, every)) > FELT]
         # By row and value: the change of a residual for one of a logarithm, at the tables' values.
         self._slopes = [[slopes[name][i] for name in self.names] for i in self.everything]
+        self._together = [dot(row, [TOGETHER.get(name, 0.0) for name in self.names]) for row in self._slopes]
+        self._kinds = [t.kinds for t in timed]
         self.still = dict.fromkeys(self.names, 0.0)
 
     @property
@@ -108,43 +124,23 @@ class Fit:
         """The residuals by the tables."""
         return self.residuals(self.still)
 
-    @cached_property
-    def _precision(self) -> list[list[float]]:
-        """Inverse covariance of the changes before any row is known."""
-        own = [PRIOR[name] ** 2 for name in self.names]
-        common = [TOGETHER.get(name, 0.0) for name in self.names]
-        sums = joined(
-            [Sums.of([*unit(i, len(own)), c], v) for i, (v, c) in enumerate(zip(own, common, strict=True))], 1.0
-        )
-        return [row[:-1] for row in sums.products[:-1]]
-
-    def _sums(self, rows: Iterable[int], view: _View) -> Sums:
-        """What these rows say, with what those of a layout and those of a model share."""
-        models: dict[object, dict[object, list[Sums]]] = {}
+    def _likeliest(
+        self, rows: Sequence[int], view: _View, *, machine: bool
+    ) -> tuple[list[float], dict[_Kind, float], float]:
+        """The changes, none where the machine is as the tables have it; how much longer what is of each kind takes beside it, as a logarithm;
+        and the logarithm of how likely these rows are: a marginal likelihood, in which a prior costs what it does not explain."""
+        n = len(self.names) if machine else 0
+        first = n + machine
+        kinds = {kind: first + i for i, kind in enumerate(dict.fromkeys(k for i in rows for k in self._kinds[i]))}
+        columns: list[dict[int, float]] = []
         for i in rows:
-            alike = models.setdefault(self.timed[i].model, {}).setdefault(self.timed[i].layout, [])
-            alike.append(Sums.of([*self._slopes[i], view.residuals[i], 1.0], view.own[i]))
-        return joined(
-            [
-                joined([joined(alike, MISSES["layout"]) for alike in layouts.values()], MISSES["model"])
-                for layouts in models.values()
-            ],
-            0.0,
-        )
-
-    def _likeliest(self, sums: Sums) -> tuple[list[float], float]:
-        """The changes, and the logarithm of how much likelier the rows are with them: of marginal likelihoods, in which a prior
-        costs what it does not explain."""
-        n = len(self.names)
-        matrix = [
-            [a + b for a, b in zip(row[:n], more, strict=True)]
-            for row, more in zip(sums.products[:n], self._precision, strict=True)
-        ]
-        right = [-row[n] for row in sums.products[:n]]
-        factor = cholesky(matrix)
-        change = solve(factor, right)
-        likelier = dot(right, change) + log_determinant(cholesky(self._precision)) - log_determinant(factor)
-        return change, likelier / 2
+            columns.append({kinds[kind]: 1.0 for kind in self._kinds[i]})
+            if machine:
+                columns[-1] |= {**dict(enumerate(self._slopes[i])), n: self._together[i]}
+        prior = [PRIOR[name] for name in self.names[:n]] + [1.0] * machine + [MISSES[kind[0]] for kind in kinds]
+        found, likely = expected(columns, [-view.residuals[i] for i in rows], [view.own[i] for i in rows], prior)
+        change = [own + found[n] * TOGETHER.get(name, 0.0) for name, own in zip(self.names[:n], found[:n], strict=True)]
+        return change, {kind: found[i] for kind, i in kinds.items()}, likely + sum(view.costs[i] for i in rows)
 
     @cached_property
     def _views(self) -> tuple[_View, _View]:
@@ -156,7 +152,7 @@ class Fit:
         """
         as_tables, other = _View.of(self.tables, self.tables), _View.of([0.0] * len(self.tables), self.tables)
         for _ in range(ROUNDS):
-            logs = self._kept(self._likeliest(self._sums(self.everything, other))[0])
+            logs = self._kept(self._likeliest(self.everything, other, machine=True)[0])
             here = self.residuals(logs)
             moved = [r - dot(slopes, list(logs.values())) for r, slopes in zip(here, self._slopes, strict=True)]
             other = _View.of(here, moved)
@@ -166,12 +162,8 @@ class Fit:
         """The changes that these rows make likeliest if the machine is another than its tables have it, and how sure it is that
         it is."""
         as_tables, other = self._views
-        by_tables, by_other = self._sums(rows, as_tables), self._sums(rows, other)
-        change, likelier = self._likeliest(by_other)
-        n = len(self.names)
-        for sums, view, sign in ((by_tables, as_tables, -1), (by_other, other, 1)):
-            alone = sum(view.costs[i] for i in rows) - (sums.products[n][n] + sums.log_determinant) / 2
-            likelier += sign * alone
+        change, _, likely = self._likeliest(rows, other, machine=True)
+        likelier = likely - self._likeliest(rows, as_tables, machine=False)[-1]
         odds = (1 - AS_TABLES) / AS_TABLES * exp(max(-50.0, min(50.0, likelier)))
         return self._kept(change), odds / (1 + odds)
 
@@ -188,69 +180,64 @@ class Fit:
         logs, sure = self._believed(self.everything)
         return {name: change * (1.0 if doubtful else sure) for name, change in logs.items()}, sure
 
-    def paces(self, logs: Mapping[str, float]) -> tuple[Pace, ...]:
-        """What runs of each model take over what the machine with these changes explains, as far as it is not of single layouts and
-        runs: `MISSES` says how much of each there is."""
-        return self._paces(self.everything, self.residuals(logs))
+    def learnt(self, logs: Mapping[str, float]) -> Learnt:
+        """What runs of each model, and with each split, take over what the machine with these changes explains, as far as it is not of
+        single runs: `MISSES` says how much of each there is."""
+        return self._learnt(self.everything, self.residuals(logs))
 
-    def errors(self, logs: Mapping[str, float], paces: Sequence[Pace]) -> list[float]:
-        """Relative errors of the rows, with these changes and what is known of their models."""
-        return _errors(self.timed, self.residuals(logs), paces)
+    def errors(self, logs: Mapping[str, float], learnt: Learnt) -> list[float]:
+        """Relative errors of the rows, with these changes and what is known of their models and splits."""
+        return _errors(self.timed, self.residuals(logs), learnt)
 
-    def _paces(self, rows: Iterable[int], residuals: Sequence[float]) -> tuple[Pace, ...]:
-        own = _View.of(residuals, residuals).own
-        models: dict[tuple[str, tuple[tuple[str, int], ...]], dict[object, list[int]]] = {}
-        for i in rows:
-            recipe = self.timed[i].run.recipe
-            named = recipe.task, sizes_of(recipe.architecture)
-            models.setdefault(named, {}).setdefault(self.timed[i].layout, []).append(i)
-        paces = []
-        for named, layouts in models.items():
-            weight, total = 1 / MISSES["model"] ** 2, 0.0
-            for alike in layouts.values():
-                sure = sum(1 / own[i] for i in alike)
-                mean = sum(residuals[i] / own[i] for i in alike) / sure
-                one = 1 / (1 / sure + MISSES["layout"] ** 2)
-                weight, total = weight + one, total + one * mean
-            miss = total / weight
-            if abs(miss) > LEAST:
-                recipe = self.timed[next(iter(layouts.values()))[0]].run.recipe
-                name = recipe.model or f"model of hidden size {recipe.architecture.hidden_size}"
-                paces.append(Pace(name, *named, min(MOST, max(1 / MOST, exp(-miss)))))
-        return tuple(paces)
+    def _learnt(self, rows: Sequence[int], residuals: Sequence[float]) -> Learnt:
+        _, misses, _ = self._likeliest(rows, _View.of(residuals, residuals), machine=False)
+        models, splits = [], []
+        for kind, miss in misses.items():
+            if abs(miss) <= LEAST:
+                continue
+            much = min(MOST, max(1 / MOST, exp(miss)))
+            if kind[0] == "split":
+                _, tp, pp, micro_batch = kind
+                splits.append(SplitPace(tp, pp, micro_batch, much))
+                continue
+            recipe = next(self.timed[i].run.recipe for i in rows if kind in self._kinds[i])
+            name = recipe.model or f"model of hidden size {recipe.architecture.hidden_size}"
+            _, task, form, sizes = kind
+            models.append(Pace(name, task, sizes, much, form))
+        return Learnt(tuple(models), tuple(splits))
 
-    def left_out(self) -> tuple[str, dict[Kept, float] | None]:
-        """What is left out in turn, and the mean relative error of all rows predicted without it, by what is kept of the others: the
-        changes of the tables' values, what runs of a model have in common, both or neither. None where there is one alone."""
+    def left_out(self) -> tuple[str, dict[bool, float] | None]:
+        """What is left out in turn, and the mean relative error of all rows predicted without it: with the tables' values, and with the
+        changes that the others make of them (True). None where there is one alone."""
         kind = "recipe" if len({t.recipe for t in self.timed}) > 1 else "run"
         keys = [t.recipe if kind == "recipe" else t.layout for t in self.timed]
         if len(set(keys)) < 2:
             return kind, None
-        errors: dict[Kept, list[float]] = {}
+        errors: dict[bool, list[float]] = {False: [], True: []}
         for fold in set(keys):
             known = [i for i in self.everything if keys[i] != fold]
             change, sure = self._believed(known)
-            for values in (False, True):
+            for values, every in errors.items():
                 found = self.residuals({name: c * sure for name, c in change.items()}) if values else self.tables
-                paces = self._paces(known, found)
-                for models in (False, True):
-                    off = _errors(self.timed, found, paces if models else ())
-                    errors.setdefault(Kept(values, models), []).extend(
-                        off[i] for i in self.everything if keys[i] == fold
-                    )
-        return kind, {kept: fmean(every) for kept, every in errors.items()}
+                off = _errors(self.timed, found, self._learnt(known, found))
+                every += [off[i] for i in self.everything if keys[i] == fold]
+        return kind, {values: fmean(every) for values, every in errors.items()}
 
 
-class Kept(NamedTuple):
-    """What a calibration keeps."""
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What runs take beside what the machine explains."""
 
-    values: bool  # in place of the tables'
-    models: bool
+    models: tuple[Pace, ...] = ()
+    splits: tuple[SplitPace, ...] = ()
 
 
-def _errors(timed: Sequence[Observed], residuals: Sequence[float], paces: Sequence[Pace]) -> list[float]:
-    """Relative errors of the rows, with what is known of their models."""
-    return [abs(exp(r) * slower(t.run.recipe, paces) - 1) for r, t in zip(residuals, timed, strict=True)]
+def _errors(timed: Sequence[Observed], residuals: Sequence[float], learnt: Learnt) -> list[float]:
+    """Relative errors of the rows, with what is known of their models and splits."""
+    return [
+        abs(exp(r) * slower(t.run.recipe, learnt.models) * slower_split(t.run.layout, learnt.splits) - 1)
+        for r, t in zip(residuals, timed, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,48 +1,31 @@
-"""Sums over rows whose errors are alike in part, and the linear algebra that they take."""
+"""What rows of measurements make likely of coefficients, and the linear algebra that it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from math import log
 
-from parlaunch.frozen import dataclass
 
+def expected(
+    rows: Sequence[Mapping[int, float]], values: Sequence[float], variances: Sequence[float], prior: Sequence[float]
+) -> tuple[list[float], float]:
+    """The coefficients to expect, and the logarithm of how likely the values are, but for a constant.
 
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """Products of columns over rows, under the inverse of the rows' covariance, and the logarithm of its determinant. The last
-    column is the scale of what rows share."""
-
-    products: list[list[float]]
-    log_determinant: float
-
-    @staticmethod
-    def of(row: Sequence[float], variance: float) -> Sums:
-        """One row alone."""
-        return Sums([[a * b / variance for b in row] for a in row], log(variance))
-
-
-def joined(parts: Iterable[Sums], shared: float) -> Sums:
-    """Several that also share an error of this deviation, in proportion to their scales (Sherman and Morrison)."""
-    products = [
-        [sum(values) for values in zip(*rows, strict=True)] for rows in zip(*(p.products for p in parts), strict=True)
-    ]
-    total = sum(p.log_determinant for p in parts)
-    scale = products[-1]
-    grown = 1 + shared**2 * scale[-1]
-    less = shared**2 / grown
-    return Sums(
-        [
-            [value - less * a * b for value, b in zip(row, scale, strict=True)]
-            for row, a in zip(products, scale, strict=True)
-        ],
-        total + log(grown),
-    )
-
-
-def unit(i: int, n: int) -> list[float]:
-    """The i-th of n unit vectors."""
-    return [float(k == i) for k in range(n)]
+    A value is the sum of coefficients times what its row has of them, and an error of its own variance; before any row is known
+    each coefficient is 0, give or take its `prior` (a standard deviation).
+    """
+    matrix = [[float(i == k) / deviation**2 for i in range(len(prior))] for k, deviation in enumerate(prior)]
+    right = [0.0] * len(prior)
+    for row, value, variance in zip(rows, values, variances, strict=True):
+        for i, a in row.items():
+            right[i] += a * value / variance
+            for k, b in row.items():
+                matrix[i][k] += a * b / variance
+    factor = cholesky(matrix)
+    mean = solve(factor, right)
+    spread = log_determinant(factor) + 2 * sum(map(log, prior))
+    own = sum(value**2 / variance + log(variance) for value, variance in zip(values, variances, strict=True))
+    return mean, (dot(right, mean) - spread - own) / 2
 
 
 def dot(a: Sequence[float], b: Sequence[float]) -> float:

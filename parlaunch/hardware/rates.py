@@ -16,7 +16,14 @@ from parlaunch.hardware.cluster import UNKNOWN, Cluster, Gpu
 from parlaunch.hardware.cpu import CPU_RANK
 from parlaunch.hardware.datasheet import Product, product, products_like
 from parlaunch.hardware.derived import sheet_of, too_old
-from parlaunch.hardware.paces import Pace, paces_from_json, paces_to_json
+from parlaunch.hardware.paces import (
+    Pace,
+    SplitPace,
+    paces_from_json,
+    paces_to_json,
+    splits_from_json,
+    splits_to_json,
+)
 from parlaunch.hardware.ports import family_rate, is_verbs
 
 GPU_DRIVEN = ("infiniband", "roce")
@@ -43,6 +50,7 @@ class Rates(HashedOnce):
     # (`nvlink_bus_bytes_per_s`, `fabric_bus_bytes_per_s`). It stands in for the constants of the GPU's generation.
     measured: Mapping[str, float] = field(default_factory=dict, hash=False)
     models: tuple[Pace, ...] = ()  # what it learnt of single models beside them
+    splits: tuple[SplitPace, ...] = ()  # and of single splits
     measured_in: str | None = None  # the machine file that says it
     roaming: str | None = (
         None  # why ranks are not bound to the CPUs beside their GPU; None: they are, or all are beside it
@@ -209,12 +217,13 @@ def named_in(machine_file: Mapping[str, object] | None) -> str | None:
 
 
 def calibrated_by(machine_file: Mapping[str, object] | None, gpu: str) -> dict[str, Any]:
-    """What a machine file says of this product, by the fields of `Rates`: `measured`, `models` and `measured_in`. Raises `ProbeError`
-    for another product's, or another kind of file."""
+    """What a machine file says of this product, by the fields of `Rates`: `measured`, `models`, `splits` and `measured_in`. Raises
+    `ProbeError` for another product's, or another kind of file."""
     measured = _measured(machine_file, gpu)
     models = paces_from_json((machine_file or {}).get("models", []))
-    file = named_in(machine_file) if measured or models else None
-    return {"measured": measured, "models": models, "measured_in": file}
+    splits = splits_from_json((machine_file or {}).get("splits", []))
+    file = named_in(machine_file) if measured or models or splits else None
+    return {"measured": measured, "models": models, "splits": splits, "measured_in": file}
 
 
 def _measured(machine_file: Mapping[str, object] | None, gpu: str) -> dict[str, float]:
@@ -256,7 +265,7 @@ def rates_to_json(rates: Rates) -> dict[str, Any]:
     known = sheet in (CPU_RANK, product(sheet.name))
     return values | {
         "product": sheet.name if known else asdict(sheet), "assumed": list(rates.assumed), "measured": dict(rates.measured),
-        "models": paces_to_json(rates.models),
+        "models": paces_to_json(rates.models), "splits": splits_to_json(rates.splits),
     }  # fmt: skip
 
 
@@ -272,5 +281,5 @@ def rates_from_json(data: Mapping[str, Any], *, where: str) -> Rates:
     if sheet is None:
         raise UsageError(f"{where}: no data sheet for {name!r}", hint="plan anew with this version of parlaunch")
     values = {f.name: data[f.name] for f in fields(Rates) if f.name in data}
-    models = paces_from_json(data.get("models", []))
-    return Rates(**values | {"product": sheet, "assumed": tuple(data["assumed"]), "models": models})
+    learnt = {"models": paces_from_json(data.get("models", [])), "splits": splits_from_json(data.get("splits", []))}
+    return Rates(**values | {"product": sheet, "assumed": tuple(data["assumed"])} | learnt)

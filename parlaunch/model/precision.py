@@ -61,3 +61,14 @@ def switched(bridge_name: str) -> dict[str, Any]:
         "fp8_attention": False,
         "bf16_ends": next((ends for part, ends in _WIDE_ENDS if part in name), (0, 0)),
     }
+
+
+def product_format(precision: str) -> str:
+    """What matrix products are in, whatever scales them.
+
+    >>> product_format("fp8mx"), product_format("nvfp4"), product_format("fp16")
+    ('fp8', 'fp4', 'bf16')
+    """
+    if precision == "nvfp4":
+        return "fp4"
+    return "fp8" if precision.startswith("fp8") else "fp32" if precision == "fp32" else "bf16"

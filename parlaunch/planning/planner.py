@@ -16,7 +16,7 @@ from parlaunch.hardware.cluster import Cluster
 from parlaunch.hardware.cpu import device_of
 from parlaunch.hardware.installed import Installed, differing, installed_on
 from parlaunch.hardware.mixed import cost
-from parlaunch.hardware.paces import learnt
+from parlaunch.hardware.paces import learnt, learnt_of_split
 from parlaunch.hardware.rates import HEADROOM, Rates, rates_of
 from parlaunch.model.layout import FULL_RECOMPUTE, NO_RECOMPUTE, SIZES, Layout
 from parlaunch.model.precision import QUANTIZED
@@ -508,12 +508,20 @@ def _warnings(search: Search, chosen: Candidate) -> tuple[str, ...]:
                 f"ranks roam over the node's NUMA nodes, {rates.roaming}: it costs {seconds(lost)}, "
                 f"{percent(lost / chosen.estimate.iteration_time_s)} of the iteration"
             )
+    return (*out, *_calibrated(recipe, x, rates), *(f"assumed: {what}" for what in assumed))
+
+
+def _calibrated(recipe: Recipe, layout: Layout, rates: Rates) -> list[str]:
+    """What the plan takes from a machine file."""
+    out = []
     file = f"the machine file {rates.measured_in}" if rates.measured_in else "a machine file"
     if rates.measured:
         out.append(f"measured, from {file}: {', '.join(sorted(rates.measured))}")
     if pace := learnt(recipe, rates.models):
         out.append(f"runs of this model took {pace.slower:.3g} times as long as is estimated for others, from {file}")
-    return (*out, *(f"assumed: {what}" for what in assumed))
+    if split := learnt_of_split(layout, rates.splits):
+        out.append(f"runs with {split} took {split.slower:.3g} times as long as is estimated for others, from {file}")
+    return out
 
 
 def _kept_formats(recipe: Recipe) -> list[str]:

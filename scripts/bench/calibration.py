@@ -107,7 +107,7 @@ def draws(number: int, *, every: Mapping[str, Sequence[Row]], seed: int = 0, row
         others = dice.sample(others, min(len(others), 24))  # enough for a mean; vTrain's sweep has hundreds
         file = from_runs(fitted)
         before = error(others, None)
-        changed = bool(file["measured"] or file["models"])
+        changed = bool(file["measured"] or file["models"] or file["splits"])
         yield Draw(site, before, error(others, file) if changed else before, changed)
 
 

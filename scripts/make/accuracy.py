@@ -271,10 +271,11 @@ def calibrated() -> str:
 percentile over the draws, and how many draws came out more than a point worse than the tables ({worse}). By
 `scripts/bench/calibration.py --draws {DRAWS}`; another seed moves the mean by a tenth of a point. The last two columns are floors, found
 from all of a site's runs and not from four: one factor for all of them, and one for each model and precision. What lies between the
-two is not of the machine, and runs of other models do not tell it: what the runs of one model have in common is kept for that model
-alone. What no factor mends is scatter between layouts and between releases of the software. Whole covariances of what is left (by
-format, layout, size, share of communication or of the host) were tried in place of the machine's values: none is much more than a tenth
-of a point better from four runs.
+two is not of the machine, and runs of other models do not tell it: what the runs of one model in one format have in common is kept for
+them alone, and what runs with one split (TP, PP and micro batch) have in common for that split, whatever it trains. What no factor mends is
+scatter between layouts and between releases of the software. Tried in place of these or beside them, in equal parts, and no better: context
+and expert parallelism in the split, one factor for all formats of a model, one for a release of the software, for CUDA graphs or for a
+single layout, and shares of the time (communication, host) in place of machine values.
 
 {_join(calibration.table(done, every))}"""
 

@@ -29,6 +29,7 @@ from parlaunch.estimate.training import Training
 from parlaunch.estimate.values import Breakdown, Memory
 from parlaunch.hardware.cluster import WORDS, Cluster
 from parlaunch.hardware.installed import PACKAGES
+from parlaunch.hardware.paces import FORMATS
 from parlaunch.hardware.paces import SIZES as SIZES_OF_LAYERS
 from parlaunch.hardware.rates import Rates
 from parlaunch.model.architecture import Architecture
@@ -240,6 +241,7 @@ PACES = many(
         "A model whose runs took longer than the rates say, or shorter.",
         model=text("as the first of its runs has it"),
         task=text("pretrain, sft or peft"),
+        format={"type": ["string", "null"], "enum": [*FORMATS, None], "description": "of its matrix products; null: whichever"},
         sizes={
             "type": "object", "description": "what it is known by, in Megatron's names: any number of such layers",
             "properties": {key: {"type": "integer"} for key in SIZES_OF_LAYERS}, "additionalProperties": False,
@@ -248,13 +250,21 @@ PACES = many(
     ),
     "what was learnt of single models",
 )  # fmt: skip
+SPLIT_PACES = many(
+    thing(
+        "A split whose runs took longer than the rates say, or shorter, whatever they trained.",
+        tp=whole("tensor parallel"), pp=whole("pipeline parallel"), micro_batch_size=whole("sequences of a micro batch"),
+        slower=number("times as long as the rates say"),
+    ),
+    "what was learnt of single splits",
+)  # fmt: skip
 PLAN = framed(
     "plan", "parlaunch plan --format json", "A plan. Unknown is null; fields are added, never renamed.",
     ("rates", "objective", "not_planned_for", "training", "features", "switches", "estimate_as_recipe", "software"),
     version=text("of parlaunch"),
     recipe=RECIPE,
     hardware=HARDWARE,
-    rates=record(Rates, models=PACES, product={"type": ["string", "object"], "description": "the data sheet: its name, or whole where it was derived"}),
+    rates=record(Rates, models=PACES, splits=SPLIT_PACES, product={"type": ["string", "object"], "description": "the data sheet: its name, or whole where it was derived"}),
     layout=LAYOUT,
     estimate=ESTIMATE,
     memory=MEMORY,
@@ -527,6 +537,7 @@ MACHINE = framed(
         "type": "object", "description": "values by name", "properties": MEASURED, "additionalProperties": False,
     },
     models=PACES,
+    splits=SPLIT_PACES,
     fit=thing(
         "How it was found.",
         ("rows", "recipes", "mean_error_before", "mean_error_after", "sure", "left_out", "changed"),

@@ -65,24 +65,42 @@ BIGGER = {
 LLAMA = {"model": "llama3_8b", "task": "pretrain", "sizes": BIGGER | {"vocab_size": 128256}, "slower": 1.25}
 
 
-def with_models(folder: Path, *models: object) -> str:
+def learnt(folder: Path, **what: object) -> str:
     path = folder / "learnt.json"
-    path.write_text(json.dumps({"schema": "parlaunch.machine/1", "gpu": "H100 SXM", "measured": {}, "models": models}))
+    path.write_text(json.dumps({"schema": "parlaunch.machine/1", "gpu": "H100 SXM", "measured": {}} | what))
     return str(path)
 
 
 def test_what_runs_of_the_model_took_is_in_its_time_and_said(parlaunch: Callable[..., Said], tmp_path: Path) -> None:
     words = ("plan", *HERE, "--format", "json")
     plain = json.loads(parlaunch(*words).out)
-    file, saved = with_models(tmp_path, LLAMA), tmp_path / "plan.json"
+    file, saved = learnt(tmp_path, models=[LLAMA]), tmp_path / "plan.json"
     slower = json.loads(parlaunch(*words, "--machine-file", file, "--save-plan", str(saved)).out)
     assert slower["layout"] == plain["layout"]
     assert slower["estimate"]["iteration_time_s"] == pytest.approx(1.25 * plain["estimate"]["iteration_time_s"])
     said = f"runs of this model took 1.25 times as long as is estimated for others, from the machine file {file}"
     assert said in slower["warnings"]
-    assert json.loads(parlaunch("plan", "--plan", str(saved), "--format", "json").out)["rates"]["models"] == [LLAMA]
-    other = with_models(tmp_path, LLAMA | {"task": "peft"})
-    assert json.loads(parlaunch(*words, "--machine-file", other).out)["estimate"] == plain["estimate"]
+    again = json.loads(parlaunch("plan", "--plan", str(saved), "--format", "json").out)["rates"]["models"]
+    assert again == [LLAMA | {"format": None}]  # as older files have it: whichever
+    for other in (LLAMA | {"task": "peft"}, LLAMA | {"format": "fp4"}):
+        without = parlaunch(*words, "--machine-file", learnt(tmp_path, models=[other]))
+        assert json.loads(without.out)["estimate"] == plain["estimate"]
+
+
+def test_what_runs_with_the_split_took_is_in_its_time_and_said(parlaunch: Callable[..., Said], tmp_path: Path) -> None:
+    words = ("plan", *HERE, "--tp", "2", "--pp", "2", "--micro-batch-size", "1", "--format", "json")
+    plain = json.loads(parlaunch(*words).out)
+    split = {"tp": 2, "pp": 2, "micro_batch_size": 1, "slower": 1.04}
+    file, saved = learnt(tmp_path, splits=[split]), tmp_path / "plan.json"
+    slower = json.loads(parlaunch(*words, "--machine-file", file, "--save-plan", str(saved)).out)
+    assert slower["estimate"]["iteration_time_s"] == pytest.approx(1.04 * plain["estimate"]["iteration_time_s"])
+    said = (
+        "runs with TP 2, PP 2 and micro batch 1 took 1.04 times as long as is estimated for others, from the machine "
+    )
+    assert f"{said}file {file}" in slower["warnings"]
+    again = json.loads(parlaunch("plan", "--plan", str(saved), "--format", "json").out)
+    assert again["rates"]["splits"] == [split]
+    assert again["estimate"] == slower["estimate"]
 
 
 @pytest.mark.parametrize(
@@ -99,11 +117,31 @@ def test_what_runs_of_the_model_took_is_in_its_time_and_said(parlaunch: Callable
             "the machine file has width 4096 of llama3_8b: sizes are whole numbers of hidden_size",
         ),
         (LLAMA | {"sizes": {"hidden_size": True}}, "the machine file has hidden_size true of llama3_8b"),
+        (LLAMA | {"format": "int8"}, 'llama3_8b in the format "int8": it is one of fp32, bf16, fp8, fp4'),
     ],
 )
 def test_a_model_of_a_machine_file_that_is_none_is_refused(
     parlaunch: Callable[..., Said], tmp_path: Path, model: object, words: str
 ) -> None:
-    said = parlaunch("plan", *HERE, "--machine-file", with_models(tmp_path, model))
+    said = parlaunch("plan", *HERE, "--machine-file", learnt(tmp_path, models=[model]))
+    assert said.code == 2
+    assert words in " ".join(said.err.split())
+
+
+@pytest.mark.parametrize(
+    ("splits", "words"),
+    [
+        ({}, "the machine file's splits are {}: they are a list"),
+        ([{"tp": 2, "pp": 1, "slower": 1.1}], "it has whole numbers of tp, pp, micro_batch_size"),
+        (
+            [{"tp": 2, "pp": 1, "micro_batch_size": 4, "slower": 0}],
+            "runs of tp 2, pp 1, micro_batch_size 4 0 times as long as its rates say",
+        ),
+    ],
+)
+def test_a_split_of_a_machine_file_that_is_none_is_refused(
+    parlaunch: Callable[..., Said], tmp_path: Path, splits: object, words: str
+) -> None:
+    said = parlaunch("plan", *HERE, "--machine-file", learnt(tmp_path, splits=splits))
     assert said.code == 2
     assert words in " ".join(said.err.split())

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from parlaunch.estimate.memory import estimate_memory
 from parlaunch.estimate.timing import estimate_time
 from parlaunch.hardware.datasheet import preset
+from parlaunch.hardware.paces import SplitPace
 from parlaunch.hardware.rates import Rates, rates_of
 from parlaunch.model import catalog
 from parlaunch.model.layout import FULL_RECOMPUTE, Layout, Recompute
@@ -95,7 +96,18 @@ def layouts(recipe: Recipe, rates: Rates, wishes: Wishes, world: int) -> Iterato
 def test_the_search_loses_nothing_against_a_visit_to_every_layout(
     recipe: Recipe, name: str, nodes: int, wishes: Wishes
 ) -> None:
-    rates = machine(name, nodes)
+    loses_nothing(recipe, machine(name, nodes), wishes)
+
+
+PACES = (SplitPace(1, 2, 1, 0.8), SplitPace(1, 1, 1, 1.1), SplitPace(2, 1, 2, 1.3), SplitPace(2, 4, 1, 0.7))
+
+
+@pytest.mark.parametrize("paces", [PACES, PACES[1:3]])
+def test_nor_where_splits_have_paces_of_their_own(paces: tuple[SplitPace, ...]) -> None:
+    loses_nothing(SMALL, replace(machine("dgx-h100"), splits=paces), Wishes(cp=1))
+
+
+def loses_nothing(recipe: Recipe, rates: Rates, wishes: Wishes) -> None:
     seen, best = 0, float("inf")
     for layout in layouts(recipe, rates, wishes, rates.world_size):
         seen += 1
@@ -115,7 +127,7 @@ def test_no_layout_beats_the_bound_of_its_sizes(data: st.DataObject) -> None:
     recipe, name, nodes = data.draw(
         st.sampled_from([(LLAMA, "dgx-h100", 2), (MOE, "gb200-nvl72", 4), (BIG, "dgx-h100", 4)])
     )
-    rates = machine(name, nodes)
+    rates = replace(machine(name, nodes), splits=data.draw(st.sampled_from([(), PACES])))
     search = Search(recipe, rates, Wishes())
     node = data.draw(st.sampled_from([n for _, n in search.nodes(rates.world_size)][::7]))
     _, base = data.draw(st.sampled_from(list(search.bases(node))))

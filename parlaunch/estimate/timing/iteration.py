@@ -19,7 +19,7 @@ from parlaunch.estimate.timing.silicon import across, to_host
 from parlaunch.estimate.timing.software import software_of
 from parlaunch.estimate.values import Breakdown, Estimate
 from parlaunch.frozen import dataclass
-from parlaunch.hardware.paces import slower
+from parlaunch.hardware.paces import least_split, slower, slower_split
 from parlaunch.hardware.rates import Rates
 from parlaunch.model.flops import model_flops_per_token
 from parlaunch.model.layout import Layout
@@ -204,6 +204,14 @@ class _Model:
             known = self.weights[key] = (float(fullest.dense), float(fullest.routed))
         return known
 
+    def pace(self, layout: Layout) -> float:
+        """Times as long as is estimated that iterations of this model take, split so."""
+        return self.slower * slower_split(layout, self.rates.splits)
+
+    def least_pace(self, layout: Layout) -> float:
+        """The same on whichever number of stages takes the least."""
+        return self.slower * least_split(layout, self.rates.splits)
+
     def trained(self, layout: Layout) -> tuple[float, float]:
         """Those of them that get gradients; of frozen ones, the adapters beside them."""
         if not self.recipe.frozen:
@@ -279,7 +287,7 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
         dp_exposed_s=data,
         optimizer_s=optimizer,
         host_s=host,
-    ).times(model.slower)
+    ).times(model.pace(layout))
     total = parts.total
     tokens = layout.global_batch_size * recipe.seq_length / layout.world
     arch, seq = recipe.architecture, recipe.seq_length
@@ -297,21 +305,22 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
 
 
 def micro_batch_time(recipe: Recipe, layout: Layout, rates: Rates) -> float:
-    """Seconds that one more micro batch takes on a single pipeline stage; of a stage that offloads, without the host's share
-    and the transfers."""
+    """Seconds that one more micro batch takes on a single pipeline stage, at the pace of the number of stages that is known for the best;
+    of a stage that offloads, without the host's share and the transfers."""
     model, features = _model(recipe, rates), recipe.features
     stage = model.stage_times(layout, split_of(layout))[0]
     if features.cpu_offload_layers or features.offload_modules:
-        return model.slower * (stage.seconds - stage.host_exposed)
+        return model.least_pace(layout) * (stage.seconds - stage.host_exposed)
     sharded = layout.fsdp or features.fsdp
-    return model.slower * (stage.seconds + (_sharded(model, layout, stage, 1) if sharded else 0.0))
+    return model.least_pace(layout) * (stage.seconds + (_sharded(model, layout, stage, 1) if sharded else 0.0))
 
 
 def stage_times(recipe: Recipe, layout: Layout, rates: Rates) -> tuple[tuple[float, float], ...]:
     """Seconds of (forward, backward) of one micro batch on each virtual stage, in order of execution: what
     `schedule.timeline` plays. The chunks of one pipeline stage share its time evenly."""
     model, vp = _model(recipe, rates), layout.vp or 1
-    stages = [(model.slower * s.seconds / vp, s.forward_share) for s in model.stage_times(layout, split_of(layout))]
+    pace = model.pace(layout)
+    stages = [(pace * s.seconds / vp, s.forward_share) for s in model.stage_times(layout, split_of(layout))]
     each = [(seconds * forward, seconds * (1.0 - forward)) for seconds, forward in stages]
     return tuple(each * vp)
 
