@@ -36,7 +36,7 @@ def render(plan: Plan, page: Page) -> str:
     }
     if device_of(cluster) == "cpu":
         del ours["--gpus-per-node"]
-    options = _options(ours, page.options)
+    options = _options(ours, page.options, gpus=cluster.gpus_per_node, nodes=len(cluster.nodes))
     srun = ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
     srun += [f"--container-image={page.container_image}"] if page.container_image else []
     srun += [f"--container-mounts={page.container_mounts}"] if page.container_mounts else []
@@ -56,11 +56,14 @@ def render(plan: Plan, page: Page) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _options(ours: Mapping[str, str], extra: Sequence[str]) -> list[str]:
-    """#SBATCH options, the user's in the place of ours. Raises `UsageError` for what is no option or two lines."""
+def _options(ours: Mapping[str, str], extra: Sequence[str], *, gpus: int, nodes: int) -> list[str]:
+    """#SBATCH options, the user's in the place of ours. Raises `UsageError` for what is no option or two lines, and for another
+    machine than the plan's."""
     merged = dict(ours)
     for option in extra:
         name, _, value = option.partition("=")
+        if re.fullmatch(r"-[A-Za-z][\w:-]+", name):  # -N4, as sbatch takes it too
+            name, value = name[:2], option[2:]
         if not re.fullmatch(r"--?[A-Za-z][\w-]*", name) or "\n" in option:
             raise UsageError(
                 f"--sbatch-arg {option!r} is no option of sbatch",
@@ -69,6 +72,13 @@ def _options(ours: Mapping[str, str], extra: Sequence[str]) -> list[str]:
         long = SHORT.get(name, name)
         if long in FIXED:
             raise UsageError(f"--sbatch-arg {option} would contradict the plan", hint=FIXED[long])
+        if (asked := _gpus(long, value)) is not None and "--gpus-per-node" in ours:
+            if asked != (due := gpus * nodes if long == "--gpus" else gpus):
+                raise UsageError(
+                    f"--sbatch-arg {option} would contradict the plan, which has {due} GPUs there",
+                    hint="plan for another machine with --hardware",
+                )
+            merged.pop("--gpus-per-node", None)  # said in the site's words
         merged[long] = value
         if long == "--no-requeue":
             merged.pop("--requeue", None)
@@ -77,7 +87,21 @@ def _options(ours: Mapping[str, str], extra: Sequence[str]) -> list[str]:
     return [f"{name}={_blank_safe(value)}" if value else name for name, value in merged.items()]
 
 
-SHORT = {"-J": "--job-name", "-N": "--nodes", "-t": "--time", "-o": "--output", "-p": "--partition", "-A": "--account"}
+def _gpus(name: str, value: str) -> int | None:
+    """How many GPUs an option asks for, of a node or in all; None: it asks for none, or not in numbers."""
+    if name == "--gres":
+        value = next((part for part in value.split(",") if re.match(r"gpu(:|$)", part)), "")
+        value = "1" if value == "gpu" else value
+    elif name not in ("--gpus", "--gpus-per-node", "--gpus-per-task"):
+        return None
+    count = value.rsplit(":", 1)[-1]
+    return int(count) if re.fullmatch(r"\d{1,9}", count) else None
+
+
+SHORT = {
+    "-J": "--job-name", "-N": "--nodes", "-n": "--ntasks", "-t": "--time", "-o": "--output", "-p": "--partition", "-A": "--account",
+    "-G": "--gpus",
+}  # fmt: skip
 FIXED = {
     "--nodes": "plan for another number of nodes with --hardware",
     "--ntasks-per-node": "torchrun starts the ranks of a node, one task a node is right",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -99,7 +100,30 @@ def test_an_option_of_the_user_takes_the_place_of_ours(made: Plan) -> None:
     assert sum(line.startswith("#SBATCH --time") for line in lines) == 1
 
 
-@pytest.mark.parametrize("option", ["partition=h100", "--x\nrm -rf /", "--nodes=4", "-N=4", "--ntasks-per-node=8"])
+@pytest.mark.parametrize(
+    "option", ["--gres=gpu:8", "--gres=nvme:1,gpu:h100:8", "--gpus=16", "-G16", "--gpus-per-task=8"]
+)
+def test_gpus_in_the_sites_words_take_the_place_of_ours(made: Plan, option: str) -> None:
+    lines = render("sbatch", made, Page(command=COMMAND, options=(option,))).splitlines()
+    said = [line for line in lines if re.match("#SBATCH (--gpus|--gres|-G)", line)]
+    assert said == [f"#SBATCH {option.replace('-G', '--gpus=')}"]
+
+
+@pytest.mark.parametrize("option", ["--gres=gpu:4", "--gres=gpu", "--gpus=8", "-G=8", "--gpus-per-node=h100:4"])
+def test_other_gpus_than_the_plans_are_refused(made: Plan, option: str) -> None:
+    with pytest.raises(UsageError, match=r"would contradict the plan, which has (8|16) GPUs there"):
+        render("sbatch", made, Page(command=COMMAND, options=(option,)))
+
+
+def test_what_asks_for_no_gpu_leaves_ours(made: Plan) -> None:
+    text = render("sbatch", made, Page(command=COMMAND, options=("--gres=nvme:1", "-ph100")))
+    assert "#SBATCH --gpus-per-node=8\n" in text
+    assert "#SBATCH --gres=nvme:1\n#SBATCH --partition=h100\n" in text
+
+
+@pytest.mark.parametrize(
+    "option", ["partition=h100", "--x\nrm -rf /", "--nodes=4", "-N=4", "-N4", "-n=2", "--ntasks-per-node=8"]
+)
 def test_an_option_that_cannot_be_is_refused(made: Plan, option: str) -> None:
     with pytest.raises(UsageError):
         render("sbatch", made, Page(command=COMMAND, options=(option,)))
