@@ -158,6 +158,7 @@ class _Bare:
             fsdp, layout.cp_comm_type, layout.layers_per_chunk,
             # Accumulation is not fused under FSDP, nor in the diffusion recipes; where it is not, a gradient lives until it is added.
             "none" if fsdp or a.kind == "diffusion" else keeping.dummies if f.fused_accumulation else "passing",
+            gpu in ("blackwell", "rubin"),
         )  # fmt: skip
         spread = expert_spread = 1
         if f.distributed_optimizer or fsdp:

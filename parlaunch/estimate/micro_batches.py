@@ -73,6 +73,7 @@ def surroundings(p: Given, recompute: Recompute, seq_length: int) -> Surrounding
         swapped_heads=p.cp > 1 and p.cp_comm_type == "a2a",
         dropout=software.dropout,
         unfused_attention=not software.fused_attention,
+        fused_streams=p.fused_streams,
         plain_activation=not activated_in_one(p.architecture, f),
         fused_operations=f.paged_stash,
         plain_rotation=p.architecture.rotary and not rotated_in_one(p.architecture, f),

@@ -78,6 +78,7 @@ class Surroundings(HashedOnce):
     )
     dropout: bool = False
     unfused_attention: bool = False
+    fused_streams: bool = False  # kernels join the residual streams of hyper-connections
     plain_activation: bool = False  # no kernel makes the product of a gate and its activation
     fused_operations: bool = False  # experts as operations of Transformer Engine that clamp inside
     plain_rotation: bool = False  # no kernel rotates queries and keys
@@ -328,13 +329,20 @@ def _compressed_attention(items: _Items, a: Architecture, k: LayerKind) -> float
     """DeepSeek-V4: one shared key/value head, compressed keys beside it, grouped low-rank output."""
     s = items.around
     r, h, heads = _residual_share(s), a.hidden_size, k.heads / s.tp
-    items.add(0.0 if s.frozen else WIDE * h * r, "layernorm", offloaded_by="qkv_linear")
+    items.add(0.0 if s.frozen else WIDE * h * r, "layernorm", "mhc", offloaded_by="qkv_linear")
     q_rank = (a.q_lora_rank or 0) * r
     items.add(WIDE * q_rank + _product_input(s, "linear_q_up_proj", q_rank) + _low_rank(s, "linear_q_up_proj"))
+    items.add(
+        WIDE * heads * (k.head_dim + 1) + WIDE * k.head_dim + 4, "mla_up_proj"
+    )  # queries and keys in front of their norms
+    # What attention made, rotated back into a tensor of its own and projected in groups, and behind them.
+    items.add(0.0 if s.frozen else WIDE * heads * k.head_dim)
     items.add(_product_input(s, "linear_proj", (a.o_groups or 1) * (a.o_lora_rank or 0) / s.tp))
     if k.compress:
         wide = 2 if k.compress == 4 else 1
-        items.add(WIDE * 2 * wide * k.head_dim)
+        # Shares of a window in float32 and as they weigh what they join, that, and what is normed behind (Core, `csa.py`, `Compressor`).
+        items.add((4 + 2 * WIDE) * wide * k.head_dim + WIDE * k.head_dim / k.compress)
+    items.add(4 * ((k.window or 0) + (a.dsa_indexer_topk or 0) * (k.compress == 4)))  # which keys each token sees
     return _attend(items, heads * k.head_dim, k.head_dim, 0, heads * k.head_dim, heads, "mla_up_proj")
 
 
@@ -424,7 +432,7 @@ def _experts(items: _Items, a: Architecture) -> float:
     r, h, n = _residual_share(s), a.hidden_size, a.num_moe_experts or 0
     # The norm's output: input of dispatch, shared experts and the router, which keeps it frozen or not (Core, `moe/moe_utils.py`,
     # `RouterGatingLinearFunction`).
-    items.add(WIDE * h * r, "layernorm")
+    items.add(WIDE * h * r, "layernorm", "mhc")
     # Logits and probabilities in float32, the routing map (a byte), and the permutation's row map (two int32) an expert.
     items.add((4 + 4 + 1 + 8) * n / s.tp, "moe")
     copies = a.moe_router_topk * s.etp / s.tp * s.imbalance
@@ -514,15 +522,22 @@ def _half(
         _statistics(a) * _residual_share(s),
         _plain_norm(a.hidden_size * _residual_share(s), _residual_share(s)),
     )
+    streams = (a.num_residual_streams or 1) > 1
     if _all_plain(a):
         items.add(plain)
     elif a.model_type not in NORMS_BEHIND:
         items.add(statistics, *(("layernorm",) if alone else ()))
-        items.add(x, "mhc" if (a.num_residual_streams or 1) > 1 else "", offloaded_by=offloaded_by)
+        items.add(x, "mhc" if streams else "", offloaded_by=offloaded_by)
     else:
         items.add(x + statistics, behind)
         if behind in items.modules:
             items.add(x)  # what the recomputed MLP is given
+    if streams:
+        # What they join is normed, and what the half makes goes back to all; without kernels they are kept in float32 too, for weights of
+        # their own (Core, `hyper_connection.py`, `native_proj_rms`).
+        one = WIDE * a.hidden_size * _residual_share(s)
+        items.add(one, "mhc")
+        items.add(one + (0.0 if s.fused_streams else 2 * x))
     grads = block()
     if s.dropout:
         items.add(a.hidden_size * _residual_share(s))  # one byte: the mask
