@@ -13,7 +13,7 @@ from parlaunch.model.recipe import Recipe
 from parlaunch.planning.alternatives import Prospect, in_turn, prospect
 from parlaunch.planning.plan import Candidate
 from parlaunch.planning.search import RESOLUTION, Grid, grid_of, kind_of
-from parlaunch.planning.space import inside, reach
+from parlaunch.planning.space import reach
 from parlaunch.units import percent
 
 
@@ -26,15 +26,13 @@ class Charges:
     """
 
     block: float  # each doubling of TP·CP: traffic in every layer, and kernels cut smaller
-    crossing: float  # experts that leave the NVLink domain: a network shared with others
     narrowing: float  # each halving of EP below the domain or a quarter of the experts: more kernels a GPU
-    memory: float  # times the share of the GPU's memory that is used: room for what the estimate misses
-    recompute: float  # each module that is recomputed; whole layers count as four
+    room: float  # each halving of what is left for activations: with experts, routing decides what a GPU has to hold
 
 
 CHARGES = {
-    "dense": Charges(block=0.045, crossing=0.0, narrowing=0.0, memory=0.0, recompute=0.005),
-    "experts": Charges(block=0.09, crossing=0.08, narrowing=0.07, memory=0.22, recompute=0.015),
+    "dense": Charges(block=0.08, narrowing=0.0, room=0.0),
+    "experts": Charges(block=0.08, narrowing=0.04, room=0.2),
 }
 
 YIELDS = {"dense": 0.03, "experts": 0.05}
@@ -48,10 +46,8 @@ Option = TypeVar("Option")
 
 _WORDS = {
     "block": "has less tensor and context parallelism",
-    "crossing": "keeps experts inside an NVLink domain",
     "narrowing": "spreads experts wider",
-    "memory": "needs less memory",
-    "recompute": "recomputes less",
+    "room": "leaves more room for activations",
 }
 
 
@@ -61,16 +57,15 @@ def _nothing(_candidate: Candidate) -> float:
 
 def charged(c: Candidate, recipe: Recipe, rates: Rates, charges: Mapping[str, Charges] = CHARGES) -> dict[str, float]:
     """Shares of its time that a layout is charged, by the names of `Charges`."""
-    x, charge = c.layout, charges[kind_of(recipe)]
+    x, m, charge = c.layout, c.memory, charges[kind_of(recipe)]
     experts = recipe.architecture.num_moe_experts or 1
     wide = min(1 << reach(rates).bit_length() - 1, max(1, experts // 4), x.world)
-    again = 4 if x.recompute.granularity == "full" else len(x.recompute.modules)
+    # The peak itself tells little: micro batch and recomputation fill what there is, and give it back.
+    room = max(1, m.capacity - m.peak + m.activations + m.logits)
     return {
         "block": charge.block * log2(x.tp * x.cp),
-        "crossing": 0.0 if inside(x.ep * x.etp, rates, x.world) else charge.crossing,
         "narrowing": charge.narrowing * max(0.0, log2(wide / x.ep)),
-        "memory": charge.memory * c.memory.peak / c.memory.capacity,
-        "recompute": charge.recompute * again,
+        "room": charge.room * log2(m.capacity / room),
     }
 
 

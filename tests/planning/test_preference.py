@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import log2
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parlaunch.estimate.values import Memory
 from parlaunch.hardware.datasheet import preset
 from parlaunch.hardware.rates import rates_of
 from parlaunch.model import catalog
-from parlaunch.model.layout import FULL_RECOMPUTE, Layout, Recompute
+from parlaunch.model.layout import Layout
 from parlaunch.planning.plan import Candidate, Wishes
 from parlaunch.planning.preference import CHARGES, YIELDS, charged, near_tie, preferred, worth_a_try
 from parlaunch.planning.search import Search
@@ -30,10 +32,34 @@ def candidate(seconds: float = 10.0, **sizes: Any) -> Candidate:
     return replace(made, estimate=replace(made.estimate, iteration_time_s=seconds))
 
 
-def test_a_layout_like_those_that_are_tuned_is_charged_for_its_memory_alone() -> None:
+def test_a_layout_like_those_that_are_tuned_is_charged_for_its_room_alone() -> None:
     c = candidate()
     paid = {name: share for name, share in charged(c, QWEN, NVL72).items() if share}
-    assert paid == {"memory": pytest.approx(EXPERTS.memory * c.memory.peak / c.memory.capacity)}
+    m = c.memory
+    taken = m.weights + m.gradients + m.optimizer + m.buffers + m.runtime
+    assert paid == {"room": pytest.approx(-EXPERTS.room * log2(1 - taken / m.capacity))}
+
+
+def test_each_halving_of_the_room_for_activations_costs_the_same_and_what_fills_it_nothing() -> None:
+    def paid(weights: int, activations: int) -> float:
+        c = candidate()
+        memory = Memory(
+            weights=weights,
+            gradients=0,
+            optimizer=0,
+            activations=activations,
+            logits=0,
+            buffers=0,
+            runtime=0,
+            capacity=64,
+            limit=60,
+        )
+        return charged(replace(c, memory=memory), QWEN, NVL72)["room"]
+
+    assert paid(0, 0) == paid(0, 60) == 0.0
+    assert paid(32, 0) == paid(32, 20) == pytest.approx(EXPERTS.room)
+    assert paid(48, 8) == pytest.approx(2 * EXPERTS.room)
+    assert paid(70, 8) == pytest.approx(6 * EXPERTS.room)  # held no more: as if one byte were left
 
 
 @pytest.mark.parametrize(
@@ -43,8 +69,6 @@ def test_a_layout_like_those_that_are_tuned_is_charged_for_its_memory_alone() ->
         ({"tp": 2, "cp": 4}, "block", 3 * EXPERTS.block),
         ({"ep": 8}, "narrowing", 2 * EXPERTS.narrowing),
         ({"ep": 64}, "narrowing", 0.0),  # two experts a GPU: no better than four, and not punished
-        ({"recompute": Recompute(granularity="selective", modules=("moe_act", "layernorm"))}, "recompute", 2 * EXPERTS.recompute),
-        ({"recompute": FULL_RECOMPUTE}, "recompute", 4 * EXPERTS.recompute),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )  # fmt: skip
@@ -52,18 +76,15 @@ def test_what_a_size_costs(sizes: dict[str, Any], name: str, share: float) -> No
     assert charged(candidate(**sizes), QWEN, NVL72)[name] == pytest.approx(share)
 
 
-def test_experts_that_leave_the_nvlink_domain_are_charged_and_eight_in_it_are_wide() -> None:
-    far, near = (charged(candidate(ep=ep), QWEN, HGX) for ep in (16, 8))
-    assert (far["crossing"], far["narrowing"]) == (EXPERTS.crossing, 0.0)
-    assert (near["crossing"], near["narrowing"]) == (0.0, 0.0)
+def test_eight_experts_in_an_nvlink_domain_of_eight_are_wide() -> None:
+    assert charged(candidate(ep=8), QWEN, HGX)["narrowing"] == charged(candidate(ep=16), QWEN, HGX)["narrowing"] == 0.0
 
 
 def test_a_dense_model_has_no_experts_to_pay_for() -> None:
     found = Search(DENSE, rates_of(preset("dgx-h100", 8)), Wishes())
     c = found.candidate(Layout(world=64, tp=8, pp=2, micro_batch_size=1, global_batch_size=512))
     paid = charged(c, DENSE, found.rates)
-    assert paid["crossing"] == paid["narrowing"] == 0.0
-    assert paid["block"] == pytest.approx(3 * CHARGES["dense"].block)
+    assert paid == {"block": pytest.approx(3 * CHARGES["dense"].block), "narrowing": 0.0, "room": 0.0}
 
 
 @given(st.lists(st.tuples(st.sampled_from([8, 16, 32, 64]), st.floats(1.0, 1.5)), min_size=1, max_size=8))
@@ -102,6 +123,6 @@ def test_the_sentence_names_what_decided() -> None:
     (sentence,) = near_tie(chosen, [fastest, chosen], QWEN, NVL72)
     assert sentence == (
         f"{fastest.layout} is 3.0% faster by our estimate, which cannot tell layouts within 12% apart: "
-        "this one spreads experts wider and has less tensor and context parallelism."
+        "this one has less tensor and context parallelism and spreads experts wider."
     )
     assert near_tie(chosen, [chosen, candidate(10.04, ep=8)], QWEN, NVL72) == ()
