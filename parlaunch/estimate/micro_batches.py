@@ -48,7 +48,7 @@ def _scores_are_kept(a: Architecture) -> bool:
 
 def squares(p: Given) -> bool:
     """Whether what is kept of a token depends on how long its sequence is: where scores are, or something once for all of a micro batch's."""
-    sparse = p.architecture.experimental_attention_variant == "dsa"
+    sparse = p.architecture.experimental_attention_variant in ("dsa", "dsv4_hybrid")
     return sparse or not software_of(p.features.framework).fused_attention or _scores_are_kept(p.architecture)
 
 
@@ -73,7 +73,7 @@ def surroundings(p: Given, recompute: Recompute, seq_length: int) -> Surrounding
         swapped_heads=p.cp > 1 and p.cp_comm_type == "a2a",
         dropout=software.dropout,
         unfused_attention=not software.fused_attention,
-        fused_streams=p.fused_streams,
+        fused_v4=p.fused_v4,
         plain_activation=not activated_in_one(p.architecture, f),
         fused_operations=f.paged_stash,
         plain_rotation=p.architecture.rotary and not rotated_in_one(p.architecture, f),

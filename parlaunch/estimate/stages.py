@@ -52,7 +52,7 @@ class Given(NamedTuple):
     cp_comm_type: str | None
     layers_per_chunk: tuple[int, ...] | None
     dummies: str
-    fused_streams: bool  # kernels join the streams of hyper-connections, as Bridge has it on Blackwell
+    fused_v4: bool  # DeepSeek-V4's kernels run, as Bridge has it on Blackwell
 
 
 class Standing(NamedTuple):

@@ -78,7 +78,9 @@ class Surroundings(HashedOnce):
     )
     dropout: bool = False
     unfused_attention: bool = False
-    fused_streams: bool = False  # kernels join the residual streams of hyper-connections
+    fused_v4: bool = (
+        False  # DeepSeek-V4's kernels, of its sparse attention and for the residual streams of hyper-connections
+    )
     plain_activation: bool = False  # no kernel makes the product of a gate and its activation
     fused_operations: bool = False  # experts as operations of Transformer Engine that clamp inside
     plain_rotation: bool = False  # no kernel rotates queries and keys
@@ -335,15 +337,32 @@ def _compressed_attention(items: _Items, a: Architecture, k: LayerKind) -> float
     items.add(
         WIDE * heads * (k.head_dim + 1) + WIDE * k.head_dim + 4, "mla_up_proj"
     )  # queries and keys in front of their norms
-    # What attention made, rotated back into a tensor of its own and projected in groups, and behind them.
+    # What attention made, rotated back into a tensor of its own, in front of what projects it in groups, and behind.
     items.add(0.0 if s.frozen else WIDE * heads * k.head_dim)
     items.add(_product_input(s, "linear_proj", (a.o_groups or 1) * (a.o_lora_rank or 0) / s.tp))
     if k.compress:
         wide = 2 if k.compress == 4 else 1
         # Shares of a window in float32 and as they weigh what they join, that, and what is normed behind (Core, `csa.py`, `Compressor`).
         items.add((4 + 2 * WIDE) * wide * k.head_dim + WIDE * k.head_dim / k.compress)
-    items.add(4 * ((k.window or 0) + (a.dsa_indexer_topk or 0) * (k.compress == 4)))  # which keys each token sees
-    return _attend(items, heads * k.head_dim, k.head_dim, 0, heads * k.head_dim, heads, "mla_up_proj")
+    seen: float = k.window or 0  # keys, of which a few tokens at the beginning have fewer
+    if k.compress == 4:
+        chosen = min(s.seq_length / 4 if s.seq_length else math.inf, a.dsa_indexer_topk or 0)
+        seen += chosen
+        # Of its indexer what compresses keys, queries, keys and weights, or their gradients (`FusedDSAIndexerLoss`).
+        n, dim = a.dsa_indexer_n_heads or 0, a.dsa_indexer_head_dim or 0
+        items.add((4 + 2 * WIDE) * 2 * dim + WIDE * (n * dim + dim / 2) + 4 * n, "core_attn")
+        if not s.fused_v4:
+            items.add(WIDE * heads * k.head_dim, "core_attn", "mla_up_proj")
+            items.add(4 * heads + 8 * chosen, "core_attn")
+    elif k.compress:
+        seen += s.seq_length / k.compress
+    if s.fused_v4:
+        items.add(4 * seen)
+        return _attend(items, heads * k.head_dim, k.head_dim, 0, heads * k.head_dim, heads, "mla_up_proj")
+    # Keys as each token sees them, queries and scores in float32, scores on both sides of the softmax (`unfused_compressed_sparse_attn`).
+    items.add(WIDE * k.head_dim, "mla_up_proj")
+    items.add((8 + 1 + 4 * k.head_dim) * seen + heads * (4 * k.head_dim + 2 * 4 * seen + 8 + 3 * 4), "core_attn")
+    return (4 + WIDE) * heads * k.head_dim + 2 * 4 * (k.head_dim + heads) * seen
 
 
 def _mamba(items: _Items, a: Architecture) -> float:
@@ -537,7 +556,7 @@ def _half(
         # their own (Core, `hyper_connection.py`, `native_proj_rms`).
         one = WIDE * a.hidden_size * _residual_share(s)
         items.add(one, "mhc")
-        items.add(one + (0.0 if s.fused_streams else 2 * x))
+        items.add(one + (0.0 if s.fused_v4 else 2 * x))
     grads = block()
     if s.dropout:
         items.add(a.hidden_size * _residual_share(s))  # one byte: the mask

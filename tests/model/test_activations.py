@@ -466,12 +466,14 @@ def test_offloaded_modules_leave_the_gpu() -> None:
 
 def test_hyper_connections_keep_the_streams_what_they_join_and_what_goes_back() -> None:
     """Bytes a token of DeepSeek-V4 Flash's first layer in Megatron Core's development branch (`hyper_connection.py`), its four streams of
-    4,096: each half normed what the streams join and keeps what it made; without kernels the streams in float32 too, recomputed or not."""
+    4,096: each half norms what the streams join and keeps what it made; without kernels the streams are kept in float32 too."""
     a = architecture("deepseek-ai/DeepSeek-V4-Flash")
     kind, one = a.layers()[0], 2 * 4096
-    fused = Surroundings(fused_streams=True)
+    fused = Surroundings(fused_v4=True)
     whole, plain = (layer_activations(a, kind, s).saved for s in (fused, Surroundings()))
-    assert plain - whole == 2 * 4 * 4 * 4096
+    # Keys as each of a window of 128 sees them, queries, and scores twice, in float32; with kernels queries, the output and what was seen.
+    unfused = (4 * 512 + 9) * 128 + 64 * (4 * 512 + 8 * 128 + 20)
+    assert plain - whole == 2 * 4 * 4 * 4096 + unfused - 4 * 128 - 64 * (2 * 2 * 512 + 4)
     again = Recompute(granularity="selective", modules=("mhc",))
     less = layer_activations(a, kind, replace(fused, recompute=again)).saved
     norms = 2 * one  # outputs of both, which no layer keeps where it is made again
@@ -486,7 +488,7 @@ def test_compressed_attention_keeps_queries_on_both_sides_of_their_norm_and_its_
     """Core's `deepseek_v4_hybrid_attention.py` and `csa.py`: 64 heads of 512 over one of keys."""
     a = architecture("deepseek-ai/DeepSeek-V4-Flash")
     kinds = {k.compress: k._replace(mlp=None) for k in a.layers()}
-    heads, s = 2 * 64 * 512, Surroundings(fused_streams=True)
+    heads, s = 2 * 64 * 512, Surroundings(fused_v4=True, seq_length=4096)
     near = layer_activations(a, kinds[0], s).saved
     again = replace(s, recompute=Recompute(granularity="selective", modules=("mla_up_proj",)))
     less = layer_activations(a, kinds[0], again).saved
@@ -495,7 +497,10 @@ def test_compressed_attention_keeps_queries_on_both_sides_of_their_norm_and_its_
         less - 2 * heads - layer_activations(a, kinds[0]._replace(heads=0), again).saved == 4 * 64
     )  # the output twice, sums of the softmax
     far, wide = (layer_activations(a, kinds[ratio], s).saved - near for ratio in (128, 4))
-    assert (far, wide) == (8 * 512 + 2 * 512 / 128, 8 * 1024 + 2 * 512 / 4 + 4 * 512)
+    indexer = (
+        8 * 2 * 128 + 2 * 128 / 4 + 2 * 64 * 128 + 2 * 128 / 4 + 4 * 64
+    )  # its compressor; queries, keys and weights
+    assert (far, wide) == (8 * 512 + 2 * 512 / 128 + 4 * 32, 8 * 1024 + 2 * 512 / 4 + 4 * 512 + indexer)
 
 
 def test_adapters_keep_inputs_unquantized() -> None:

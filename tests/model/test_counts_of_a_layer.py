@@ -79,7 +79,7 @@ def test_what_is_multiplied_is_kept(name: str) -> None:
             n := a.num_residual_streams
         ):  # those of hyper-connections, and what goes back to them; queries and the output once more
             copies = WIDE * 2 * (n * a.hidden_size + a.hidden_size + k.heads * k.head_dim)
-        assert least <= layer_activations(a, k, Surroundings(fused_streams=True)).saved - copies <= 1.75 * least, k
+        assert least <= layer_activations(a, k, Surroundings(fused_v4=True)).saved - copies <= 1.75 * least, k
 
 
 @pytest.mark.parametrize("name", MODELS)
