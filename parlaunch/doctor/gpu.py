@@ -77,7 +77,12 @@ def _count(node: Node, use: Use) -> Iterator[Sight]:
     if not have and not node.gpus_unusable:
         bus = "" if node.gpus_pci is None else f", {node.gpus_pci} on the PCI bus"
         hidden = f", {len(node.gpus_invisible)} hidden by CUDA_VISIBLE_DEVICES" if node.gpus_invisible else ""
-        yield FAIL, f"no GPU that a job could use{bus}{hidden}"
+        do = "ask for them: --gpus-per-node of srun, --gpus all of docker, a limit of nvidia.com/gpu in Kubernetes"
+        if node.gpus_invisible:
+            do = "unset CUDA_VISIBLE_DEVICES, or name GPUs that are here"
+        elif node.gpus_pci == 0:
+            do = "call it on a node that has GPUs; --hardware FILE judges what was captured on one"
+        yield FAIL, f"no GPU that a job could use{bus}{hidden}", do
     elif use.ranks_per_node is not None and have < use.ranks_per_node:
         yield FAIL, f"{have} GPUs for {use.ranks_per_node} ranks"
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -597,3 +598,18 @@ def test_small_locked_memory_ends_a_job_on_several_nodes_and_is_known_on_one() -
         for n in (None, 1, 4)
     }
     assert said == {None: ["INFO"], 1: ["INFO"], 4: ["FAIL"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "do"),
+    [
+        ({"gpus_pci": 0}, "call it on a node that has GPUs"),
+        ({"gpus_pci": 8}, "ask for them: --gpus-per-node of srun"),
+        ({"gpus_invisible": (Gpu(index=0, name="NVIDIA H100 80GB HBM3"),)}, "unset CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_without_a_gpu_what_to_do_depends_on_where_they_are(changes: dict[str, Any], do: str) -> None:
+    """A laptop, a container without a grant, a variable that hides them: fewer ranks help none of them."""
+    node = replace(Node(hostname="n1"), **changes)
+    (found,) = [f for f in examine(Cluster(source="probe", nodes=(node,))) if f.check == "gpu-count"]
+    assert found.do.startswith(do)
