@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from parlaunch.model.architecture import FUSED_ACTIVATIONS
 from parlaunch.model.parameters import chunk_sizes
 from parlaunch.model.recipe import PLACEHOLDER, Features, features_from_json
 from parlaunch.model.sections import OVERLAP, places
@@ -94,7 +95,7 @@ def quantities(plan: Plan) -> dict[str, Any]:
         del found["features.dispatcher"], found["features.router_fusion"]
     elif f.dispatcher is None:
         found["features.dispatcher"] = "alltoall"
-    if not a.gated_linear_unit:
+    if not a.gated_linear_unit or a.activation_func not in FUSED_ACTIVATIONS:
         del found["features.activation_fusion"]
     if a.position_embedding_type != "rope":  # Bridge takes it back for some, and it does nothing for the others
         del found["features.rope_fusion"]
