@@ -84,11 +84,21 @@ def _predicting(a: Architecture, added: int) -> Architecture:
     return a if added >= 0 else replace(a, mtp_num_layers=(a.mtp_num_layers or 0) + added or None)
 
 
+def _near(name: str) -> list[str]:
+    """Recipes that may be meant: those of a model by its Hugging Face name, else the nearest names."""
+    meant = name.lower()
+    if "/" in meant:
+        mine = {row["name"] for row in load("recipes.json")["recipes"] if str(row["model_id"]).lower() == meant}
+        if found := sorted((n for n in recipe_names() if full_name(n) in mine), key=len):
+            return found[:5]
+    return difflib.get_close_matches(meant.replace("-", "_"), recipe_names(), n=5, cutoff=0.5)
+
+
 def recipe(name: str) -> Recipe:
     """The recipe of that name or alias. Raises `UsageError` with the nearest names."""
     row = _row(name)
     if row is None:
-        near = difflib.get_close_matches(name, recipe_names(), n=5, cutoff=0.5)
+        near = _near(name)
         raise UsageError(
             f"unknown recipe {name!r}",
             hint="nearest: " + ", ".join(near) if near else "`parlaunch recipes` lists them all",

@@ -22,6 +22,8 @@ LLAMA = ("--recipe", "llama32_1b_pretrain_config", "--hardware", "dgx-h100:1", "
     [
         (("--dry-run",), 2, ["neither --recipe nor --model-config"]),
         (("--recipe", "llama32_1b_pretrain_confg", "--dry-run"), 2, ["unknown recipe", "llama32_1b_pretrain_config"]),
+        (("--recipe", "Meta-Llama/Meta-Llama-3-8B", "--dry-run"), 2, ["unknown recipe", " llama3_8b_pretrain_config"]),
+        (("--recipe", "LLAMA3-8B-PRETRAIN", "--dry-run"), 2, ["unknown recipe", " llama3_8b_pretrain_config"]),
         (("--recipe", "llama32_1b_pretrain_config", "--hardware", "dgx-h10:2", "--dry-run"), 2, ["dgx-h10", "dgx-h100"]),
         (("--recipe", "llama32_1b_pretrain_config", "--hardware", "dgx-h100:0", "--dry-run"), 2, ["no node"]),
         (("--recipe", "llama32_1b_pretrain_config", "--hardware", "gone/topo.txt", "--dry-run"), 1, ["gone/topo.txt"]),
