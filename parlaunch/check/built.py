@@ -97,6 +97,8 @@ def quantities(plan: Plan) -> dict[str, Any]:
         found["features.dispatcher"] = "alltoall"
     if not a.gated_linear_unit or a.activation_func not in FUSED_ACTIVATIONS:
         del found["features.activation_fusion"]
+    if x.dp == 1:  # there is nothing to overlap, and Bridge says so
+        del found["features.reduce_overlap"], found["features.gather_overlap"]
     if a.position_embedding_type != "rope":  # Bridge takes it back for some, and it does nothing for the others
         del found["features.rope_fusion"]
     return found

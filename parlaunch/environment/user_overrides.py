@@ -252,8 +252,13 @@ def _optimizer(recipe: Recipe, given: Mapping[str, str]) -> str:
 
 
 def _without_overlap(recipe: Recipe) -> Recipe:
-    """The recipe with its section emptied: what it overlaps it says there, and nowhere else."""
-    f = replace(recipe.features, tp_overlap=False, ep_overlap=False, gather_in_step=False)
+    """The recipe with its section emptied: what it overlaps it says there, and nowhere else, but for pretraining's data parallelism
+    (bridge/recipes/common.py:83, :402)."""
+    f, pretrains = recipe.features, recipe.task == "pretrain"
+    f = replace(
+        f, tp_overlap=False, ep_overlap=False, gather_in_step=False,
+        reduce_overlap=f.reduce_overlap and pretrains, gather_overlap=f.gather_overlap and pretrains,
+    )  # fmt: skip
     kept = [name for name in recipe.bare if name != OVERLAP_OF_DP]
     return replace(recipe, features=f, bare=tuple(dict.fromkeys((*kept, OVERLAP))))
 

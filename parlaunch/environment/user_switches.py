@@ -101,7 +101,10 @@ def _optimizer_offload(given: Given, f: Features) -> dict[str, Any]:
 def _sharded(given: Given, f: Features) -> dict[str, Any]:
     # Bridge switches both on where one of them is; only both together leave the optimizer whole.
     said = [read(key, given[key], "bool") for key in SHARDED if key in given]
-    return {"distributed_optimizer": True if any(said) else len(said) < len(SHARDED) and f.distributed_optimizer}
+    on = True if any(said) else len(said) < len(SHARDED) and f.distributed_optimizer
+    # Where DDP's own is off, the section of overlaps is not handed on, and DDP's own has the gathering off (`model.sections.OVERLAP_OF_DP`).
+    handed = on and (SHARDED_DDP not in given or read(SHARDED_DDP, given[SHARDED_DDP], "bool"))
+    return {"distributed_optimizer": on, "gather_overlap": handed and f.gather_overlap}
 
 
 def _layer_offload(given: Given, f: Features) -> dict[str, Any]:
@@ -179,6 +182,8 @@ EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
     ((DISPATCHER, BACKEND), _dispatcher),
     _switch("comm_overlap.overlap_moe_expert_parallel_comm", "ep_overlap"),
     _switch(TP_OVERLAP, "tp_overlap"),
+    _switch("comm_overlap.overlap_grad_reduce", "reduce_overlap"),
+    _switch("comm_overlap.overlap_param_gather", "gather_overlap"),
     _switch("comm_overlap.overlap_param_gather_with_optimizer_step", "gather_in_step"),
     ((EXTERNAL,), _external),
     ((GRAPH, *GRAPH_MODULES), _graph),

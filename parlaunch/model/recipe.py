@@ -66,6 +66,8 @@ class Features(HashedOnce):
     fused_accumulation: bool = (
         True  # products of weight gradients add to the sum themselves: `gradient_accumulation_fusion`
     )
+    reduce_overlap: bool = True  # gradients are reduced under the backward pass: `overlap_grad_reduce`
+    gather_overlap: bool = True  # weights are gathered under the forward pass: `overlap_param_gather`
     router_fusion: bool = True  # kernels of their own score and choose experts: `moe_router_fusion`
     activation_fusion: bool = True  # one kernel for a gated activation: `bias_activation_fusion`
     rope_fusion: bool = True  # one kernel rotates queries and keys, where there is one: `apply_rope_fusion`
@@ -73,7 +75,6 @@ class Features(HashedOnce):
     transpose_cache: bool = True  # not `disable_parameter_transpose_cache`: FP8 weights stay transposed as well
     # What runs of other years and frameworks differ in.
     sequence_parallel: bool = True  # with TP
-    dp_overlap: bool = True  # gradients are reduced under the backward pass, weights gathered under the forward pass
     framework: str | None = None  # software generation of a published run; None: Megatron Bridge as it is today
 
     def gathered_low(self, precision: str) -> bool:
@@ -135,7 +136,8 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
         nccl_ub=bool(given.get("nccl_ub")),
         distributed_optimizer=not given.get("no_distributed_optimizer"),
         optimizer_instances=int(given.get("optimizer_instances") or 1),
-        dp_overlap=not given.get("no_dp_overlap"),
+        reduce_overlap=not (given.get("no_dp_overlap") or given.get("no_reduce_overlap")),
+        gather_overlap=not (given.get("no_dp_overlap") or given.get("no_gather_overlap")),
         grad_reduce_fp32=bool(given.get("grad_reduce_fp32")),
         fp8_param_gather=bool(given.get("fp8_param_gather")),
         fp4_param_gather=bool(given.get("fp4_param_gather")),

@@ -50,7 +50,10 @@ def shrink(recipe: Recipe, nproc: int, *, keep: Mapping[str, Any] | None = None)
         hardware=None,
         defaults=Defaults(),
         features=Features(
-            dispatcher="allgather" if recipe.architecture.num_moe_experts else None, activation_fusion=False
+            dispatcher="allgather" if recipe.architecture.num_moe_experts else None,
+            activation_fusion=False,
+            reduce_overlap=False,
+            gather_overlap=False,
         ),
         benchmark=False,
         feasible=True,

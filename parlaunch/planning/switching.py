@@ -83,6 +83,8 @@ class Chooser:
         others = self._choices(row)[1:]
         if not others:
             return False
+        if row.once:
+            return self.rates.world_size > 1
         for layout in self._likely():
             before = with_values(self.fixed, {row.name: self._choices(row)[0]})
             if row.refused(layout, before, self.place) is not None:

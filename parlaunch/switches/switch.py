@@ -55,6 +55,7 @@ class Switch:
     # may go wrong beside (docs/switches.md). By value, "" for all others.
     error: Mapping[str, float]
     error_near: float | None = None  # the same where experts stay inside an NVLink domain; None: no other
+    once: bool = False  # what it gains is a part of the iteration, and of no micro batch
     known_off: str = "off"  # what `read` gives where nothing is on
     # Why a value that was asked for, and that the recipe does not show, cannot be in this layout.
     stops: Callable[[Layout, Recipe, str], str | None] = lambda _x, _r, _value: None

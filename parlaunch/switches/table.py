@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from parlaunch.hardware.cpu import CPU_RANK
 from parlaunch.model.architecture import FUSED_ACTIVATIONS
 from parlaunch.model.layout import Layout
-from parlaunch.model.recipe import Recipe
+from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import GRAPH, MODULES, PRECISION, SCOPE
 from parlaunch.rules.switches import DEFERRED_EMBEDDING, GATHER_IN_STEP, TP_OVERLAP, UNREGISTERED, Condition, unnumbered
 from parlaunch.switches import experts, graphs, offloading
@@ -83,11 +84,40 @@ def _gather_in_step_keys(_r: Recipe, value: str) -> dict[str, object]:
     return {"comm_overlap.overlap_param_gather_with_optimizer_step": value == "on"} | begun
 
 
+def _gather_in_step(f: Features, value: str) -> Features:
+    return replace(_overlapped(f, "on") if value == "on" else f, gather_in_step=value == "on")
+
+
 def _bucket_keys(r: Recipe, value: str) -> dict[str, object]:
     return {"comm_overlap.bucket_size": int(value), **unnumbered(r)}
 
 
 DP_OVERLAP = ("comm_overlap.overlap_grad_reduce", "comm_overlap.overlap_param_gather")
+
+
+def _overlapping(f: Features) -> str:
+    return "on" if f.reduce_overlap and f.gather_overlap else "off"
+
+
+def _overlapped(f: Features, value: str) -> Features:
+    return f if _overlapping(f) == value else replace(f, reduce_overlap=value == "on", gather_overlap=value == "on")
+
+
+def _left_behind(r: Recipe, _p: Place) -> str | None:
+    """Why it is left to the user to have both under compute. The reduction waits for all gradients of a bucket, and what a batch has
+    nothing for gets none (megatron/core/distributed/param_and_grad_buffer.py, `finish_grad_sync`)."""
+    if r.architecture.encoder is not None:
+        return "a batch without images gives the encoder no gradients, and reducing under compute waits for all"
+    if r.optimizer != "adam":
+        return f"{r.optimizer} gathers weights in its own way"
+    if not r.features.distributed_optimizer:
+        return "gathering weights is the distributed optimizer's, which is off"
+    return None
+
+
+def _to_overlap(r: Recipe, p: Place) -> tuple[str, ...]:
+    settled = _overlapping(r.features) == "on" or p.rates.product == CPU_RANK or _left_behind(r, p)
+    return () if settled else ("on",)
 
 
 def _user_buffers(_r: Recipe, value: str) -> dict[str, object]:
@@ -280,8 +310,9 @@ SWITCHES: tuple[Switch, ...] = (
         stops=experts.delayed, numerics=SAME, source="megatron/core/model_parallel_config.py:348, bridge/training/comm_overlap.py:555",
     ),
     Switch(
-        name="dp_overlap", on_cpu=_any, what="gradients and weights travel under compute", **_plain(*DP_OVERLAP),
-        numerics=SAME, stops=_of_distributed_optimizer, source="bridge/training/comm_overlap.py:590",
+        name="dp_overlap", on_cpu=_any, what="gradients and weights travel under compute",
+        **_plain(*DP_OVERLAP) | {"read": _overlapping, "put": _overlapped, "choices": _to_overlap, "error": {"": 0.05}, "once": True},
+        withheld=_left_behind, numerics=SAME, stops=_of_distributed_optimizer, source="bridge/training/comm_overlap.py:577",
     ),
     Switch(
         name="dp_bucket", on_cpu=_any, what="parameters of a bucket of gradients that travel at once", values=("128000000",),
@@ -297,7 +328,7 @@ SWITCHES: tuple[Switch, ...] = (
     Switch(
         name="gather_in_step", stops=_excluded(GATHER_IN_STEP), what="weights are gathered while the optimizer steps",
         **_plain("comm_overlap.overlap_param_gather_with_optimizer_step")
-        | {"keys": _gather_in_step_keys, "put": lambda f, value: replace(f, gather_in_step=value == "on")},
+        | {"keys": _gather_in_step_keys, "put": _gather_in_step},
         numerics=SAME, source="megatron/training/arguments.py:1032, megatron/core/optimizer/__init__.py:1049",
     ),
     Switch(

@@ -72,6 +72,7 @@ def features(config: Any) -> dict[str, Any]:
 
     in_section = getattr(overlap, "overlap_param_gather_with_optimizer_step", None)
     said = [in_section] if before and ddp.use_distributed_optimizer and in_section is not None else []
+    reduced, gathered = dp_overlap(config, before=before)
     kind, backend = getattr(m, "moe_token_dispatcher_type", None), getattr(m, "moe_flex_dispatcher_backend", None)
     share = float(getattr(o, "optimizer_offload_fraction", 1.0)) if getattr(o, "optimizer_cpu_offload", False) else 0.0
     offloads = getattr(m, "fine_grained_activation_offloading", False)
@@ -101,6 +102,9 @@ def features(config: Any) -> dict[str, Any]:
         "cuda_graph": graphs(m),
         "fsdp": bool(config.dist.use_megatron_fsdp or ddp.use_megatron_fsdp),
         "nccl_ub": bool(getattr(ddp, "nccl_ub", False)),
+        "no_dp_overlap": not reduced and not gathered,
+        "no_reduce_overlap": gathered and not reduced,
+        "no_gather_overlap": reduced and not gathered,
         "no_distributed_optimizer": not (ddp.use_distributed_optimizer or o.use_distributed_optimizer),
         "grad_reduce_fp32": bool(mixed.get("grad_reduce_fp32", ddp.grad_reduce_in_fp32)),
         "fp8_param_gather": bool(mixed.get("fp8_param_gather", getattr(ddp, "fp8_param_gather", False))),
@@ -140,6 +144,16 @@ def features(config: Any) -> dict[str, Any]:
         "transpose_cache": not getattr(m, "disable_parameter_transpose_cache", False),
         **adapters(getattr(config, "peft", None)),
     }
+
+
+def dp_overlap(config: Any, *, before: bool) -> tuple[bool, bool]:
+    """Whether gradients are reduced under the backward pass, and weights gathered under the forward pass, with data parallelism. Where
+    there is a section of overlaps for it, it decides, and has both on unless it says otherwise (bridge/training/comm_overlap.py:577)."""
+    section, ddp = config.comm_overlap, config.ddp
+    if before and section is not None and ddp.use_distributed_optimizer:
+        return section.overlap_grad_reduce is not False, section.overlap_param_gather is not False
+    gathered = ddp.overlap_param_gather or getattr(config.optimizer, "overlap_param_gather", False)
+    return bool(ddp.overlap_grad_reduce), bool(gathered)
 
 
 def wide_ends(section: Any) -> tuple[int, int]:

@@ -34,7 +34,8 @@ SIZES = ("tp", "pp", "vp", "cp", "ep", "etp", "sequence_parallel")
 FACTS = ("folder", "packing", "loader", "train_iters")
 SWITCHED = (
     "cross_entropy", "frozen_language_model", "frozen_encoder", "external_cuda_graph", "precision_aware_optimizer",
-    "grad_reduce_fp32", "fp4_param_gather", "no_distributed_optimizer", "router_padding", "fp8_attention", "fp8_output",
+    "grad_reduce_fp32", "fp4_param_gather", "no_distributed_optimizer", "no_dp_overlap", "no_reduce_overlap", "no_gather_overlap",
+    "router_padding", "fp8_attention", "fp8_output",
     "fp8_param_gather", "bf16_ends", "module_formats", "adapter_rank", "adapter_targets", "adapter_dropout", "adapter_a2a",
     "tp_overlap", "transpose_cache", "fused_accumulation", "router_fusion", "activation_fusion", "rope_fusion", "transformer_impl",
     "cpu_offload_layers", "optimizer_offload",

@@ -168,10 +168,12 @@ def test_bridge_is_asked_for_every_switch_that_a_recipe_has() -> None:
     from parlaunch.model.recipe import Features
 
     said = getsource(bridge_child.features) + getsource(bridge_child.adapters)
-    aliases = {"cuda_graph_scope": "cuda_graph", "distributed_optimizer": "no_distributed_optimizer"}
+    aliases = {
+        "cuda_graph_scope": "cuda_graph", "distributed_optimizer": "no_distributed_optimizer",
+        "reduce_overlap": "no_reduce_overlap", "gather_overlap": "no_gather_overlap",
+    }  # fmt: skip
     ours = {
         "sequence_parallel",
-        "dp_overlap",
         "framework",
         "optimizer_instances",
     }  # of published runs; a recipe of Bridge's has them as sizes, or not at all

@@ -368,13 +368,15 @@ def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> floa
     experts_across = links.group(max(1, layout.edp) // expert_shards, layout.ep * layout.etp * expert_shards)
     scatter += links.reduce(gradient * dense / shards, across)
     scatter += links.reduce(gradient * routed / expert_shards, experts_across)
-    if not (software.dp_overlap and features.dp_overlap):
-        return scatter + gather
     f, b = stage.passes
     # Gradients are complete only in the last micro batch's backward pass; weights are needed in the first forward.
     # Other stages' fill and drain do not help the slowest stage.
-    exposed = max(scatter * (1 - DP_SHARE_HIDDEN), scatter - b) + max(gather * (1 - DP_SHARE_HIDDEN), gather - f)
-    return exposed + DP_SLOWDOWN * min(scatter + gather, stage.gpu)
+    exposed = beside = 0.0
+    for seconds, under, overlapped in ((scatter, b, features.reduce_overlap), (gather, f, features.gather_overlap)):
+        hides = software.dp_overlap and overlapped
+        exposed += max(seconds * (1 - DP_SHARE_HIDDEN), seconds - under) if hides else seconds
+        beside += seconds if hides else 0.0
+    return exposed + DP_SLOWDOWN * min(beside, stage.gpu)
 
 
 def _dealt(model: _Model, layout: Layout, stage: _Stage, summed: float) -> float:

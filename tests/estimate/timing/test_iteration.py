@@ -82,7 +82,9 @@ def test_several_optimizers_sum_their_shards_and_gather_within_one() -> None:
     """Gathers stay in the node; gradients still cross, one step after the other, and each rank steps a larger share."""
     whole, apart = (
         estimate_time(
-            recipe(features=features(optimizer_instances=n, dp_overlap=False)), layout(64), rates("dgx-h100", 8)
+            recipe(features=features(optimizer_instances=n, reduce_overlap=False, gather_overlap=False)),
+            layout(64),
+            rates("dgx-h100", 8),
         ).breakdown
         for n in (1, 8)
     )
@@ -247,7 +249,9 @@ def test_frozen_weights_save_the_weight_gradients() -> None:
 
 def test_gradients_and_weights_that_do_not_travel_under_compute_stand_free() -> None:
     beside, free = (
-        estimate_time(recipe(features=features(dp_overlap=overlap)), layout(), rates()).breakdown.dp_exposed_s
+        estimate_time(
+            recipe(features=features(reduce_overlap=overlap, gather_overlap=overlap)), layout(), rates()
+        ).breakdown.dp_exposed_s
         for overlap in (True, False)
     )
     assert free > 1.5 * beside
