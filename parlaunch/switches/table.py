@@ -116,6 +116,8 @@ def _left_behind(r: Recipe, _p: Place) -> str | None:
 
 
 def _to_overlap(r: Recipe, p: Place) -> tuple[str, ...]:
+    """On where it may be. No pair of runs says how wrong its gain is: its margin is what runs with neither under compute are wrong by as
+    a whole (SimuMax's on B200, docs/accuracy.md), and a little."""
     settled = _overlapping(r.features) == "on" or p.rates.product == CPU_RANK or _left_behind(r, p)
     return () if settled else ("on",)
 
