@@ -14,6 +14,7 @@ from itertools import pairwise
 from parlaunch.estimate.values import Memory
 from parlaunch.frozen import dataclass
 from parlaunch.model.layout import SELECTIVE_RECOMPUTE, Layout, Recompute, layout_to_json
+from parlaunch.model.precision import QUANTIZED, product_format
 from parlaunch.planning.plan import Candidate
 from parlaunch.units import gib, percent, seconds
 
@@ -392,9 +393,7 @@ def numbers_of(precision: str) -> str:
     >>> numbers_of("fp8mx"), numbers_of("nvfp4"), numbers_of("fp16")
     ('bf16+fp8', 'bf16+fp4', 'fp16')
     """
-    if precision.startswith("fp8"):
-        return "bf16+fp8"
-    return "bf16+fp4" if precision == "nvfp4" else precision
+    return f"bf16+{product_format(precision)}" if precision.startswith(QUANTIZED) else precision
 
 
 def _compared(

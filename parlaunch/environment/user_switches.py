@@ -233,9 +233,8 @@ def features_of(recipe: Recipe, given: Given) -> Features:
     if OFFLOAD in given and WHOLE in recipe.unsettled:
         f = replace(f, optimizer_offload=1.0)  # the share that the switch turns on, or leaves off
     if ENDS in given and not any(f.bf16_ends):
-        f = replace(
-            f, bf16_ends=switched(BRIDGE_NAMES.get(recipe.precision, ""))["bf16_ends"]
-        )  # what the preset has ready
+        ready = switched(BRIDGE_NAMES.get(recipe.precision, ""))  # by the preset, whether it has them on or not
+        f = replace(f, bf16_ends=ready["bf16_ends"])
     if GRAPH in given and f.cuda_graph in (None, "full_iteration"):
         f = replace(f, cuda_graph_scope=layerwise(recipe))  # what is captured where the user names a way and no modules
     if REPEATS in given and read(REPEATS, given[REPEATS], "bool"):

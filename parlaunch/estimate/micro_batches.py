@@ -13,7 +13,7 @@ from parlaunch.estimate.timing.software import software_of
 from parlaunch.model.activations import WIDE, Surroundings, keeps_scores, layer_activations, prediction_activations
 from parlaunch.model.architecture import Architecture
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute
-from parlaunch.model.recipe import activated_in_one, predicted_in, rotated_in_one
+from parlaunch.model.recipe import predicted_in, rotated_in_one
 
 IMBALANCE = 1.2
 """Tokens on the fullest expert-parallel rank over the mean, for a trained router with a balancing loss; 1 where the recipe
@@ -74,7 +74,7 @@ def surroundings(p: Given, recompute: Recompute, seq_length: int) -> Surrounding
         dropout=software.dropout,
         unfused_attention=not software.fused_attention,
         fused_v4=p.fused_v4,
-        plain_activation=not activated_in_one(p.architecture, f),
+        plain_activation=not f.activation_fusion,
         fused_operations=f.paged_stash,
         plain_rotation=p.architecture.rotary and not rotated_in_one(p.architecture, f),
         seq_length=seq_length // p.cp if squares(p) else 0,

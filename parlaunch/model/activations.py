@@ -81,7 +81,7 @@ class Surroundings(HashedOnce):
     fused_v4: bool = (
         False  # DeepSeek-V4's kernels, of its sparse attention and for the residual streams of hyper-connections
     )
-    plain_activation: bool = False  # no kernel makes the product of a gate and its activation
+    plain_activation: bool = False  # no kernel is asked to make the product of a gate and its activation
     fused_operations: bool = False  # experts as operations of Transformer Engine that clamp inside
     plain_rotation: bool = False  # no kernel rotates queries and keys
     seq_length: int = (
@@ -483,13 +483,12 @@ def _embedded(items: _Items, a: Architecture) -> None:
 
 def _plain_norms(items: _Items, a: Architecture) -> None:
     """Gemma 4's norms in front of the routed experts, of the shared ones and of the router, behind either kind and behind their sum, less the
-    two fused ones that `_half` counts. `_gemma4_rms_norm` of Bridge's keeps its input in float32 twice and what a weight multiplies, which
-    the router's has not, and two numbers a row."""
+    two fused ones that `_half` counts. The router's has no weight, and keeps nothing for one."""
     r = _residual_share(items.around)
-    wide, x = 4 * a.hidden_size * r, WIDE * a.hidden_size * r
-    items.add(9 * wide + 3 * 8 * r - 2 * (x + _statistics(a) * r))
+    x, norms = WIDE * a.hidden_size * r, 3 * _plain_norm(a.hidden_size * r, r)
+    items.add(norms - 2 * (x + _statistics(a) * r))
     # And the router's input before and behind its scale; its probabilities over their sum, scaled (`Gemma4TopKRouter`).
-    items.add(8 * wide + 3 * 8 * r + 2 * x + 2 * WIDE * ((a.num_moe_experts or 0) + 1) * r, "moe")
+    items.add(norms - 4 * a.hidden_size * r + 2 * x + 2 * WIDE * ((a.num_moe_experts or 0) + 1) * r, "moe")
     if "moe" in items.modules:
         items.add(2 * x)  # what the recomputed layer is given: three tensors, not one
 
@@ -537,10 +536,8 @@ def _half(
     `alone`: the norm is a module of its own, not a part of the projection behind it. `behind`: what recomputes the norm that stands behind.
     """
     s = items.around
-    statistics, plain = (
-        _statistics(a) * _residual_share(s),
-        _plain_norm(a.hidden_size * _residual_share(s), _residual_share(s)),
-    )
+    r = _residual_share(s)
+    statistics, plain = _statistics(a) * r, _plain_norm(a.hidden_size * r, r)
     streams = (a.num_residual_streams or 1) > 1
     if _all_plain(a):
         items.add(plain)
@@ -554,12 +551,12 @@ def _half(
     if streams:
         # What they join is normed, and what the half makes goes back to all; without kernels they are kept in float32 too, for weights of
         # their own (Core, `hyper_connection.py`, `native_proj_rms`).
-        one = WIDE * a.hidden_size * _residual_share(s)
+        one = WIDE * a.hidden_size * r
         items.add(one, "mhc")
         items.add(one + (0.0 if s.fused_v4 else 2 * x))
     grads = block()
     if s.dropout:
-        items.add(a.hidden_size * _residual_share(s))  # one byte: the mask
+        items.add(a.hidden_size * r)  # one byte: the mask
     if a.post_norms:
         items.add(plain if _all_plain(a) else x + statistics, "" if _all_plain(a) else behind)
     return grads

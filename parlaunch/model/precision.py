@@ -23,8 +23,8 @@ USER_BUFFERED = ("bf16", "fp16", "fp32", "fp8cs", "fp8ds", "fp8mx")
 for Userbuffers" (transformer_engine/pytorch/module/base.py, `fill_userbuffers_buffer_for_all_gather`)."""
 
 _PARTS = (
-    ("nanov2_bf16_with_fp8_current_scaling", "fp8sc"), ("nvfp4", "nvfp4"), ("mxfp8", "fp8mx"), ("fp8_current_scaling", "fp8cs"), ("fp8_delayed_scaling", "fp8ds"),
-    ("fp8_subchannel", "fp8sc"), ("fp16_mixed", "fp16"), ("bf16_mixed", "bf16"),
+    ("nanov2_bf16_with_fp8_current_scaling", "fp8sc"), ("nvfp4", "nvfp4"), ("mxfp8", "fp8mx"), ("fp8_current_scaling", "fp8cs"),
+    ("fp8_delayed_scaling", "fp8ds"), ("fp8_subchannel", "fp8sc"), ("fp16_mixed", "fp16"), ("bf16_mixed", "bf16"),
 )  # fmt: skip
 """What a name of Bridge contains; the first that fits. Models have names of their own: nemotron_h_bf16_with_…. One of those scales blocks,
 whatever it is called."""

@@ -77,16 +77,18 @@ def features(config: Any) -> dict[str, Any]:
     share = float(getattr(o, "optimizer_offload_fraction", 1.0)) if getattr(o, "optimizer_cpu_offload", False) else 0.0
     offloads = getattr(m, "fine_grained_activation_offloading", False)
     layers = getattr(m, "cpu_offloading_num_layers", 0) if getattr(m, "cpu_offloading", False) else 0
-    mixed = switched(config.mixed_precision) if isinstance(config.mixed_precision, str) else {"bf16_ends": wide_ends(m)}
-    if not isinstance(config.mixed_precision, str) and config.mixed_precision is not None:
+    given = config.mixed_precision
+    if isinstance(given, str):
+        mixed = switched(given)
+    elif given is None:
+        mixed = {"bf16_ends": wide_ends(m)}
+    else:
         mixed = {
-            "grad_reduce_fp32": bool(config.mixed_precision.grad_reduce_in_fp32),
-            "fp8_param_gather": bool(config.mixed_precision.fp8_param_gather),
-            "fp4_param_gather": bool(getattr(config.mixed_precision, "fp4_param_gather", False)),
-            "fp8_attention": bool(
-                config.mixed_precision.fp8_dot_product_attention or config.mixed_precision.fp8_multi_head_attention
-            ),
-            "bf16_ends": wide_ends(config.mixed_precision),
+            "grad_reduce_fp32": bool(given.grad_reduce_in_fp32),
+            "fp8_param_gather": bool(given.fp8_param_gather),
+            "fp4_param_gather": bool(getattr(given, "fp4_param_gather", False)),
+            "fp8_attention": bool(given.fp8_dot_product_attention or given.fp8_multi_head_attention),
+            "bf16_ends": wide_ends(given),
         }
     ends = mixed["bf16_ends"] if (precision(config) or "").startswith(QUANTIZED) else ()
     fused = (

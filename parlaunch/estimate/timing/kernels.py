@@ -47,7 +47,7 @@ CUT = 0.9
 """A multiprocessor's matrix units are slower by design under this rate over the measured one's, not by another clock or another count."""
 LARGE = 8192
 """Rows, columns and depth of the product whose burst the power limit is held against."""
-_PEAKS = {
+PRECISION_OF = {
     "bf16": "bf16",
     "fp16": "fp16",
     "fp32": "fp32",
@@ -56,6 +56,7 @@ _PEAKS = {
     "mx": "fp8mx",
     "fp4": "nvfp4",
 }
+"""A precision whose products are in that format."""
 _MEASURED = {"mx": "fp8", "block": "fp8", "fp8": "fp8", "fp4": "fp4"}
 """Formats whose products have tables of their own; all others are as far from their peak as 16 bits are."""
 _HEAD_SIZES = (64, 128, 256, 512)
@@ -74,10 +75,10 @@ class Kernels:
         self.product = rates.product
         self.hbm = rates.product.hbm_bytes_per_s * self.silicon.hbm
         self._gemm: dict[tuple[int, int, int, str, int, bool, bool], float] = {}
-        self.rate = {f: rates.product.peak_flops(p) for f, p in _PEAKS.items()}
+        self.rate = {f: rates.product.peak_flops(p) for f, p in PRECISION_OF.items()}
         self.rate["vector"] = rates.product.flops.get("fp32", self.rate["bf16"] / 16)
         self._stands_for = measured_as(rates.product) or NEAREST["ampere"]
-        self._units = {f: self._slower(p) for f, p in _PEAKS.items()} | {"vector": 1.0}
+        self._units = {f: self._slower(p) for f, p in PRECISION_OF.items()} | {"vector": 1.0}
         self._tails = {f: tail(self._stands_for, self._measured(f)) for f in self.rate}
         self._kept = {f: self._sustained(f, rates.measured) for f in self.rate}
         self.scan_rate = self.silicon.scan * rates.product.sms * rates.product.boost_clock_hz

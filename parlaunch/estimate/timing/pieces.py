@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from parlaunch.estimate.states import NEEDS_TRANSPOSE
 from parlaunch.estimate.timing.collectives import Links
-from parlaunch.estimate.timing.kernels import OPERAND_BYTES, Kernels
+from parlaunch.estimate.timing.kernels import OPERAND_BYTES, PRECISION_OF, Kernels
 from parlaunch.estimate.timing.software import Software
 from parlaunch.frozen import dataclass
 from parlaunch.model.layout import SELECTIVE_RECOMPUTE, Layout
@@ -126,8 +126,6 @@ _QUANTISE = {"fp8cs": 6.0, "fp8ds": 4.0, "fp8sc": 6.0, "fp8mx": 4.06, "nvfp4": 8
 _QUANTISE_ONE = {"fp8cs": 5.0, "fp8ds": 3.0, "fp8sc": 3.0, "fp8mx": 3.0, "nvfp4": 5.0}
 """The same for one orientation: nothing is transposed, nor rotated for a weight gradient (Transformer Engine, `columnwise_usage`)."""
 QUANTISE_KERNELS = {"fp8cs": 3, "fp8ds": 1, "fp8sc": 2, "fp8mx": 1, "nvfp4": 3}
-_PRECISION = {"fp8": "fp8cs", "block": "fp8sc", "mx": "fp8mx", "fp4": "nvfp4"}
-"""The precision of products that are in another format than a recipe's own."""
 _ONE_SCALE = ("fp8cs", "fp8ds")
 """Formats with one scale a tensor: one orientation does for a matrix unit that takes operands in either order."""
 _BEHIND_NORM = {"fp8cs": 2.0, "fp8ds": 4.0}
@@ -241,7 +239,7 @@ class Pieces:
                 backward += self.k.stream(self.summed * n * k * groups)
         kernels = 1
         if fmt in LOW:
-            precision = self.o.recipe.precision if fmt == self.o.narrow else _PRECISION[fmt]
+            precision = self.o.recipe.precision if fmt == self.o.narrow else PRECISION_OF[fmt]
             launched = QUANTISE_KERNELS.get(precision, 1)
             kernels += launched
             quantised = self._quantised(tokens, n, k, "" if module in self.o.adapted else side, precision)
