@@ -193,20 +193,13 @@ def number(name: str, value: Any) -> int:
 
 FEATURES: Mapping[str, tuple[str, bool]] = {
     "distributed_optimizer": ("no_distributed_optimizer", False), "use_distributed_optimizer": ("no_distributed_optimizer", False),
-    "dp_overlap": ("no_dp_overlap", False), "overlap_grad_reduce": ("no_reduce_overlap", False), "overlap_param_gather": ("no_gather_overlap", False), "tp_comm_overlap": ("tp_overlap", True),
-    "use_megatron_fsdp": ("fsdp", True), "apply_rope_fusion": ("rope_fusion", True), "bias_activation_fusion": ("activation_fusion", True), "moe_router_fusion": ("router_fusion", True),
+    "dp_overlap": ("no_dp_overlap", False), "reduce_overlap": ("no_reduce_overlap", False), "gather_overlap": ("no_gather_overlap", False),
+    "overlap_grad_reduce": ("no_reduce_overlap", False), "overlap_param_gather": ("no_gather_overlap", False),
+    "tp_comm_overlap": ("tp_overlap", True), "use_megatron_fsdp": ("fsdp", True), "apply_rope_fusion": ("rope_fusion", True),
+    "bias_activation_fusion": ("activation_fusion", True), "moe_router_fusion": ("router_fusion", True),
 }  # fmt: skip
 """Other names of switches: ours, and whether both say the same."""
-_SWITCHES = frozenset(
-    {
-        *Features.__dataclass_fields__,
-        "no_distributed_optimizer",
-        "dp_overlap",
-        "no_dp_overlap",
-        "no_reduce_overlap",
-        "no_gather_overlap",
-    }
-)
+_SWITCHES = frozenset({*Features.__dataclass_fields__, *(name for name, _ in FEATURES.values())})
 _FALSE = ("false", "no", "off", "0", "none", "")
 
 

@@ -87,6 +87,11 @@ class Features(HashedOnce):
         return self.bf16_ends if precision.startswith(QUANTIZED) and precision != "fp8ds" else (0, 0)
 
     @property
+    def dp_overlap(self) -> bool:
+        """Whether gradients are reduced under the backward pass and weights gathered under the forward pass, both."""
+        return self.reduce_overlap and self.gather_overlap
+
+    @property
     def gradient_bytes(self) -> int:
         """Of an element of the buffers that gradients are summed in."""
         return 4 if self.grad_reduce_fp32 else 2

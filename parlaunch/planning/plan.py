@@ -152,7 +152,7 @@ def candidate_to_json(candidate: Candidate) -> dict[str, Any]:
 
 
 def _features_to_json(features: Features) -> dict[str, Any]:
-    return {f.name: getattr(features, f.name) for f in fields(Features)}
+    return {f.name: getattr(features, f.name) for f in fields(Features)} | {"dp_overlap": features.dp_overlap}
 
 
 def switched_to_json(switched: Switched) -> dict[str, Any]:
@@ -270,7 +270,9 @@ def _candidate(data: Mapping[str, Any]) -> Candidate:
 
 
 def _features(data: Mapping[str, Any]) -> Features:
-    return Features(**{k: _tuples(v) for k, v in data.items()})
+    made = {k: _tuples(v) for k, v in data.items()}
+    both = made.pop("dp_overlap", True)  # all that plans saved before said of the two
+    return Features(**{"reduce_overlap": both, "gather_overlap": both} | made)
 
 
 def _switched(data: Mapping[str, Any]) -> Switched:

@@ -96,7 +96,7 @@ DP_OVERLAP = ("comm_overlap.overlap_grad_reduce", "comm_overlap.overlap_param_ga
 
 
 def _overlapping(f: Features) -> str:
-    return "on" if f.reduce_overlap and f.gather_overlap else "off"
+    return "on" if f.dp_overlap else "off"
 
 
 def _overlapped(f: Features, value: str) -> Features:

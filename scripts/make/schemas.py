@@ -109,6 +109,11 @@ def thing(description: str, /, optional: tuple[str, ...] = (), **properties: Sch
     }  # fmt: skip
 
 
+def known(schema: Schema, otherwise: str) -> Schema:
+    """That schema, or null with what null means."""
+    return {"anyOf": [schema, {"type": "null"}], "description": otherwise}
+
+
 def text(description: str, *, null: bool = False) -> Schema:
     return {"type": ["string", "null"] if null else "string", "description": description}
 
@@ -165,9 +170,11 @@ MEMORY = defined("memory", thing(
         **{f.name: whole(f.name) for f in fields(Memory) if "part" in f.metadata},
     ),
 ))  # fmt: skip
-FEATURES = of(Features | None) | {
-    "description": "what it was estimated with, as the recipe's features; null: the recipe's own"
-}
+SWITCHED_ON = defined("Features", record(
+    Features,
+    dp_overlap={"type": "boolean", "description": "gradients are reduced under the backward pass and weights gathered under the forward pass, both"},
+))  # fmt: skip
+FEATURES = known(SWITCHED_ON, "what it was estimated with, as the recipe's features; null: the recipe's own")
 CANDIDATE = thing(
     "A layout with its estimate and memory.",
     ("features",),
@@ -189,6 +196,7 @@ RECIPE = record(
     family=text("the model's name in the recipe"),
     micro_batch_size=whole("sequences a forward pass, as the recipe has it", null=True),
     defaults={"type": "object", "description": "the recipe's own layout; null: it names none"},
+    features=SWITCHED_ON,
 )
 HARDWARE = record(
     Cluster,
@@ -219,11 +227,6 @@ def framed(name: str, title: str, description: str, /, optional: tuple[str, ...]
 
 def _named(schema: Schema) -> set[str]:
     return set(re.findall(r'"#/\$defs/(\w+)"', json.dumps(schema)))
-
-
-def known(schema: Schema, otherwise: str) -> Schema:
-    """That schema, or null with what null means."""
-    return {"anyOf": [schema, {"type": "null"}], "description": otherwise}
 
 
 SOFTWARE = thing(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
 from parlaunch.check.measured import Machines, Run, memory_of, run_of
 from parlaunch.check.validate import validate
+from parlaunch.check.words import features_of
 from parlaunch.data import load
 from parlaunch.errors import UsageError
 from parlaunch.estimate.frameworks import framework_of
 from parlaunch.estimate.timing.bands import error_band
 from parlaunch.model.catalog import architecture
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute
+from parlaunch.model.recipe import Features, features_from_json
 
 ROW: dict[str, Any] = {
     "id": "a", "model_id": "meta-llama/Meta-Llama-3-8B", "task": "pretrain", "hardware": "dgx-h100", "gpus": 16, "precision": "bf16",
@@ -288,6 +291,15 @@ def test_the_ranks_that_share_an_optimizer_say_how_many_optimizers_there_are() -
         read(gpus=16, tp=2, gbs=64, sharding=f"ZeRO-1 over {ranks}") for ranks in ("all DP", "4 ranks")
     )
     assert (all_of_them.recipe.features.optimizer_instances, node.recipe.features.optimizer_instances) == (1, 2)
+
+
+FLAGS = [f.name for f in fields(Features) if isinstance(f.default, bool)]
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_switch_that_a_row_names_as_we_do_is_heeded(name: str) -> None:
+    usual = getattr(features_from_json({}), name)
+    assert getattr(features_from_json(features_of({name: not usual}, [])), name) is not usual
 
 
 def test_switches_are_read_by_the_names_of_the_frameworks_and_as_words() -> None:

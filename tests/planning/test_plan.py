@@ -94,6 +94,23 @@ def test_a_plan_saved_before_plans_carried_their_rates_gets_those_of_its_machine
     assert plan_from_json(data, where="test") == BASE
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_a_plan_saved_with_one_word_for_both_overlaps_has_both_as_it_says(both: bool) -> None:
+    data = plan_to_json(BASE, version="0")
+    features = data["recipe"]["features"]
+    del features["reduce_overlap"], features["gather_overlap"]
+    features["dp_overlap"] = both
+    f = plan_from_json(data, where="test").recipe.features
+    assert (f.reduce_overlap, f.gather_overlap, f.dp_overlap) == (both, both, both)
+
+
+def test_a_saved_plan_still_says_whether_both_overlap() -> None:
+    f = replace(BASE.recipe.features, reduce_overlap=True, gather_overlap=True)
+    for one, both in ((f, True), (replace(f, reduce_overlap=False), False), (replace(f, gather_overlap=False), False)):
+        made = replace(BASE, recipe=replace(BASE.recipe, features=one))
+        assert plan_to_json(made, version="0")["recipe"]["features"]["dp_overlap"] is both
+
+
 def test_every_recipe_survives_being_saved() -> None:
     for recipe in RECIPES:
         made = replace(BASE, recipe=recipe)
