@@ -19,6 +19,9 @@ from parlaunch.units import gib, percent
 
 MOST_NODES = 1024
 """Nodes up to which more GPUs are tried."""
+PINS = ("tp", "pp", "vp", "cp", "ep", "etp")
+ROUND = 256
+"""Tokens: sequences of a multiple of these go into parts for context and sequence parallelism."""
 
 
 def no_layout(search: Search, closest: tuple[Layout, Memory]) -> NoLayoutError:
@@ -26,7 +29,7 @@ def no_layout(search: Search, closest: tuple[Layout, Memory]) -> NoLayoutError:
     layout, memory = closest
     recipe, rates = search.recipe, search.rates
     word, size = largest(memory)
-    ways = list(ways_out(recipe, rates, search.wishes))
+    ways = list(ways_out(recipe, rates, search.wishes)) or list(_several(recipe, rates, search.wishes))
     hint = "; ".join(ways[:3]) if ways else "nothing within reach helps: choose a smaller model or sequence"
     return NoLayoutError(
         f"{recipe.name} fits nowhere on {rates.world_size} × {rates.product.name}: the leanest layout, {layout}, needs "
@@ -59,13 +62,8 @@ def ways_out(recipe: Recipe, rates: Rates, wishes: Wishes) -> Iterator[str]:
         yield f"let the planner recompute: {found.layout} fits with {gib(found.memory.peak)}"
     if (wishes.micro_batch_size or 1) > 1 and (found := _fits(recipe, rates, replace(wishes, micro_batch_size=None))):
         yield f"a smaller micro batch: {found.layout} fits"
-    pins = ("tp", "pp", "vp", "cp", "ep", "etp")
-    if any(getattr(wishes, p) is not None for p in pins):
-        free = replace(
-            wishes, tp=None, pp=None, vp=None, cp=None, ep=None, etp=None, micro_batch_size=None, recompute=None
-        )
-        if found := _fits(recipe, rates, free):
-            yield f"without your sizes {found.layout} fits"
+    if any(getattr(wishes, p) is not None for p in PINS) and (found := _fits(recipe, rates, _free(wishes))):
+        yield f"without your sizes {found.layout} fits"
     if wishes.headroom > 0.03 and (found := _fits(recipe, rates, replace(wishes, headroom=0.02))):
         yield (
             f"with --headroom 0.02 instead of {wishes.headroom:g}, {found.layout} fits "
@@ -76,8 +74,34 @@ def ways_out(recipe: Recipe, rates: Rates, wishes: Wishes) -> Iterator[str]:
         if found := _fits(sharded, rates, replace(wishes, fsdp=True, pp=None, vp=None)):
             yield f"with --fsdp {found.layout} fits with {gib(found.memory.peak)}"
     if (nodes := _more_nodes(recipe, rates, wishes)) is not None:
-        count, found = nodes
-        yield f"{count} nodes ({found.layout.world} GPUs) are enough: {found.layout} fits with {gib(found.memory.peak)}"
+        yield _enough(*nodes)
+
+
+def _several(recipe: Recipe, rates: Rates, wishes: Wishes) -> Iterator[str]:
+    """The first way out that changes several things at once, where none does alone."""
+    free = _free(wishes)
+    if free != wishes and (nodes := _more_nodes(recipe, rates, free)):
+        yield f"without your sizes and recomputation {_enough(*nodes)}"
+        return
+    if recipe.seq_length % ROUND and (near := round(recipe.seq_length / ROUND) * ROUND):
+        even, few = (
+            replace(recipe, seq_length=near),
+            f"few sizes divide {recipe.seq_length} tokens: with --seq-length {near}",
+        )
+        alone = "" if free == wishes else " and without your sizes and recomputation"
+        if found := _fits(even, rates, free):
+            yield f"{few}{alone} {found.layout} fits"
+        elif nodes := _more_nodes(even, rates, free):
+            yield f"{few}{alone} {_enough(*nodes)}"
+
+
+def _free(wishes: Wishes) -> Wishes:
+    """Without what the user pinned of the layout."""
+    return replace(wishes, tp=None, pp=None, vp=None, cp=None, ep=None, etp=None, micro_batch_size=None, recompute=None)
+
+
+def _enough(nodes: int, found: Candidate) -> str:
+    return f"{nodes} nodes ({found.layout.world} GPUs) are enough: {found.layout} fits with {gib(found.memory.peak)}"
 
 
 def _fits(recipe: Recipe, rates: Rates, wishes: Wishes) -> Candidate | None:
@@ -91,11 +115,13 @@ def _fits(recipe: Recipe, rates: Rates, wishes: Wishes) -> Candidate | None:
 
 
 def _more_nodes(recipe: Recipe, rates: Rates, wishes: Wishes) -> tuple[int, Candidate] | None:
-    """The fewest nodes, doubling, on which something fits."""
+    """The fewest nodes, doubling or a power of two, on which something fits."""
     per = max(1, rates.gpus_per_node)
-    nodes = max(1, rates.world_size // per)
-    per = min(per, rates.world_size) if nodes == 1 else per
-    while (nodes := nodes * 2) <= MOST_NODES:
+    here = max(1, rates.world_size // per)
+    per = min(per, rates.world_size) if here == 1 else per
+    for nodes in sorted({base << n for base in (1, here) for n in range(MOST_NODES.bit_length())}):
+        if not here < nodes <= MOST_NODES:
+            continue
         larger = replace(rates, world_size=nodes * per)
         leanest = Search(recipe, larger, wishes).least(keep=1, sizes=(larger.world_size,))
         if leanest.ranked:

@@ -72,7 +72,7 @@ def plan(
     search, ranked = _walked(chooser, wishes, objective)
     if not ranked:
         # What is wrong with it may lie in no switch: with what runs here, and nothing else looked at.
-        plain = Search(_as_run(chooser.fixed, wishes, rates), rates, wishes)
+        plain = Search(_with_less(chooser, wishes, rates), rates, wishes)
         fixed = _evaluation(plain)
         if (sentence := _refused(chooser, plain, fixed)) is not None:
             raise UsageError(sentence, hint="leave it out, or the size that excludes it")
@@ -158,7 +158,7 @@ def _chooser(
                 hint="leave it out, or plan it for GPUs: --hardware dgx-h100:1",
             )
         wanted = Wanted(fixed=wanted.fixed)
-    return Chooser(recipe, rates, software or installed_on(cluster), wanted, failed)
+    return Chooser(recipe, rates, software or installed_on(cluster), wanted, failed, wishes.recompute)
 
 
 def _walked(chooser: Chooser, wishes: Wishes, objective: Objective) -> tuple[Search, Sequence[Candidate]]:
@@ -287,7 +287,20 @@ def _as_run(recipe: Recipe, wishes: Wishes, rates: Rates) -> Recipe:
     made = replace(wished, features=replace(wished.features, dispatcher="alltoall"))
     if _graphs_problem(made, rates) is None:
         return made
-    return replace(made, features=replace(made.features, cuda_graph=None, cuda_graph_scope=()))
+    return _without_graphs(made)
+
+
+def _with_less(chooser: Chooser, wishes: Wishes, rates: Rates) -> Recipe:
+    """What the user fixed as it runs here, without CUDA graphs of the recipe that the user's recomputation excludes."""
+    made = _as_run(chooser.fixed, wishes, rates)
+    again = Layout(recompute=wishes.recompute or NO_RECOMPUTE)
+    if not chooser.wanted.open("graphs") or GRAPHS.broken(again, made, rates.product) is None:
+        return made
+    return _without_graphs(made)
+
+
+def _without_graphs(recipe: Recipe) -> Recipe:
+    return replace(recipe, features=replace(recipe.features, cuda_graph=None, cuda_graph_scope=()))
 
 
 def _as_wished(recipe: Recipe, wishes: Wishes) -> Recipe:
@@ -375,6 +388,7 @@ def _divisor_hint(rule: str, recipe: Recipe, rates: Rates) -> str:
         "opt-muon-fp16": f"--precision {instead(recipe, rates.product)}",
         "cg-impl": "leave the graphs out: --switches graphs=off, or no key of theirs",
         "cg-scopes": "leave the graphs out: --switches graphs=off, or no key of theirs",
+        "cg-recompute": "leave the graphs out: --switches graphs=off, or no key of theirs",
         "off-fine": "leave the offloading out: --switches offload=off, or no key of its",
     }.get(rule, "")
 
@@ -417,13 +431,14 @@ def _nothing(search: Search) -> UsageError | Exception:
     if leanest.closest is not None:
         return no_layout(search, leanest.closest)
     layout = _pinned_layout(recipe, rates, wishes)
-    sentence = rule_broken(layout, recipe, rates)
+    # How a batch spreads hangs on sizes that are free: a rule that is broken with any of them says more.
+    found = [(rule.id, sentence) for rule, sentence in violations(layout, recipe, rates)]
+    broken, sentence = min(found, key=lambda f: f[0] == "gbs-divides", default=(None, None))
     pins = {name: getattr(wishes, name) for name in SIZES if getattr(wishes, name) is not None}
     said = " ".join(f"{n}={v}" for n, v in pins.items())
     block = layout.model_parallel
     grid = layout.pp * max(layout.tp * layout.cp, layout.ep * layout.etp)
     world = rates.world_size
-    broken = next((rule.id for rule, _ in violations(layout, recipe, rates)), None)
     if pins and broken in ("grid-dense", "grid-expert"):
         step = lcm(block, layout.pp * layout.ep * layout.etp)
         near = sorted({max(step, world // step * step), -(-world // step) * step})
@@ -437,8 +452,12 @@ def _nothing(search: Search) -> UsageError | Exception:
         hint = (
             f"nearest batches: {', '.join(map(str, batches))}; nearest numbers of GPUs: {', '.join(map(str, worlds))}"
         )
+    elif known := _divisor_hint(broken, recipe, rates):
+        hint = known
+    elif pins:
+        hint = "leave one of these sizes out, and the planner chooses it"
     else:
-        hint = "leave one of these sizes out, and the planner chooses it" if pins else ""
+        hint = "leave --recompute out, and the planner chooses it" if wishes.recompute else ""
     return UsageError(
         f"no layout keeps Megatron's rules{f' with {said}' if said else ''} on {world} GPUs: "
         f"{sentence or f'global batch {recipe.global_batch_size} does not spread over them'}",

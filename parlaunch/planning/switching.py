@@ -19,7 +19,7 @@ from parlaunch.frozen import replaced
 from parlaunch.hardware.cpu import CPU_RANK
 from parlaunch.hardware.installed import Installed
 from parlaunch.hardware.rates import Rates
-from parlaunch.model.layout import Layout, Recompute
+from parlaunch.model.layout import NO_RECOMPUTE, Layout, Recompute
 from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import OVERLAP, placed
 from parlaunch.planning.plan import Candidate, Switched, Wishes
@@ -53,9 +53,11 @@ class Chooser:
         installed: Installed,
         wanted: Wanted,
         failed: Mapping[tuple[str, str], str] | None = None,
+        recompute: Recompute | None = None,
     ) -> None:
-        """`failed`: values that did not run here, with the day; those that the user fixed stay."""
+        """`failed`: values that did not run here, with the day; those that the user fixed stay. `recompute`: what the user fixed."""
         self.recipe, self.rates, self.wanted = recipe, rates, wanted
+        self.recompute = recompute or NO_RECOMPUTE
         ours = {key: day for key, day in (failed or {}).items() if wanted.open(key[0])}
         self.place = Place(rates=rates, installed=installed, failed=ours)
         self.fixed = with_values(recipe, dict(wanted.fixed))
@@ -118,7 +120,7 @@ class Chooser:
         return tuple(
             Layout(
                 world=max(tp, ep), tp=tp, ep=ep, micro_batch_size=mbs, global_batch_size=mbs * max(tp, ep),
-                fsdp=self.fixed.features.fsdp,
+                fsdp=self.fixed.features.fsdp, recompute=self.recompute,
             )
             for mbs in (1, 8) for tp in (1, narrow) for ep in sorted(wide)
         )  # fmt: skip

@@ -20,6 +20,7 @@ from parlaunch.planning.preference import YIELDS
 from parlaunch.planning.reasons import LOW_MFU
 from parlaunch.planning.search import Search
 from parlaunch.rules import why_not as rule_broken
+from parlaunch.switches.wanted import Wanted
 
 ONE_B = catalog.recipe("llama32_1b_pretrain_config")
 EIGHT_B = catalog.recipe("llama3_8b_pretrain_8gpu_h100_bf16_config")
@@ -248,6 +249,42 @@ def test_pins_that_keep_it_from_fitting_are_named_as_the_way_out() -> None:
     error = refused(EIGHT_H100, SEVENTY_B, recompute=NO_RECOMPUTE, tp=1, pp=2)
     assert isinstance(error, NoLayoutError)
     assert "let the planner recompute" in error.hint or "without your sizes" in error.hint
+
+
+def test_where_no_change_alone_makes_it_fit_several_at_once_are_tried() -> None:
+    pinned = refused(EIGHT_H100, SEVENTY_B, recompute=NO_RECOMPUTE, tp=1, pp=1)
+    assert "without your sizes" in pinned.hint
+    many = refused(H100, DEEPSEEK, recompute=NO_RECOMPUTE, tp=1, pp=1)
+    assert "without your sizes and recomputation 32 nodes (256 GPUs) are enough" in many.hint
+
+
+def test_a_length_that_few_sizes_divide_is_answered_with_the_nearest_that_many_do() -> None:
+    error = refused(H100, replace(EIGHT_B, seq_length=1_000_001))
+    assert "few sizes divide 1000001 tokens: with --seq-length 999936 2 nodes (16 GPUs) are enough" in error.hint
+
+
+def test_the_fewest_nodes_are_a_power_of_two_where_that_is_fewer_than_twice_as_many() -> None:
+    long = replace(catalog.recipe("nemotron_3_super_peft_1gpu_h100_bf16_config"), seq_length=65536)
+    assert refused(preset("rtx4090", 3), long).hint.startswith("4 nodes (32 GPUs) are enough")
+
+
+GRAPHED = catalog.recipe("nemotron_3_nano_gb200_pretrain_config")
+"""With CUDA graphs of single modules, and a batch that does not spread over a whole rack."""
+
+
+def test_recomputation_that_the_user_wants_takes_the_place_of_graphs_that_exclude_it() -> None:
+    for nodes in (2, 18):
+        made = plan(preset("gb200-nvl72", nodes), GRAPHED, Wishes(recompute=FULL_RECOMPUTE, switches=Wanted(auto=True)))
+        assert made.layout.recompute.granularity == "full"
+        assert ("graphs", "off") in [(s.name, s.value) for s in made.switches]
+    small = refused(H100, GRAPHED, recompute=FULL_RECOMPUTE, switches=Wanted(auto=True))
+    assert isinstance(small, NoLayoutError)  # for want of memory
+
+
+def test_graphs_that_the_user_wants_beside_recomputation_are_named_as_the_trouble() -> None:
+    error = refused(preset("gb200-nvl72", 18), GRAPHED, recompute=FULL_RECOMPUTE)
+    assert "CUDA graphs of single modules exclude full recomputation" in error.problem
+    assert "--switches graphs=off" in error.hint
 
 
 @pytest.mark.parametrize(
