@@ -129,6 +129,11 @@ class Plan:
         return self.chosen.layout
 
     @property
+    def sequence_parallel(self) -> bool:
+        """Whether TP splits sequences too: always with TP, unless the user says otherwise."""
+        return self.layout.sequence_parallel and self.recipe.features.sequence_parallel
+
+    @property
     def configured(self) -> Recipe:
         """The recipe with the plan's switches: what is estimated, and what trains."""
         return self.configured_for(self.chosen)
@@ -141,14 +146,19 @@ class Plan:
         return replace(self.recipe, features=features)
 
 
-def candidate_to_json(candidate: Candidate) -> dict[str, Any]:
+def candidate_to_json(candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
     """Layout, estimate and memory of one candidate."""
     return {
-        "layout": layout_to_json(candidate.layout),
+        "layout": _layout_to_json(candidate.layout, recipe),
         "estimate": estimate_to_json(candidate.estimate),
         "memory": memory_to_json(candidate.memory),
         "features": None if candidate.features is None else _features_to_json(candidate.features),
     }
+
+
+def _layout_to_json(layout: Layout, recipe: Recipe) -> dict[str, Any]:
+    split = layout.sequence_parallel and recipe.features.sequence_parallel
+    return layout_to_json(layout) | {"sequence_parallel": split}
 
 
 def _features_to_json(features: Features) -> dict[str, Any]:
@@ -214,7 +224,7 @@ def plan_to_json(plan: Plan, *, version: str) -> dict[str, Any]:
         "recipe": recipe_to_json(plan.recipe),
         "hardware": cluster_to_json(plan.cluster),
         "rates": rates_to_json(plan.rates),
-        **candidate_to_json(plan.chosen),
+        **candidate_to_json(plan.chosen, plan.recipe),
         "objective": plan.objective,
         "environment": [
             {
@@ -231,8 +241,8 @@ def plan_to_json(plan: Plan, *, version: str) -> dict[str, Any]:
         "argv": list(plan.argv),
         "rank_order": list(plan.rank_order),
         "because": list(plan.because),
-        "alternatives": [candidate_to_json(c) for c in plan.alternatives],
-        "rejected": [{"layout": layout_to_json(r.layout), "reason": r.reason} for r in plan.rejected],
+        "alternatives": [candidate_to_json(c, plan.recipe) for c in plan.alternatives],
+        "rejected": [{"layout": _layout_to_json(r.layout, plan.recipe), "reason": r.reason} for r in plan.rejected],
         "warnings": list(plan.warnings),
         "not_planned_for": list(plan.not_planned_for),
         "evidence": [dict(e) for e in plan.evidence],

@@ -72,7 +72,7 @@ def plan(
     search, ranked = _walked(chooser, wishes, objective)
     if not ranked:
         # What is wrong with it may lie in no switch: with what runs here, and nothing else looked at.
-        plain = Search(_with_less(chooser, wishes, rates), rates, wishes)
+        plain = Search(chooser.without_refused(_as_run(chooser.fixed, wishes, rates)), rates, wishes)
         fixed = _evaluation(plain)
         if (sentence := _refused(chooser, plain, fixed)) is not None:
             raise UsageError(sentence, hint="leave it out, or the size that excludes it")
@@ -287,20 +287,7 @@ def _as_run(recipe: Recipe, wishes: Wishes, rates: Rates) -> Recipe:
     made = replace(wished, features=replace(wished.features, dispatcher="alltoall"))
     if _graphs_problem(made, rates) is None:
         return made
-    return _without_graphs(made)
-
-
-def _with_less(chooser: Chooser, wishes: Wishes, rates: Rates) -> Recipe:
-    """What the user fixed as it runs here, without CUDA graphs of the recipe that the user's recomputation excludes."""
-    made = _as_run(chooser.fixed, wishes, rates)
-    again = Layout(recompute=wishes.recompute or NO_RECOMPUTE)
-    if not chooser.wanted.open("graphs") or GRAPHS.broken(again, made, rates.product) is None:
-        return made
-    return _without_graphs(made)
-
-
-def _without_graphs(recipe: Recipe) -> Recipe:
-    return replace(recipe, features=replace(recipe.features, cuda_graph=None, cuda_graph_scope=()))
+    return replace(made, features=replace(made.features, cuda_graph=None, cuda_graph_scope=()))
 
 
 def _as_wished(recipe: Recipe, wishes: Wishes) -> Recipe:
@@ -448,9 +435,9 @@ def _nothing(search: Search) -> UsageError | Exception:
         )
     if broken in (None, "gbs-divides"):
         batches = nearest_batches(recipe, max(1, layout.dp * layout.micro_batch_size))
-        worlds = nearest_worlds(recipe, world, block)
-        hint = (
-            f"nearest batches: {', '.join(map(str, batches))}; nearest numbers of GPUs: {', '.join(map(str, worlds))}"
+        worlds = nearest_worlds(recipe, world, block, layout.micro_batch_size)
+        hint = f"nearest batches: {', '.join(map(str, batches))}; " + (
+            f"nearest numbers of GPUs: {', '.join(map(str, worlds))}" if worlds else "or a smaller micro batch"
         )
     elif known := _divisor_hint(broken, recipe, rates):
         hint = known

@@ -162,7 +162,8 @@ def _tensor(search: Search, c: Candidate) -> str:
     )
     if not inside(x.tp, search.rates, x.world):
         place = f"beyond the {reach(search.rates)} GPUs that NVLink joins: every layer waits for the network"
-    return f"TP {x.tp}, {place}, with sequence parallelism{': ' + beside if beside else ''}."
+    split = ", with sequence parallelism" if search.recipe.features.sequence_parallel else ""
+    return f"TP {x.tp}, {place}{split}{': ' + beside if beside else ''}."
 
 
 def _pipeline(search: Search, c: Candidate) -> str:

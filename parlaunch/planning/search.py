@@ -557,8 +557,10 @@ def nearest_batches(recipe: Recipe, step: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(b for b in (gbs // step * step, -(-gbs // step) * step) if b))
 
 
-def nearest_worlds(recipe: Recipe, world: int, block: int) -> tuple[int, ...]:
-    """Numbers of GPUs near `world` that make whole replicas of `block` GPUs which share the recipe's batch evenly."""
-    fitting = [block * d for d in divisors(recipe.global_batch_size)]
+def nearest_worlds(recipe: Recipe, world: int, block: int, micro_batch: int) -> tuple[int, ...]:
+    """Other numbers of GPUs near `world` that make whole replicas of `block` GPUs which share the recipe's batch evenly, in micro
+    batches of that size; none where these do not make a batch."""
+    batches, over = divmod(recipe.global_batch_size, micro_batch)
+    fitting = [] if over or not batches else [block * d for d in divisors(batches) if block * d != world]
     below, above = [w for w in fitting if w <= world], [w for w in fitting if w > world]
     return (*reversed(below[-2:]), *above[:1])

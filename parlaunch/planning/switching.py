@@ -108,6 +108,13 @@ class Chooser:
             return False
         return any(row.refused(x, self._settle(self.fixed, x), self.place) is not None for x in self._likely())
 
+    def without_refused(self, recipe: Recipe) -> Recipe:
+        """The recipe with every switch off that is ours to choose and cannot be on in any layout, with what the user recomputes."""
+        for row in self.open:
+            if all(row.refused(x, recipe, self.place) is not None for x in self._likely()):
+                recipe = with_values(recipe, {row.name: row.known_off})
+        return recipe
+
     def _likely(self) -> tuple[Layout, ...]:
         """One micro batch where switches gain most: products as narrow, and experts spread as wide, as NVLink and network allow;
         small, where the host is the limit, and large, where it is not."""

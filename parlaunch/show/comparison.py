@@ -143,7 +143,7 @@ def _row(e: Entry, best: Sequence[str]) -> dict[str, Any]:
         return asked
     return asked | {
         "gpus": e.plan.cluster.world_size, "gpu": e.plan.cluster.gpu.name, "nodes": len(e.plan.cluster.nodes),
-        "tokens_per_s": _total(e), **candidate_to_json(e.plan.chosen), "training": training_to_json(e.plan.training),
+        "tokens_per_s": _total(e), **candidate_to_json(e.plan.chosen, e.plan.recipe), "training": training_to_json(e.plan.training),
     }  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def _data(plan: Plan) -> dict[str, Any]:
     ranked = {c.layout: c for c in (*frontier(plan.configured, rates, Wishes(), limit=1000), *shown)}.values()
     return {
         "plan": _slim(plan_to_json(plan, version=__version__)),
-        "layout_words": layout_words(plan.layout),
+        "layout_words": layout_words(plan.layout, split=plan.sequence_parallel),
         "training_words": list(training_words(plan.training)) if plan.training else [],
         "recompute_words": str(plan.layout.recompute),
         "labels": [candidate_words(c) for c in shown],

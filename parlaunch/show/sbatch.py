@@ -44,7 +44,7 @@ def render(plan: Plan, page: Page) -> str:
         "#!/bin/bash",
         *(f"#SBATCH {option}" for option in options),
         "",
-        *comments(f"{plan.recipe.name}: {layout_words(plan.layout)}"),
+        *comments(f"{plan.recipe.name}: {layout_words(plan.layout, split=plan.sequence_parallel)}"),
         *(line for sentence in plan.because for line in comments(sentence)),
         "#",
         "# parlaunch makes this plan anew on the nodes and sets there, unless the environment has it already:",

@@ -187,7 +187,7 @@ def _facts(plan: Plan, width: int) -> Iterable[Line]:
     gap = "  " if len(machine) + len(source) + 13 <= width else "\n"
     facts = {
         "machine": f"{machine}{gap}{source}",
-        "layout": layout_words(plan.layout),
+        "layout": layout_words(plan.layout, split=plan.sequence_parallel),
         "batch": f"micro batch {x.micro_batch_size} × {x.num_microbatches} accumulated × DP {x.dp} = {x.global_batch_size:,}",
         "recompute": str(x.recompute),
     }

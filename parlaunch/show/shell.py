@@ -15,5 +15,9 @@ def render(plan: Plan, _page: Page | None = None) -> str:
     where = "run this on every node, with NODE_RANK and MASTER_ADDR set" if nodes > 1 else "run this"
     gpu = "CPU ranks" if device_of(plan.cluster) == "cpu" else plan.cluster.gpu.name
     head = comments(f"{plan.recipe.name} on {plan.cluster.world_size} × {gpu} ({plan.cluster.source}); {where}")
-    why = [line for sentence in (layout_words(plan.layout), *plan.because) for line in comments(sentence)]
+    why = [
+        line
+        for sentence in (layout_words(plan.layout, split=plan.sequence_parallel), *plan.because)
+        for line in comments(sentence)
+    ]
     return "\n".join([*head, *why, "", *exports(plan.environment), "", quoted(plan.argv)]) + "\n"

@@ -10,10 +10,10 @@ from parlaunch.planning.plan import Candidate
 from parlaunch.units import count, duration, gib, percent
 
 
-def layout_words(layout: Layout) -> str:
-    """Every size above one in Megatron's capitals; TP, PP and DP always.
+def layout_words(layout: Layout, *, split: bool) -> str:
+    """Every size above one in Megatron's capitals; TP, PP and DP always. `split`: whether TP splits sequences too.
 
-    >>> layout_words(Layout(world=64, tp=4, pp=2, vp=5))
+    >>> layout_words(Layout(world=64, tp=4, pp=2, vp=5), split=True)
     'TP 4 · PP 2 · VP 5 · DP 8 · sequence parallel'
     """
     x = layout
@@ -24,7 +24,7 @@ def layout_words(layout: Layout) -> str:
     words += [f"ETP {x.etp}"] if x.etp > 1 else []
     words += [f"DP {x.dp}"]
     words += [f"expert DP {x.edp}"] if x.ep > 1 else []
-    words += ["sequence parallel"] if x.sequence_parallel else []
+    words += ["sequence parallel"] if split else []
     words += ["FSDP"] if x.fsdp else []
     return " · ".join(words)
 

@@ -49,7 +49,11 @@ def wanted_from(text: str, given: Mapping[str, object] | None = None) -> Wanted:
             continue
         name, equals, value = part.partition("=")
         known = switch(name)
-        if known is None or not equals:
+        if known is not None and not equals:
+            raise UsageError(
+                f"--switches {text!r}: {part!r} has no value", hint=f"{part}= and one of: {', '.join(known.values)}"
+            )
+        if known is None:
             near = difflib.get_close_matches(name, [s.name for s in SWITCHES], n=3, cutoff=0.5)
             raise UsageError(
                 f"--switches {text!r}: {part!r} is no switch",

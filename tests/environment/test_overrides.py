@@ -31,8 +31,10 @@ from parlaunch.hardware.rates import rates_of
 from parlaunch.launching import Start
 from parlaunch.model import catalog
 from parlaunch.model.layout import FULL_RECOMPUTE, NO_RECOMPUTE, Layout, Recompute
+from parlaunch.planning.plan import plan_to_json
 from parlaunch.rules import RULES, violations
 from parlaunch.rules.switches import legal_features
+from parlaunch.show.screen import as_text
 from tests.conftest import HANGS_S, bridge_python, need
 
 ROOT = Path(__file__).parents[2]
@@ -456,3 +458,10 @@ def test_sequence_parallelism_without_tp_is_left_to_bridge_which_turns_it_off() 
     assert not any("TP 1" in w for w in made.warnings)
     with pytest.raises(UsageError, match="needs TP above 1"):
         plan("llama3_8b_pretrain_config", "dgx-h100:1", overrides=asked, tp=1, start=Start(bridge=(0, 3, 1)))
+
+
+def test_sequence_parallelism_that_the_user_turns_off_is_nowhere_said_to_be_on() -> None:
+    made = plan("llama3_8b_pretrain_config", "dgx-h100:1", tp=2, overrides=("model.sequence_parallel=False",))
+    said = plan_to_json(made, version="0")
+    assert not any(c["layout"]["sequence_parallel"] for c in (said, *said["alternatives"], *said["rejected"]))
+    assert "sequence parallel" not in as_text(made, verbose=True)

@@ -18,7 +18,7 @@ from parlaunch.planning.plan import Wishes
 from parlaunch.planning.planner import frontier, plan, why_not
 from parlaunch.planning.preference import YIELDS
 from parlaunch.planning.reasons import LOW_MFU
-from parlaunch.planning.search import Search
+from parlaunch.planning.search import Search, nearest_worlds
 from parlaunch.rules import why_not as rule_broken
 from parlaunch.switches.wanted import Wanted
 
@@ -220,8 +220,8 @@ def test_a_batch_that_does_not_spread_names_batches_and_gpus_that_work() -> None
     error = refused(EIGHT_H100, replace(EIGHT_B, global_batch_size=7), tp=1, pp=1, cp=1, micro_batch_size=2)
     assert isinstance(error, UsageError)
     assert "7" in error.problem
-    assert "nearest batches: " in error.hint
-    assert "nearest numbers of GPUs: " in error.hint
+    assert error.hint == "nearest batches: 128; or a smaller micro batch"  # no number of GPUs makes two of seven
+    assert nearest_worlds(replace(EIGHT_B, global_batch_size=24), 12, 1, 2) == (6, 4)
 
 
 def test_an_odd_batch_leaves_gpus_idle_and_the_plan_says_so() -> None:
@@ -272,13 +272,16 @@ GRAPHED = catalog.recipe("nemotron_3_nano_gb200_pretrain_config")
 """With CUDA graphs of single modules, and a batch that does not spread over a whole rack."""
 
 
-def test_recomputation_that_the_user_wants_takes_the_place_of_graphs_that_exclude_it() -> None:
+def test_recomputation_that_the_user_wants_takes_the_place_of_switches_that_exclude_it() -> None:
     for nodes in (2, 18):
         made = plan(preset("gb200-nvl72", nodes), GRAPHED, Wishes(recompute=FULL_RECOMPUTE, switches=Wanted(auto=True)))
         assert made.layout.recompute.granularity == "full"
         assert ("graphs", "off") in [(s.name, s.value) for s in made.switches]
     small = refused(H100, GRAPHED, recompute=FULL_RECOMPUTE, switches=Wanted(auto=True))
     assert isinstance(small, NoLayoutError)  # for want of memory
+    overlapped = catalog.recipe("qwen3_235b_a22b_pretrain_256gpu_h100_bf16_config")
+    assert overlapped.features.ep_overlap
+    assert isinstance(refused(H100, overlapped, recompute=FULL_RECOMPUTE, switches=Wanted(auto=True)), NoLayoutError)
 
 
 def test_graphs_that_the_user_wants_beside_recomputation_are_named_as_the_trouble() -> None:

@@ -593,3 +593,9 @@ def test_ranks_that_roam_are_timed_so_and_the_plan_says_what_that_costs(numa: bo
     assert (made.rates.roaming is None, len(said)) == (numa, int(not numa))
     assert any(s.name == "numa" for s in made.switches) == numa
     assert all("not wanted (--no-numa)" in w and "of the iteration" in w for w in said)
+
+
+def test_a_switch_without_a_value_is_told_its_values() -> None:
+    with pytest.raises(UsageError, match="'tp_overlap' has no value") as caught:
+        wanted_from("recipe,tp_overlap")
+    assert caught.value.hint == "tp_overlap= and one of: on, off"
