@@ -29,6 +29,7 @@ from parlaunch.check.words import (
     recompute_of,
     shape_of,
     sharding_of,
+    size_in,
     sizes_of,
     spelt,
     task_of,
@@ -52,7 +53,7 @@ from parlaunch.model.layout import (
     Recompute,
     layout_from_json,
 )
-from parlaunch.model.parameters import split_layers
+from parlaunch.model.parameters import split_layers, total_params
 from parlaunch.model.recipe import Recipe, features_from_json
 from parlaunch.planning.plan import recipe_from_json
 
@@ -395,7 +396,8 @@ def _architecture(row: Mapping[str, Any], notes: list[str]) -> Architecture:
     if arch := row.get("arch"):
         given = shape_of(arch, notes)
         missing = [name for name in ("num_layers", "hidden_size", "num_attention_heads") if not given.get(name)]
-        if missing and whole is None:
+        size = size_in(row.get("model")) if whole is None and missing == ["num_layers"] else None
+        if missing and whole is None and size is None:
             raise UsageError("the row's architecture lacks " + ", ".join(missing))
         if missing and whole is not None:
             changed = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
@@ -408,10 +410,21 @@ def _architecture(row: Mapping[str, Any], notes: list[str]) -> Architecture:
             notes.append(f"a vocabulary of {VOCABULARY:,}: GPT-2's, as Megatron-LM pads it")
         if given.get("gated_linear_unit") and not (given.get("ffn_hidden_size") or given.get("moe_ffn_hidden_size")):
             notes.append("an MLP four times as wide as the model, as Megatron has it where nobody says")
+        if size is not None:
+            given["num_layers"] = _layers_of(given, size)
+            notes.append(f"{given['num_layers']} layers: what makes {row['model']!r} of its other sizes")
         return _inline(json.dumps(given, sort_keys=True))
     if whole is None:
         raise _no_model(row)
     return whole
+
+
+def _layers_of(given: Mapping[str, Any], size: float) -> int:
+    """How many layers of those sizes a model of so many parameters has, all being alike, with one matrix for its vocabulary where it does
+    not say (Megatron-LM's default)."""
+    tied = {"share_embeddings_and_output_weights": True} | dict(given)
+    one, two = (total_params(_inline(json.dumps(tied | {"num_layers": n}, sort_keys=True))) for n in (1, 2))
+    return max(1, round((size - one) / (two - one)) + 1)
 
 
 def _catalogued(row: Mapping[str, Any], notes: list[str]) -> Architecture | None:

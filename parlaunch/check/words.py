@@ -551,3 +551,12 @@ def model_of(name: str, notes: list[str]) -> str:
         return name
     notes.append(f"{name}: taken as {known}")
     return known
+
+
+_PARAMETERS = {"m": 1e6, "b": 1e9, "t": 1e12}
+
+
+def size_in(name: Any) -> float | None:
+    """Parameters that a model's name says it has ("GPT-22B"): not what is active of them ("A3B"), nor a product ("8x7B")."""
+    found = re.search(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)\s?([mbt])(?![a-z0-9])", str(name or "").lower())
+    return float(found[1]) * _PARAMETERS[found[2]] if found else None

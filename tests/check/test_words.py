@@ -9,7 +9,7 @@ import pytest
 
 from parlaunch.check.measured import Machines, Run, memory_of, run_of
 from parlaunch.check.validate import validate
-from parlaunch.check.words import features_of
+from parlaunch.check.words import features_of, size_in
 from parlaunch.data import load
 from parlaunch.errors import UsageError
 from parlaunch.estimate.frameworks import framework_of
@@ -247,6 +247,24 @@ def test_what_is_supposed_of_a_model_is_said() -> None:
     assert "is no decoder" in refused(arch=SIZES | {"type": "t5"})
     every_other = read("model_id", arch=SIZES | {"experts": 8, "topk": 2, "moe_layer_freq": 2}).recipe.architecture
     assert [kind.mlp for kind in every_other.layers()[:3]] == ["moe", "dense", "moe"]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("GPT-22B", 22e9), ("BLOOM candidate 200B", 200e9), ("llama2_70b", 70e9), ("GPT 1.3 B", 1.3e9), ("gpt2-345m", 345e6), ("1T", 1e12),
+     ("Qwen3-30B-A3B", 30e9), ("Mixtral 8x7B", None), ("A3B", None), ("BERT", None), (None, None)],
+)  # fmt: skip
+def test_the_size_that_a_name_says_is_the_models_whole(name: str | None, parameters: float | None) -> None:
+    assert size_in(name) == parameters
+
+
+def test_a_row_without_layers_has_those_that_make_its_name() -> None:
+    shape = {"layers": None, "hidden": 14336, "heads": 112, "vocab": 250880}
+    run = read("model_id", model="BLOOM-176B", arch=shape)
+    assert run.recipe.architecture.num_layers == 70
+    assert "70 layers: what makes 'BLOOM-176B' of its other sizes" in run.notes
+    assert run.scored
+    assert "lacks num_layers" in refused("model_id", model="BLOOM", arch=shape)
 
 
 def test_software_that_nobody_measured_is_said_and_its_band_is_wide() -> None:
