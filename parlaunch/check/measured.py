@@ -482,7 +482,8 @@ def _features(
         features = dict(known.get("features") or {}) | features
     named_in = framework if re.search(r"fsdp|zero[-_ ]?3", framework.lower()) else None
     features |= sharding_of(row.get("sharding") or named_in, notes)
-    if framework == "Megatron-LM" and recompute.granularity != "selective" and "sequence_parallel" not in features:
+    older = framework_of(framework).software == "megatron-lm-2022"
+    if older and recompute.granularity != "selective" and "sequence_parallel" not in features:
         # Korthikanti et al. compare with the code as it was before: all-reduces, no sequence parallelism.
         features["sequence_parallel"] = False
     site = site_of(row)

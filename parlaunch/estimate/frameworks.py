@@ -25,33 +25,61 @@ OTHER = Framework((), "megatron-bridge", "megatron", 0.20)
 """One that no open row was made with: predicted as Megatron Bridge's, within what frameworks other than NVIDIA's were off by."""
 FRAMEWORKS = (
     BRIDGE,
+    Framework(("megatron-core", *(f"megatron-lm {year}" for year in range(2023, 2027))), "megatron-core", "megatron-core", 0.09),
     Framework(
-        ("megatron-core", "megatron-lm core", *(f"megatron-lm {year}" for year in range(2023, 2027))),
-        "megatron-core", "megatron-core", 0.09,
-    ),
-    Framework(
-        ("nemo (mlperf training v4", "nemo (mlperf training v5.0", "nemo 1", "nemo 23", "nemo 24", "nemo 25.02", "nemo 25.04"),
+        (
+            *(f"nemo mlperf training v{round_}" for round_ in ("3", "4", "5.0")), "nemo 1", "nemo 23", "nemo 24", "nemo 25.02",
+            "nemo 25.04",
+        ),
         "nemo-2025", "nemo-2025", None,
     ),
-    Framework(("nemo 2.0",), "nemo-2025", "nemo", None),
+    Framework(("nemo 2.0", "nemo 2.1", "nemo 2.2", "nemo 2.3"), "nemo-2025", "nemo", None),
+    # Containers that have Megatron Bridge inside, over Megatron Core from 0.15 on.
+    Framework(("nemo mlperf training v6", "nemo 25.11", "nemo 26"), "megatron-bridge", "megatron", None),
+    Framework(("nemo megatron", "nemo 22"), "megatron-lm-2022", "megatron-lm", OTHER.band),
     Framework(("nemo",), "megatron-bridge", "nemo", None),
     Framework(
-        ("megatron-lm (sc21)", "megatron-lm v1", "megatron-lm v2", *(f"megatron-lm {year}" for year in range(2019, 2022))),
+        ("megatron-lm sc21", "megatron-lm v1", "megatron-lm v2", *(f"megatron-lm {year}" for year in range(2019, 2022))),
         "megatron-lm-2021", "megatron-lm", 0.05,
     ),
     Framework(("megatron-lm",), "megatron-lm-2022", "megatron-lm", 0.05),
-    Framework(("megatron-deepspeed (blocking",), "megatron-lm-2021-blocking", "deepspeed", 0.16),
+    Framework(("megatron-deepspeed blocking",), "megatron-lm-2021-blocking", "deepspeed", 0.16),
     Framework(("megatron-deepspeed",), "megatron-lm-2021", "deepspeed", 0.095),
     Framework(("deepspeed",), "megatron-bridge", "deepspeed", OTHER.band),
     Framework(("gpt-neox",), "megatron-lm-2021", "deepspeed", 0.22),
     Framework(("internevo",), "internevo", "megatron", 0.095),
 )  # fmt: skip
-"""The first of which a start fits, with words joined by a hyphen or not. Bands: the 68th percentile of the residuals over the open rows (`docs/accuracy.md`)."""
+"""The first of which a start fits, as `_spelt`. Bands: the 68th percentile of the residuals over the open rows (`docs/accuracy.md`)."""
+
+
+_SPELLINGS = (
+    (r"^mcore|^megatron[ _]core", "megatron-core"),
+    (r"^megatron[ _](?=\w)", "megatron-"),
+    (r"^deepspeed[ -]megatron", "megatron-deepspeed"),
+    (r"^mlperf training (v\S+) nemo", r"nemo mlperf training \1"),
+    (r"^bignlp|^nemo[ -](framework )?megatron", "nemo megatron"),
+    (r"^nemo[ -](framework )?", "nemo "),
+    (r"^megatron-lm\b.*\b(m?core|transformer engine|te\b).*", "megatron-core"),
+    (r"^megatron-lm\b.*\bsc ?21\b.*", "megatron-lm sc21"),
+    (r"^megatron-lm\b.*\b(20[12]\d)\b.*", r"megatron-lm \1"),
+    (r"^megatron-lm\b.*\b(2\d)\.(0[1-9]|1[0-2])\b.*", r"megatron-lm 20\1"),  # a container's month
+    (r"^megatron-lm (?=\d\.\d)", "megatron-lm v"),
+)
+"""How names are brought into the form of the table, in this order: what says the generation of Megatron-LM comes from wherever it stands
+("Megatron-LM (Narayanan et al. 2021)")."""
+
+
+def _spelt(framework: str) -> str:
+    """A name as `FRAMEWORKS` has them: in lower case, without brackets."""
+    name = " ".join(re.sub(r"[()\[\],']", " ", framework.lower()).split())
+    for pattern, ours in _SPELLINGS:
+        name = re.sub(pattern, ours, name)
+    return name
 
 
 def named(framework: str | None) -> Framework | None:
     """The framework that a name of a table means ("Megatron-LM (SC21)", "megatron-bridge 26.04"); None when it is in no row."""
-    name = re.sub(r"^(megatron)[ _](?=\w)", r"\1-", (framework or "").lower()).replace("mcore", "megatron-core")
+    name = _spelt(framework or "")
     return next((f for f in FRAMEWORKS if name.startswith(f.starts)), None)
 
 

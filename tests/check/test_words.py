@@ -297,11 +297,19 @@ def test_sharding_in_the_name_of_a_framework_counts_where_nothing_else_says() ->
 @pytest.mark.parametrize(
     ("name", "like"),
     [("Megatron-LM 2021", "Megatron-LM (SC21)"), ("Megatron-LM v2.6", "Megatron-LM (SC21)"), ("Megatron-LM 2024", "Megatron-Core"),
-     ("NeMo 24.09", "NeMo (MLPerf Training v4.1)"), ("Megatron-LM v3.0", "Megatron-LM 2022")],
+     ("NeMo 24.09", "NeMo (MLPerf Training v4.1)"), ("Megatron-LM v3.0", "Megatron-LM 2022"),
+     ("Megatron-LM SC'21", "Megatron-LM (SC21)"), ("Megatron-LM (Narayanan et al. 2021)", "Megatron-LM (SC21)"),
+     ("Megatron-LM 2.6", "Megatron-LM (SC21)"), ("Megatron-LM (Korthikanti et al. 2022)", "Megatron-LM"),
+     ("Megatron-LM (Oct 2023)", "Megatron-Core"), ("Megatron-LM 24.05", "Megatron-Core"), ("Megatron-LM (core r0.7)", "Megatron-Core"),
+     ("Megatron-LM + TE", "Megatron-Core"), ("DeepSpeed-Megatron", "Megatron-DeepSpeed"),
+     ("NeMo Framework 24.05", "NeMo 24.05"), ("NeMo (MLPerf Training v3.1)", "NeMo (MLPerf Training v4.0)"),
+     ("MLPerf Training v4.1 (NeMo)", "NeMo (MLPerf Training v4.1)"), ("NeMo 2.1.0", "NeMo 2.0 (docs)"),
+     ("BigNLP 22.02", "NeMo Megatron 22.11"), ("NeMo 26.02", "megatron-bridge 26.02")],
 )  # fmt: skip
 def test_a_year_or_version_says_which_generation_of_software_it_was(name: str, like: str) -> None:
     old, known = (read(framework=f, hardware="dgx-a100-80g", precision="fp16").recipe.features for f in (name, like))
     assert framework_of(old.framework)[1:] == framework_of(known.framework)[1:]
+    assert old.sequence_parallel == known.sequence_parallel
 
 
 def test_the_ranks_that_share_an_optimizer_say_how_many_optimizers_there_are() -> None:
