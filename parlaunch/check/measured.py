@@ -481,6 +481,9 @@ def _features(
     if row.get("recipe") and (known := _nearest(row, gpu)):
         features = dict(known.get("features") or {}) | features
     named_in = framework if re.search(r"fsdp|zero[-_ ]?3", framework.lower()) else None
+    if named_in is None and not row.get("sharding") and (usual := SHARDS.match(framework.lower())):
+        named_in = "FSDP"
+        notes.append(f"fully sharded, as {usual[0]} shards unless told otherwise")
     features |= sharding_of(row.get("sharding") or named_in, notes)
     older = framework_of(framework).software == "megatron-lm-2022"
     if older and recompute.granularity != "selective" and "sequence_parallel" not in features:
@@ -488,6 +491,11 @@ def _features(
         features["sequence_parallel"] = False
     site = site_of(row)
     return features | {"framework": (site.framework if site and site.framework else framework) or None}
+
+
+SHARDS = re.compile(r"torchtitan|(?:mosaicml )?(?:llm[- ]?foundry|composer)")
+"""Software that shards everything where nobody says how (`data_parallel_shard_degree` is -1, torchtitan/config/job_config.py;
+`fsdp_config: sharding_strategy: FULL_SHARD` in llm-foundry's scripts/train/yamls)."""
 
 
 def _benchmark(framework: str) -> bool:

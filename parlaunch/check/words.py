@@ -437,22 +437,23 @@ def unit_of(given: Any) -> int | None:
 
 def sharding_of(given: Any, notes: list[str]) -> dict[str, Any]:
     """The features that a row's words on sharding amount to; what they say beyond is noted."""
-    text = str(given or "").strip().lower()
+    text = re.sub(r"[-_ ]+", " ", str(given or "").strip().lower())
     found: dict[str, Any] = {}
-    zero = re.search(r"zero[-_ ]?(\d)", text)
-    if re.match(r"none|no\b|ddp\b", text) or (zero and zero[1] == "0"):
+    zero = re.search(r"\b(?:zero ?(?:stage )?|stage )(\d)", text)
+    stage = zero[1] if zero else "2" if "shard grad op" in text else None  # PyTorch's word
+    if re.match(r"none|no\b|ddp\b", text) or "no shard" in text or stage == "0":
         found["no_distributed_optimizer"] = True
-    elif "hsdp" in text:
+    elif "hsdp" in text or "hybrid shard" in text:
         notes.append(f"sharding {given!r} is taken as the distributed optimizer's")
-    elif "fsdp" in text or (zero and zero[1] == "3"):
-        found["fsdp"] = True
-    elif zero and zero[1] == "2":
+    elif stage == "2":
         notes.append("gradients are taken to be whole on every rank: only ZeRO-1 and ZeRO-3 are known")
-    elif text and not zero and "distributed optimizer" not in text:
+    elif stage == "3" or re.search(r"fsdp|full(?:y)? shard", text):
+        found["fsdp"] = True
+    elif text and not zero and not re.search(r"dist(?:ributed)? opt", text):
         notes.append(f"sharding {given!r} is not read: taken as the distributed optimizer's")
-    if zero and zero[1] == "1" and (ranks := re.search(r"over (\d+) ranks", text)):
+    if stage == "1" and (ranks := re.search(r"over (\d+) ranks", text)):
         found["optimizer_ranks"] = int(ranks[1])
-    if "tp-comm-overlap" in text:
+    if "tp comm overlap" in text:
         found["tp_overlap"] = True
     return found
 

@@ -45,6 +45,12 @@ def test_predicted_has_the_standard_fields_those_that_were_measured_and_a_band()
     )
 
 
+def test_what_is_left_of_a_batch_that_does_not_divide_makes_no_run_faster() -> None:
+    whole, more = validate(rows({"gbs": 64}, {"gbs": 64 + 7}))["rows"]
+    assert "rounded down" in more["note"]
+    assert more["predicted"] == whole["predicted"]
+
+
 def test_the_result_is_json_of_the_promised_schema() -> None:
     result = json.loads(json.dumps(validate(rows({}))))
     assert result["schema"] == "parlaunch.validate/1"

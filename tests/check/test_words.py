@@ -271,8 +271,8 @@ def test_software_that_nobody_measured_is_said_and_its_band_is_wide() -> None:
     def band(run: Run) -> float:
         return error_band(run.recipe, run.layout, run.rates)
 
-    strange, ours = read(framework="torchtitan"), read(framework="Megatron Bridge")
-    assert strange.notes == ("framework 'torchtitan' is not known: predicted as Megatron Bridge's",)
+    strange, ours = read(framework="Nanotron"), read(framework="Megatron Bridge")
+    assert strange.notes == ("framework 'Nanotron' is not known: predicted as Megatron Bridge's",)
     assert ours.notes == ()
     assert band(strange) >= 3 * band(ours)
     for name in ("mcore 0.8", "Megatron Core", "Megatron-LM core_r0.9"):
@@ -281,7 +281,9 @@ def test_software_that_nobody_measured_is_said_and_its_band_is_wide() -> None:
 
 @pytest.mark.parametrize(
     ("given", "sharded", "fsdp"),
-    [("None", False, False), ("DDP", False, False), ("zero-0", False, False), ("ZeRO-1", True, False), ("ZeRO 3", True, True), ("FSDP2", True, True)],
+    [("None", False, False), ("DDP", False, False), ("zero-0", False, False), ("ZeRO-1", True, False), ("ZeRO 3", True, True), ("FSDP2", True, True),
+     ("FULL_SHARD", True, True), ("fully sharded", True, True), ("FSDP (SHARD_GRAD_OP)", True, False), ("FSDP NO_SHARD", False, False),
+     ("HYBRID_SHARD", True, False), ("DeepSpeed ZeRO stage-3", True, True), ("distributed_optimizer", True, False)],
 )  # fmt: skip
 def test_sharding_is_read_in_any_spelling(given: str, sharded: bool, fsdp: bool) -> None:
     run = read(sharding=given)
@@ -292,6 +294,10 @@ def test_sharding_in_the_name_of_a_framework_counts_where_nothing_else_says() ->
     assert read(framework="torchtitan (FSDP2)").layout.fsdp
     assert read(framework="DeepSpeed ZeRO-3").layout.fsdp
     assert not read(framework="DeepSpeed ZeRO-3", sharding="ZeRO-1").layout.fsdp
+    usual = read(framework="LLM Foundry")
+    assert usual.layout.fsdp
+    assert "fully sharded, as llm foundry shards unless told otherwise" in usual.notes
+    assert not read(framework="torchtitan", sharding="DDP").layout.fsdp
 
 
 @pytest.mark.parametrize(

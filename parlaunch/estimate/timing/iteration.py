@@ -289,7 +289,9 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
         host_s=host,
     ).times(model.pace(layout))
     total = parts.total
-    tokens = layout.global_batch_size * recipe.seq_length / layout.world
+    # Of a batch that is no multiple of what runs at once the rest stays away, from the time too.
+    batch = m * layout.micro_batch_size * layout.dp if layout.num_microbatches else layout.global_batch_size
+    tokens = batch * recipe.seq_length / layout.world
     arch, seq = recipe.architecture, recipe.seq_length
     flops = model_flops_per_token(arch, seq, layout.tp, peft=recipe.task == "peft")  # as Bridge counts what it prints
     done = model_flops_per_token(arch, seq, layout.tp, peft=recipe.frozen)
