@@ -147,6 +147,15 @@ def size(text: str) -> int:
     return int(float(number) * SCALE[unit[0].lower()])
 
 
+def iterates(line: str) -> bool:
+    """Whether a line says how long an iteration took."""
+    plain = ANSI.sub("", line)
+    if (found := ITERATION.search(plain)) and TOOK.search(found[3]):
+        return True
+    found = NEMO2.search(plain) or NEMO1.search(plain)
+    return found is not None and NEMO["seconds"].search(found["rest"]) is not None
+
+
 def without_prefix(line: str) -> tuple[str, str]:
     """The line as the program wrote it, and who wrote it: "" when nothing tells.
 
@@ -325,7 +334,8 @@ class LogReader:
             self._recomputed.setdefault(RECOMPUTE[name], value)
         elif name in ("bf16", "fp16", "fp8", "fp4", "micro_batch_size", "seq_length"):
             self._numbers[name] = value
-            self._numbers.setdefault("said", "all")
+            if name == "fp16":  # every release lists it: without it, the list is cut off
+                self._numbers.setdefault("said", "all")
 
     def _field(self, section: str, name: str, value: str) -> None:
         if section == "model" and name in SIZES and value.isdigit():

@@ -47,10 +47,11 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "tokens_per_s_per_gpu": ("tokens_per_second_per_gpu", "tokens_per_sec_per_gpu", "tok_per_s_per_gpu", "tokens_s_gpu"),
     "tflops_per_gpu": ("tflop_per_s_per_gpu", "tflops_per_s_per_gpu", "tflops_gpu", "throughput_per_gpu_tflop_per_s_per_gpu"),
     "model_tflops_per_gpu": ("model_tflop_per_s_per_gpu",),
+    "precision": ("mixed_precision",),
 }  # fmt: skip
 """Our name of a field, and the names that others give it."""
 
-_NOTHING = ("", "-", "–", "—", "n/a", "na", "null")
+_NOTHING = ("", "-", "–", "—", "n/a", "na", "nan", "null")
 """What stands in the cells of a table that says nothing."""
 DEGREES = ("tp", "pp", "vp", "cp", "ep", "etp")
 SIZES = ("gpus", "nodes", "mbs", "gbs", "seq", "num_microbatches", "tp", "pp", "vp", "cp", "ep", "etp", "dp")
@@ -64,6 +65,13 @@ TOLD = frozenset({
     "run_id", "run", "run_name", "name", "notes", "note", "comment", "licence", "license", "confidence", "capacity_gb", "recompute_note", "date", "url",
 })  # fmt: skip
 """What is for people: nothing is read from it, and nobody is told so."""
+
+
+RECOMPUTED = {
+    "recompute_granularity": "granularity", "recompute_method": "method", "recompute_num_layers": "num_layers",
+    "recompute_modules": "modules",
+}  # fmt: skip
+"""Megatron's fields of recomputation, and ours."""
 
 
 class _Other(NamedTuple):
@@ -103,12 +111,12 @@ def spelt(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     unread = []
     for written, value in row.items():
-        key = field(written)
+        key = _key(written)
         name = ours.get(key, key)
         if value is None or (isinstance(value, str) and value.strip().lower() in _NOTHING):
             continue
         told = key in TOLD or key.startswith("_")
-        if not told and name not in READ and key not in OTHERS and key not in ("mfu", "mfu_pct"):
+        if not told and name not in READ and key not in OTHERS and key not in ("mfu", "mfu_pct", *RECOMPUTED):
             unread.append(key)
         if name in out and out[name] != value and name not in row:
             raise UsageError(f"the row has two of {name}: {out[name]} and {value}", hint="leave one out")
@@ -119,10 +127,34 @@ def spelt(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     for name in DEGREES:
         if str(out.get(name)) in ("0", "0.0"):
             del out[name]  # not used
-    for name in (*OTHERS, *QUANTITIES):
-        if isinstance(out.get(name), str):
-            _measured(out, name)
+    _cells(out)
+    if "recompute" not in out and out.get("recompute_granularity"):
+        out["recompute"] = _recomputed(out)
     return out | {name: number(name, out[name]) for name in SIZES if name in out}
+
+
+def _recomputed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What Megatron's fields say of recomputation; modules count where it is selective."""
+    said = {ours: row[name] for name, ours in RECOMPUTED.items() if name in row}
+    if isinstance(said.get("modules"), str):
+        said["modules"] = re.findall(r"\w+", said["modules"])
+    if "num_layers" in said:
+        said["num_layers"] = number("recompute_num_layers", said["num_layers"])
+    if str(said["granularity"]).lower() != "selective":
+        said.pop("modules", None)
+    return said
+
+
+def is_read(written: str) -> bool:
+    """Whether a field of this name says something of a run."""
+    key = _key(written)
+    return key in _KEYS or key in OTHERS or key in READ - {"id", "status", "source", "group", "unit", "metric"}
+
+
+def _key(written: str) -> str:
+    """A field's name; of a whole configuration (model.tensor_model_parallel_size) what it ends with, where that is known."""
+    key, last = field(written), field(written.rsplit(".", 1)[-1])
+    return last if key not in _KEYS and key not in READ and last in _KEYS else key
 
 
 def field(written: str) -> str:
@@ -131,6 +163,8 @@ def field(written: str) -> str:
     return lower if lower.startswith("_") else re.sub(r"[^a-z0-9]+", "_", lower.replace("/", " per ")).strip("_")
 
 
+_KEYS = frozenset({*FIELDS, *(other for others in FIELDS.values() for other in others), *RECOMPUTED})
+"""Names that may end the name of a field in a whole configuration."""
 QUANTITIES = (
     "iteration_time_s",
     "tokens_per_s_per_gpu",
@@ -141,6 +175,17 @@ QUANTITIES = (
 )
 """What is measured, in units of ours."""
 _SECONDS = {"s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3, "min": 60.0}
+
+
+def _cells(row: dict[str, Any]) -> None:
+    """Make numbers of the cells that say what was measured; one that says OOM in its place is how the run ended."""
+    for name in (*OTHERS, *QUANTITIES):
+        if isinstance(row.get(name), str):
+            if oom(row[name]):
+                del row[name]
+                row["status"] = "oom"
+            else:
+                _measured(row, name)
 
 
 def _measured(row: dict[str, Any], name: str) -> None:
@@ -481,7 +526,8 @@ def machine_of(hardware: Any, gpu: Any, notes: list[str]) -> Machine:
     if counted := _COUNTED.fullmatch(given):
         name, nodes = counted[1], int(counted[2])
     name = re.sub(r"^\d+\s*[x×]\s*", "", name)
-    for spelling in (name, re.sub(r"[\s_]+", "-", name), name_key(name)):
+    dashed = re.sub(r"[\s_]+", "-", name)
+    for spelling in (name, dashed, re.sub(r"(?<=\d)gb$", "g", dashed.lower()), name_key(name)):
         if (known := preset_of(spelling)) is not None:
             return Machine(known, nodes)
     found = _usual(name)

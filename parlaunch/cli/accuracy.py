@@ -11,20 +11,26 @@ from typing import Any
 
 from parlaunch.cli.files import read_json
 from parlaunch.cli.inputs import choice, note, write
+from parlaunch.cli.unpacked import pieces
 from parlaunch.errors import ProbeError, UsageError
 from parlaunch.hardware.rates import calibrated_by
+
+FIELDS_OF_A_TABLE = (
+    'give {"rows": [...]}, JSON lines, or CSV whose first line names the fields, with a run on each other: '
+    "model,gpu,gpus,tp,pp,mbs,gbs,seq,iteration_time_s"
+)
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows of a table of measured runs: {"rows": [...]}, a bare list, JSON lines, or a table of commas, semicolons or tabs."""
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        text = b"".join(pieces(path)).decode(errors="replace")
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", hint='give a JSON file {"rows": [...]}, or CSV') from error
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
-        data = _lines(path, text) if text.lstrip()[:1] in ("{", "[") else _cells(path, text)
+        data = _lines(path, text) if text.lstrip()[:1] in ("{", "[") and not _logged(text) else _cells(path, text)
     if isinstance(data, dict) and str(data.get("schema")).startswith("parlaunch.plan/"):
         raise UsageError(
             f"{path} is a plan, and nothing in it was measured",
@@ -42,8 +48,20 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _logged(text: str) -> bool:
+    """Whether a text is what a training printed: Megatron, Megatron Bridge or NeMo."""
+    from parlaunch_launch.training_log import iterates
+
+    return any(map(iterates, text.splitlines()))
+
+
 def _cells(path: Path, text: str) -> list[dict[str, Any]]:
     """The rows of a table of cells, whose first line names the fields. A row without a name has its line's."""
+    if _logged(text):
+        raise UsageError(
+            f"{path} is a training's log, not a table of runs",
+            hint=f"parlaunch verify --log {path} --recipe NAME --hardware MACHINE reads it, and adds it to the history",
+        )
     head = next((line for line in text.splitlines() if line.strip()), "")
     mark = max("\t;,|", key=head.count)
     if not head:
@@ -51,9 +69,15 @@ def _cells(path: Path, text: str) -> list[dict[str, Any]]:
     if mark == "|" or not head.count(mark):
         raise UsageError(
             f"{path} is neither JSON nor a table of cells: its first line is {head[:60]!r}",
-            hint='give {"rows": [...]}, JSON lines, or CSV whose first line names the fields: model,gpu,gpus,tp,pp,mbs,gbs,seq,iteration_time_s',
+            hint=FIELDS_OF_A_TABLE,
         )
+    from parlaunch.check.words import is_read
+
     read = csv.DictReader(io.StringIO(text.lstrip()), delimiter=mark, skipinitialspace=True)
+    if not any(map(is_read, filter(None, read.fieldnames or ()))):
+        raise UsageError(
+            f"{path}: no field of its first line says anything of a run: {head[:60]!r}", hint=FIELDS_OF_A_TABLE
+        )
     rows: list[dict[str, Any]] = []
     try:
         for cells in read:

@@ -20,6 +20,7 @@ from parlaunch.cli.job import finish, job_of
 from parlaunch.cli.launch import situation_of
 from parlaunch.cli.request import Request, Trial
 from parlaunch.cli.trial import print_shown, remember_row
+from parlaunch.cli.unpacked import pieces
 from parlaunch.errors import ParlaunchError, UsageError
 from parlaunch.planning.plan import Plan
 
@@ -71,10 +72,9 @@ RANK = re.compile(r"(?:local[-_]?)?(?:rank|proc|task|worker|gpu|node)[-_.]?\d+",
 SURE = re.compile(r"rank[-_.]?\d+|attempt_\d+/std", re.IGNORECASE)
 """Names that only ranks have. A task, node or GPU may be counted as well: `gpu8.log` and `gpu16.log` are two runs."""
 STREAM = re.compile(r"[-_.]?std(?:out|err)|\.(?:out|err)$")
+PACKED = re.compile(r"\.(?:gz|bz2|xz)$")
 NUMBER = re.compile(r"(\d+)(?=\.\w+$|$)")
 """The last number of a name: a task, of Slurm's %t, where such files are numbered from 0 without a gap."""
-CHUNK = 1 << 20
-"""Bytes of a log that are read at once."""
 FIRST_RANK = re.compile(r"using world size: \d|^-+ arguments -+|\] Non-default values")
 """What Megatron and Bridge print on the first rank alone."""
 
@@ -86,7 +86,7 @@ def _runs(path: Path) -> list[list[Path]]:
         return [[path]]
     by_rank: dict[str, dict[str, list[Path]]] = {}  # files of both streams, by run and by rank
     for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
-        whole = file.relative_to(path).as_posix()
+        whole = PACKED.sub("", file.relative_to(path).as_posix())
         name = STREAM.sub("", TORCHRUN_LOG.sub(r"\1", whole))
         by_rank.setdefault(RANK.sub("", name), {}).setdefault(STREAM.sub("", whole), []).append(file)
     runs: list[list[Path]] = []
@@ -144,8 +144,7 @@ def _lines(file: Path) -> Iterator[str]:
     from parlaunch_launch.training_log import lines_of
 
     try:
-        with file.open("rb") as log:
-            yield from lines_of(iter(lambda: log.read(CHUNK), b""))
+        yield from lines_of(pieces(file, "--log"))
     except OSError as error:
         raise UsageError(
             f"--log {file}: {error.strerror}", hint="give the output of a run, or a folder of them"

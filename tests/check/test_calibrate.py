@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import runpy
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from math import log
@@ -186,9 +190,23 @@ def test_a_table_of_cells_is_read_as_its_rows(tmp_path: Path, mark: str) -> None
 
 
 @pytest.mark.parametrize(
+    "kept", [gzip.compress, bz2.compress, lzma.compress, lambda text: text.decode().encode("utf-16")]
+)
+def test_a_table_is_read_as_it_is_kept(tmp_path: Path, kept: Callable[[bytes], bytes]) -> None:
+    (tmp_path / "runs").write_bytes(kept(b"model,gpus\nllama3 8b,8\n"))
+    assert rows_of(tmp_path / "runs") == [{"id": "line 2", "model": "llama3 8b", "gpus": "8"}]
+
+
+@pytest.mark.parametrize(
     ("text", "why"),
     [
         ("", "has no rows"),
+        ("Step,run-1 - lm loss\n1,12.0\n", "no field of its first line says anything of a run: 'Step,run-1"),
+        (
+            " [2026-01-10 10:00:00] iteration        1/     100 | elapsed time per iteration (ms): 9.5 |",
+            "is a training's log",
+        ),
+        ("[0]:Training epoch 0, iteration 1/3 | train_step_timing in s: 9.1 | lr: 1e-05", "is a training's log"),
         ("model,gpus\n", "has no rows"),
         ("hello world\n", "neither JSON nor a table of cells: its first line is 'hello world'"),
         ("model,seq\nllama3 8b,8,192\n", "line 2 has more cells than the first line names fields"),

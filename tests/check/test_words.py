@@ -51,12 +51,41 @@ PLAIN = read()
         (("gbs",), {"gradient_accumulation_steps": 8}),
         (("tp",), {"TP": 2.0}),
         (("mbs", "gpus"), {"Micro-batch size": "1", "# GPUs": "16"}),
-        ((), {"vp": 0, "ep": "-", "cp": ""}),
+        ((), {"vp": 0, "ep": "-", "cp": "nan"}),
+        (
+            ("tp", "mbs", "gbs", "seq", "precision"),
+            {
+                "model.tensor_model_parallel_size": "2",
+                "train.micro_batch_size": 1,
+                "config.train.global_batch_size": 64,
+                "dataset.seq_length": 4096,
+                "mixed_precision": "bf16_mixed",
+                "model.recompute_granularity": "None",
+                "model.recompute_modules": "[core_attn]",
+            },
+        ),
     ],
 )
 def test_other_names_of_a_field_mean_the_same(without: tuple[str, ...], change: dict[str, Any]) -> None:
     run = read(*without, **change)
     assert (run.layout, run.recipe, run.rates, run.scored) == (PLAIN.layout, PLAIN.recipe, PLAIN.rates, True)
+
+
+def test_recomputation_is_read_from_the_fields_of_a_configuration() -> None:
+    full = {
+        "model.recompute_granularity": "full",
+        "model.recompute_method": "block",
+        "model.recompute_num_layers": "4.0",
+    }
+    assert read(**full).layout.recompute == Recompute(granularity="full", method="block", num_layers=4)
+    some = read(recompute_granularity="selective", recompute_modules="['core_attn', 'mlp']").layout.recompute
+    assert (some.granularity, set(some.modules)) == ("selective", {"core_attn", "mlp"})
+
+
+def test_out_of_memory_in_the_place_of_a_number_is_how_the_run_ended() -> None:
+    for cell in ({"iteration_time_s": "OOM"}, {"tokens/s/GPU": "oom"}, {"peak memory (GiB)": "OOM on rank 0"}):
+        run = read("iteration_time_s", **cell)
+        assert (run.oom, run.measured) == (True, {})
 
 
 def test_a_name_that_nothing_reads_is_said() -> None:

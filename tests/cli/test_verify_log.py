@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +61,37 @@ def test_a_log_is_judged_and_remembered(
     assert (row["source"], row["status"]) == ("log", "ok")
     if "tp" in run["layout_in_log"]:
         assert run["sizes"]["tp"] == row["tp"] == 2
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "log": lambda text: text.decode().encode("utf-16"),  # as PowerShell saves it
+}
+
+
+@pytest.mark.parametrize("ending", PACKED)
+def test_logs_are_read_as_they_are_kept(parlaunch: Callable[..., Said], tmp_path: Path, ending: str) -> None:
+    for rank, text in enumerate((CONFIGURED, megatron())):
+        (tmp_path / f"rank_{rank}.out.{ending}").write_bytes(PACKED[ending](text.encode()))
+    said = parlaunch("verify", "--log", str(tmp_path), *HERE, "--quiet")
+    assert [line.split("  ")[1].strip() for line in said.out.splitlines()[1:]] == ["passed"], said.err
+
+
+def test_a_packed_log_that_is_cut_off_is_read_as_far_as_it_goes(parlaunch: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "run.log.gz").write_bytes(gzip.compress(megatron().encode(), 0)[:-300])
+    said = parlaunch("verify", "--log", str(tmp_path / "run.log.gz"), *HERE, "--format", "json")
+    assert "run.log.gz is cut off or damaged" in said.err
+    assert json.loads(said.out)["runs"][0]["steps"] == 3
+
+
+def test_a_log_in_a_packing_that_is_not_read_is_told_how_to_unpack(
+    parlaunch: Callable[..., Said], tmp_path: Path
+) -> None:
+    (tmp_path / "run.zst").write_bytes(b"\x28\xb5\x2f\xfd" + b"x" * 40)
+    said = parlaunch("verify", "--log", str(tmp_path / "run.zst"), *HERE)
+    assert (said.code, "unpack it first: zstd -d" in said.err) == (2, True)
 
 
 def test_a_folder_of_logs_is_a_table_and_the_worst_decides(parlaunch: Callable[..., Said], tmp_path: Path) -> None:

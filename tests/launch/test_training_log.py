@@ -270,6 +270,11 @@ def test_batch_and_precision_are_read_from_the_configuration() -> None:
     assert (lm.precision, lm.micro_batch, lm.layout["tp"]) == ("bf16+fp8", 2, 4)
 
 
+def test_a_list_of_arguments_that_begins_in_its_middle_says_nothing_of_what_stood_before() -> None:
+    assert read("  micro_batch_size ... 2\n").precision is None
+    assert read("  bf16 ... False\n  fp16 ... False\n  micro_batch_size ... 2\n").precision == "fp32"
+
+
 NEMO = {
     # As users published them; https://docs.nvidia.com/nemo-framework and NeMo's progress_printer.py have the formats.
     "2, from 0": (
