@@ -313,7 +313,7 @@ def _kind(r: Recipe, given: Given) -> None:
 
 
 def _saved(r: Recipe, given: Given) -> None:
-    # bridge/training/config.py:1395
+    # bridge/training/config.py:1397
     form, apart = said(given, "checkpoint.ckpt_format"), "checkpoint.async_save"
     folder = "checkpoint.save"
     if said(given, apart) is True and said(given, folder) is None and (r.benchmark or folder in given):

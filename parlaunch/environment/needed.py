@@ -196,7 +196,7 @@ def _offloaded(r: Recipe, made: Recipe, given: Given) -> None:
         raise UsageError(
             f"{FINE_MODULES}={given[FINE_MODULES]}: no module is named", hint=f"say {FINE}=False in its place"
         )
-    # megatron/core/transformer/transformer_config.py:1894
+    # megatron/core/transformer/transformer_config.py:1895
     if modules and "fused_group_mlp" in made.features.offload_modules and fused not in given:
         raise UsageError(
             f"{FINE_MODULES}={given[FINE_MODULES]}: fused_group_mlp is a fused kernel's", hint=f"add {fused}=True"

@@ -67,7 +67,7 @@ NOT_SO: Mapping[str, str] = {
 """Those of them that do: they wait for the GPU, dump tensors, or change a size."""
 
 IMPLEMENTATION = "model.transformer_impl"
-"""What Megatron's conditions go by, and none of the layers that Bridge builds (bridge/models/gpt_provider.py:105)."""
+"""What Megatron's conditions go by, and none of the layers that Bridge builds (bridge/models/gpt_provider.py:120)."""
 
 OVERRULED = (
     r"(model|optimizer|ddp)\.(fp16|bf16|fp32|params_dtype|autocast_(dtype|enabled)|grad_reduce_in_fp32|first_last_layers_bf16"

@@ -296,7 +296,7 @@ def _architecture(recipe: Recipe, given: Mapping[str, str]) -> Architecture:
         a = replace(a, derived=(*a.derived, *derived))
         changes = {name: size for name, size in changes.items() if name not in derived}
     if "moe_ffn_hidden_size" in changes and changes["moe_ffn_hidden_size"] is None and a.num_moe_experts:
-        # megatron/core/transformer/transformer_config.py:1527
+        # megatron/core/transformer/transformer_config.py:1535
         changes["moe_ffn_hidden_size"] = changes.get("ffn_hidden_size", a.ffn_hidden_size)
     if ACTIVATION in given:
         changes["activation_func"] = activation(given[ACTIVATION])
@@ -483,4 +483,4 @@ QUANTIZED_WEIGHTS = (
     "model.fp8_param", "ddp.fp8_param_gather", "ddp.reuse_grad_buf_for_mxfp8_param_ag", "optimizer.reuse_grad_buf_for_mxfp8_param_ag",
 )  # fmt: skip
 """Switches of weights in 8 bits that recipes set beside their mixed precision, and that are refused without it
-(megatron/core/transformer/transformer_config.py:1439, megatron/core/distributed/distributed_data_parallel_config.py:375)."""
+(megatron/core/transformer/transformer_config.py:1439, megatron/core/distributed/distributed_data_parallel_config.py:253)."""

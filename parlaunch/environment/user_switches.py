@@ -81,7 +81,7 @@ def _graph(given: Given, f: Features) -> dict[str, Any]:
 
 
 def _captures(kind: Any, key: str, modules: Sequence[str], given: Given) -> None:
-    """Raise `UsageError` for modules that graphs of this kind cannot be of (megatron/core/transformer/cuda_graph_config.py:117, :156)."""
+    """Raise `UsageError` for modules that graphs of this kind cannot be of (megatron/core/transformer/cuda_graph_config.py:117, :134)."""
     if "full_iteration_inference" in modules:
         raise UsageError(f"{key}={given[key]}: that is no graph of training", hint="leave it out")
     if kind == "full_iteration" and set(modules) - {"full", "full_iteration"}:

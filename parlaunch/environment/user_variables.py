@@ -214,11 +214,11 @@ def _positive(value: str, _s: Facts) -> str | None:
 
 
 DANGERS: tuple[Danger, ...] = (
-    Danger("CUDA_DEVICE_MAX_CONNECTIONS", _connections, "B/training/config.py:1110, M/training/arguments.py:1454"),
-    Danger("PYTORCH_CUDA_ALLOC_CONF", _allocator, "M/core/distributed/distributed_data_parallel_config.py:263"),
-    Danger("PYTORCH_ALLOC_CONF", _allocator, "M/core/distributed/distributed_data_parallel_config.py:263"),
-    Danger("NCCL_GRAPH_REGISTER", _graph_register, "M/core/transformer/cuda_graphs.py:2194"),
-    Danger("NVTE_CPU_OFFLOAD_V1", _offload, "B/training/config.py:2211"),
+    Danger("CUDA_DEVICE_MAX_CONNECTIONS", _connections, "B/training/config.py:1102, M/training/arguments.py:1414"),
+    Danger("PYTORCH_CUDA_ALLOC_CONF", _allocator, "M/core/distributed/distributed_data_parallel_config.py:257"),
+    Danger("PYTORCH_ALLOC_CONF", _allocator, "M/core/distributed/distributed_data_parallel_config.py:257"),
+    Danger("NCCL_GRAPH_REGISTER", _graph_register, "M/core/transformer/cuda_graphs.py:2103"),
+    Danger("NVTE_CPU_OFFLOAD_V1", _offload, "B/training/config.py:2055"),
     Danger("NCCL_ALGO", _algorithm, "B/training/config.py:1058"),
     Danger("CUDA_LAUNCH_BLOCKING", _blocking, "CUDA C++ Programming Guide, environment variables"),
     Danger("NCCL_P2P_DISABLE", _no_p2p, "NCCL user guide, NCCL_P2P_DISABLE"),
@@ -238,11 +238,11 @@ DANGERS: tuple[Danger, ...] = (
     Danger("NVTE_ALLOW_NONDETERMINISTIC_ALGO", _deterministic, "Transformer Engine, attention backends"),
     Danger("NCCL_IB_DISABLE", _no_ib, "NCCL user guide, NCCL_IB_DISABLE"),
     Danger("NCCL_MNNVL_ENABLE", _mnnvl, "NCCL user guide, NCCL_MNNVL_ENABLE"),
-    Danger("USE_MNNVL", _use_mnnvl, "S/utils/utils.py:281"),
-    Danger("NUM_OF_HYBRID_EP_RANKS_PER_NVLINK_DOMAIN", _ranks, "S/utils/utils.py:281"),
-    Danger("NVTE_FLASH_ATTN", _attention, "M/core/models/common/language_module/language_module.py:120"),
-    Danger("NVTE_FUSED_ATTN", _attention, "M/core/models/common/language_module/language_module.py:120"),
-    Danger("NVTE_UNFUSED_ATTN", _attention, "M/core/models/common/language_module/language_module.py:120"),
+    Danger("USE_MNNVL", _use_mnnvl, "S/utils/utils.py:284"),
+    Danger("NUM_OF_HYBRID_EP_RANKS_PER_NVLINK_DOMAIN", _ranks, "S/utils/utils.py:284"),
+    Danger("NVTE_FLASH_ATTN", _attention, "M/core/models/common/language_module/language_module.py:114"),
+    Danger("NVTE_FUSED_ATTN", _attention, "M/core/models/common/language_module/language_module.py:114"),
+    Danger("NVTE_UNFUSED_ATTN", _attention, "M/core/models/common/language_module/language_module.py:114"),
     Danger("OMP_NUM_THREADS", _positive, "OpenMP specification"),
 )
 

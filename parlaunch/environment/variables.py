@@ -308,7 +308,7 @@ BENCHMARKS = "Megatron Bridge benchmark recipes, B/perf_recipes"
 ENTRIES: tuple[Entry, ...] = (
     Entry(
         "CUDA_DEVICE_MAX_CONNECTIONS", connections, "how many queues feed the GPU",
-        "M/training/arguments.py:1454, B/training/config.py:1110, S/utils/overrides.py:257",
+        "M/training/arguments.py:1414, B/training/config.py:1102, S/utils/overrides.py:257",
     ),
     Entry(
         "CUDA_DEVICE_ORDER", _cluster_order,
@@ -330,11 +330,11 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         "TORCH_NCCL_AVOID_RECORD_STREAMS", _record_streams,
         "tensors in flight are held by reference: recorded streams would keep their memory longer",
-        "B/recipes/utils/environment_utils.py, B/perf_recipes/llama/gb200/llama3.py:67",
+        "B/recipes/utils/environment_utils.py, B/perf_recipes/llama/gb200/llama3.py:65",
     ),
     Entry(
         "PYTORCH_CUDA_ALLOC_CONF", _allocator, "segments that grow: less memory lost to fragmentation in a long run",
-        "B/recipes/utils/environment_utils.py, M/core/distributed/distributed_data_parallel_config.py:263",
+        "B/recipes/utils/environment_utils.py, M/core/distributed/distributed_data_parallel_config.py:257",
         neutral="expandable_segments:False",
     ),
     Entry(
@@ -345,7 +345,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         "NCCL_GRAPH_REGISTER", _graph_register,
         "growing segments cannot be registered by NCCL when a CUDA graph is captured: Megatron asks for 0 with them",
-        "M/core/transformer/cuda_graphs.py:2194",
+        "M/core/transformer/cuda_graphs.py:2103",
     ),
     Entry(
         "NCCL_NVLS_ENABLE", _nvls, "NVLink SHARP takes SMs and buffer memory, and pays only with NCCL user buffers",
@@ -357,23 +357,23 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     Entry(
         "NCCL_P2P_NET_CHUNKSIZE", _chunk_size, "pipeline stages send large activations: bigger pieces for the network",
-        "B/perf_recipes/llama/gb200/llama31.py:66, S/utils/overrides.py:286", tuning=True,
+        "B/perf_recipes/llama/gb200/llama31.py:64, S/utils/overrides.py:286", tuning=True,
     ),
     Entry(
         "NCCL_IGNORE_CPU_AFFINITY", _ignore_affinity,
         "on B300, NVIDIA pins ranks to single cores, which NCCL's own threads must be free to leave",
-        "B/perf_recipes/llama/b300/llama31.py:79", neutral="0",
+        "B/perf_recipes/llama/b300/llama31.py:78", neutral="0",
     ),
     Entry(
-        "USE_MNNVL", _mnnvl_use, "does NVLink leave the node", "S/utils/utils.py:281",
+        "USE_MNNVL", _mnnvl_use, "does NVLink leave the node", "S/utils/utils.py:284",
     ),
     Entry(
-        "NVLINK_DOMAIN_SIZE", _domain_size, "GPUs that HybridEP reaches over NVLink", "S/utils/utils.py:281",
+        "NVLINK_DOMAIN_SIZE", _domain_size, "GPUs that HybridEP reaches over NVLink", "S/utils/utils.py:284",
     ),
     Entry(
         "NUM_OF_HYBRID_EP_RANKS_PER_NVLINK_DOMAIN", hybrid_ranks,
         "expert parallel ranks inside one NVLink domain; HybridEP sends the rest over the network",
-        "S/utils/overrides.py:265, S/utils/utils.py:281",
+        "S/utils/overrides.py:265, S/utils/utils.py:284",
     ),
     Entry(
         "NUM_OF_TOKENS_PER_CHUNK_COMBINE_API", _combine_chunk, "tokens HybridEP combines at a time", BENCHMARKS, tuning=True,
@@ -381,18 +381,18 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         "NVTE_CUTEDSL_FUSED_GROUPED_MLP", lambda s: "1" if s.op_fuser else None,
         "unset, Transformer Engine silently skips the fused grouped MLP that this recipe is written for",
-        "M/core/transformer/moe/experts.py:454", neutral="0",
+        "M/core/transformer/moe/experts.py:398", neutral="0",
     ),
     Entry(
         "CUDNNFE_CLUSTER_OVERLAP_MARGIN",
         lambda s: "8" if s.op_fuser and (s.features.ep_overlap or "mamba" in s.features.cuda_graph_scope) else None,
-        "the fused grouped MLP leaves clusters to the all-to-all beside it", "B/perf_recipes/qwen/gb200/qwen3_moe.py:186",
+        "the fused grouped MLP leaves clusters to the all-to-all beside it", "B/perf_recipes/qwen/gb200/qwen3_moe.py:187",
         tuning=True,
     ),
     Entry(
         "NVTE_CPU_OFFLOAD_V1", lambda s: "1" if s.features.offload_modules else None,
         "fine-grained activation offloading: Megatron stops without it on Transformer Engine 2.10 and newer",
-        "B/training/config.py:2211",
+        "B/training/config.py:2055",
     ),
     Entry(
         "NVTE_USE_FAST_MATH", lambda s: "1" if s.recipe.precision == "nvfp4" else None,
@@ -400,7 +400,7 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     Entry(
         "NVTE_ALLOW_NONDETERMINISTIC_ALGO", _repeatable, "DeepSeek's attention: only kernels that repeat their result",
-        "B/perf_recipes/deepseek/gb200/deepseek_v3.py:77",
+        "B/perf_recipes/deepseek/gb200/deepseek_v3.py:75",
     ),
     Entry(
         "NCCL_ALGO", lambda s: "Ring" if s.repeats else None,

@@ -80,7 +80,7 @@ class Need:
 
 OVERLAP_NEEDS = Need(
     "torch", (2, 6), "overlapping the expert all-to-all hangs before PyTorch 2.6",
-    "megatron/core/transformer/transformer_config.py:3002",
+    "megatron/core/transformer/transformer_config.py:2669",
 )  # fmt: skip
 GRAPHS_NEED = Need(
     "transformer_engine", (2, 7), "CUDA graphs of single modules need Transformer Engine 2.7",
@@ -88,7 +88,7 @@ GRAPHS_NEED = Need(
 )  # fmt: skip
 BUFFERS_NEED = Need(
     "torch", (2, 11), "NCCL's user buffers exclude growing segments of memory before PyTorch 2.11",
-    "megatron/core/distributed/distributed_data_parallel_config.py:262",
+    "megatron/core/distributed/distributed_data_parallel_config.py:256",
 )  # fmt: skip
 DELAY_NEEDS = Need(
     "transformer_engine", (2, 7), "delayed weight gradients need Transformer Engine 2.7",

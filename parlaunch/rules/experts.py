@@ -13,7 +13,7 @@ EXPERTS = Chapter()
 DISPATCHERS = (None, "allgather", "alltoall", "deepep", "hybridep")
 
 
-@EXPERTS.rule("ep-needs-moe", "EP>1 -> num_moe_experts > 0", "megatron/core/transformer/transformer_config.py:1596")
+@EXPERTS.rule("ep-needs-moe", "EP>1 -> num_moe_experts > 0", "megatron/core/transformer/transformer_config.py:1469")
 def needs_experts(x: Layout, r: Recipe, _m: Rates) -> str | None:
     if r.architecture.num_moe_experts or (x.ep == 1 and x.etp == 1):
         return None
@@ -21,7 +21,7 @@ def needs_experts(x: Layout, r: Recipe, _m: Rates) -> str | None:
     return f"{what} spreads experts, and {r.model} has none"
 
 
-@EXPERTS.rule("ep-divides", "num_moe_experts % EP == 0", "megatron/core/transformer/moe/moe_layer.py:186")
+@EXPERTS.rule("ep-divides", "num_moe_experts % EP == 0", "megatron/core/transformer/moe/moe_layer.py:185")
 def divides_experts(x: Layout, r: Recipe, _m: Rates) -> str | None:
     experts = r.architecture.num_moe_experts
     return None if not experts or experts % x.ep == 0 else f"EP {x.ep} does not divide the {experts} experts"
@@ -29,7 +29,7 @@ def divides_experts(x: Layout, r: Recipe, _m: Rates) -> str | None:
 
 @EXPERTS.rule(
     "ep-dispatcher", "dispatcher in {allgather, alltoall, deepep, hybridep}",
-    "megatron/core/transformer/moe/moe_layer.py:329",
+    "megatron/core/transformer/moe/moe_layer.py:321",
 )  # fmt: skip
 def known_dispatcher(_x: Layout, r: Recipe, _m: Rates) -> str | None:
     name = r.features.dispatcher
@@ -40,7 +40,7 @@ DEEPEP_GPU.enter(EXPERTS)
 HYBRIDEP_GPU.enter(EXPERTS)
 
 
-@EXPERTS.rule("ep-hybridep-domain", "hybridep on NVL72 -> EP <= 72", "bridge/scripts/performance/utils/utils.py:317")
+@EXPERTS.rule("ep-hybridep-domain", "hybridep on NVL72 -> EP <= 72", "scripts/performance/utils/utils.py:322")
 def hybridep_domain(x: Layout, r: Recipe, m: Rates) -> str | None:
     rack = m.product.rack_gpus
     if r.features.dispatcher != "hybridep" or rack is None or x.ep <= rack:
@@ -54,7 +54,7 @@ OVERLAP.enter(EXPERTS)
 
 @EXPERTS.rule(
     "ep-overlap-graph", "overlap and TE graph -> moe, mlp not in scope",
-    "megatron/core/transformer/transformer_config.py:3065",
+    "megatron/core/transformer/transformer_config.py:2740",
 )  # fmt: skip
 def overlap_graph(_x: Layout, r: Recipe, _m: Rates) -> str | None:
     f = r.features
@@ -65,7 +65,7 @@ def overlap_graph(_x: Layout, r: Recipe, _m: Rates) -> str | None:
 
 @EXPERTS.rule(
     "ep-paged-stash", "paged stash -> hybridep, no CPU offloading of layers",
-    "megatron/core/transformer/transformer_config.py:2212",
+    "megatron/core/transformer/transformer_config.py:1906",
 )  # fmt: skip
 def paged_stash(_x: Layout, r: Recipe, _m: Rates) -> str | None:
     f = r.features
@@ -80,7 +80,7 @@ def paged_stash(_x: Layout, r: Recipe, _m: Rates) -> str | None:
 
 @EXPERTS.rule(
     "ep-group-topk", "experts % groups == 0 and group_topk <= groups",
-    "megatron/core/transformer/transformer_config.py:2682",
+    "megatron/core/transformer/transformer_config.py:2349",
 )  # fmt: skip
 def routing_groups(_x: Layout, r: Recipe, _m: Rates) -> str | None:
     a = r.architecture

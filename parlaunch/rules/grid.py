@@ -53,14 +53,14 @@ def batch_divides(x: Layout, _r: Recipe, _m: Rates) -> str | None:
     )
 
 
-@GRID.rule("mbs-offline-pack", "offline packing -> MBS == 1", "bridge/training/config.py:1606")
+@GRID.rule("mbs-offline-pack", "offline packing -> MBS == 1", "bridge/training/config.py:1467")
 def packed_alone(x: Layout, r: Recipe, _m: Rates) -> str | None:
     if r.packing != "offline" or x.micro_batch_size == 1:
         return None
     return f"sequences packed offline need micro batch 1, not {x.micro_batch_size}: a pack is the batch"
 
 
-@GRID.rule("mbs-inbatch-pack", "in-batch packing -> MBS > 1", "bridge/training/config.py:1627")
+@GRID.rule("mbs-inbatch-pack", "in-batch packing -> MBS > 1", "bridge/training/config.py:1480")
 def packed_together(x: Layout, r: Recipe, _m: Rates) -> str | None:
     if r.packing != "in_batch" or x.micro_batch_size > 1:
         return None

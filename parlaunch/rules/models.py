@@ -69,7 +69,7 @@ UNSTAGED: Mapping[str, str] = {
 
 @MODELS.rule(
     "vp-unstaged", "Qwen3-VL, WAN -> VP is None",
-    "bridge/models/qwen_vl/qwen3_vl_provider.py:153, bridge/diffusion/models/wan/wan_provider.py:137, "
+    "bridge/models/qwen_vl/qwen3_vl_provider.py:155, bridge/diffusion/models/wan/wan_provider.py:138, "
     "megatron/core/transformer/transformer_layer.py:191",
 )  # fmt: skip
 def interleaving_refused(x: Layout, r: Recipe, _m: Rates) -> str | None:

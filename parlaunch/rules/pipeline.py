@@ -19,7 +19,7 @@ def interleaving_needs_stages(x: Layout, _r: Recipe, _m: Rates) -> str | None:
 
 @PIPELINE.rule(
     "pp-hybrid-bridge", "hybrid -> VP is None and no explicit split",
-    "bridge/models/hybrid/hybrid_provider.py:291",
+    "bridge/models/hybrid/hybrid_provider.py:295",
 )  # fmt: skip
 def hybrid(x: Layout, r: Recipe, _m: Rates) -> str | None:
     if not r.architecture.hybrid_layer_pattern or (x.vp is None and x.layers_per_chunk is None):
@@ -28,7 +28,7 @@ def hybrid(x: Layout, r: Recipe, _m: Rates) -> str | None:
     return f"hybrid models take their stages from the layer pattern: {what} is refused"
 
 
-@PIPELINE.rule("pp-layers", "num_layers % PP == 0", "megatron/core/transformer/transformer_block.py:156")
+@PIPELINE.rule("pp-layers", "num_layers % PP == 0", "megatron/core/transformer/transformer_block.py:150")
 def layers_divide(x: Layout, r: Recipe, _m: Rates) -> str | None:
     layers = len(r.architecture.layers())
     if x.layers_per_chunk is not None or layers % x.pp == 0:
@@ -48,7 +48,7 @@ def wide_ends(x: Layout, r: Recipe, _m: Rates) -> str | None:
     return f"{most} layers at one end stay in bf16, and a stage of PP {x.pp} has {held}"
 
 
-@PIPELINE.rule("vp-layers", "(num_layers/PP) % VP == 0", "megatron/core/transformer/transformer_block.py:175")
+@PIPELINE.rule("vp-layers", "(num_layers/PP) % VP == 0", "megatron/core/transformer/transformer_block.py:169")
 def layers_interleave(x: Layout, r: Recipe, _m: Rates) -> str | None:
     layers = len(r.architecture.layers())
     if x.layers_per_chunk is not None or x.vp is None or layers % x.pp or layers // x.pp % x.vp == 0:
@@ -57,7 +57,7 @@ def layers_interleave(x: Layout, r: Recipe, _m: Rates) -> str | None:
 
 
 @PIPELINE.rule(
-    "pp-layout-len", "len(layout) == PP*VP", "megatron/core/transformer/pipeline_parallel_layer_layout.py:41"
+    "pp-layout-len", "len(layout) == PP*VP", "megatron/core/transformer/pipeline_parallel_layer_layout.py:40"
 )
 def split_length(x: Layout, _r: Recipe, _m: Rates) -> str | None:
     if x.layers_per_chunk is None or len(x.layers_per_chunk) == x.chunks:
@@ -67,7 +67,7 @@ def split_length(x: Layout, _r: Recipe, _m: Rates) -> str | None:
 
 @PIPELINE.rule(
     "pp-layout-content", "sum(layout) == num_layers; only the ends may hold no decoder layer",
-    "megatron/core/transformer/pipeline_parallel_layer_layout.py:95",
+    "megatron/core/transformer/pipeline_parallel_layer_layout.py:94",
 )  # fmt: skip
 def split_content(x: Layout, r: Recipe, _m: Rates) -> str | None:
     if x.layers_per_chunk is None:
@@ -80,14 +80,14 @@ def split_content(x: Layout, r: Recipe, _m: Rates) -> str | None:
     return None
 
 
-@PIPELINE.rule("vp-group", "VP -> num_microbatches >= PP", "megatron/core/pipeline_parallel/schedules.py:1168")
+@PIPELINE.rule("vp-group", "VP -> num_microbatches >= PP", "megatron/core/pipeline_parallel/schedules.py:1141")
 def enough_microbatches(x: Layout, _r: Recipe, _m: Rates) -> str | None:
     if x.vp is None or x.num_microbatches >= x.pp:
         return None
     return f"interleaving needs at least PP {x.pp} micro batches, and there are {x.num_microbatches}"
 
 
-@PIPELINE.rule("vp-remainder", "VP -> num_microbatches % PP == 0", "megatron/core/pipeline_parallel/schedules.py:1180")
+@PIPELINE.rule("vp-remainder", "VP -> num_microbatches % PP == 0", "megatron/core/pipeline_parallel/schedules.py:1153")
 def microbatch_groups(x: Layout, _r: Recipe, _m: Rates) -> str | None:
     if x.vp is None or x.num_microbatches < x.pp or x.num_microbatches % x.pp == 0:
         return None
@@ -96,7 +96,7 @@ def microbatch_groups(x: Layout, _r: Recipe, _m: Rates) -> str | None:
 
 @PIPELINE.rule(
     "pp-layout-mtp-stage", "MTP layers stand together in one stage, not the first",
-    "megatron/core/transformer/multi_token_prediction.py:873",
+    "megatron/core/transformer/multi_token_prediction.py:701",
 )  # fmt: skip
 def mtp_stage(x: Layout, r: Recipe, _m: Rates) -> str | None:
     if not r.architecture.mtp_num_layers or x.layers_per_chunk is None or x.chunks > 1:

@@ -19,7 +19,7 @@ class Rule:
 
     id: str
     formula: str
-    source: str  # file:line in Megatron-LM (megatron/…) or Megatron Bridge (bridge/…)
+    source: str  # file:line in Megatron-LM (megatron/…) or Megatron Bridge (bridge/…) of the releases in requirements/bridge.txt
     condition: Condition
 
     def __call__(self, layout: Layout, recipe: Recipe, rates: Rates) -> str | None:

@@ -142,7 +142,7 @@ GRAPHS = Condition(
     "cg-recompute",
     "full recompute or layers offloaded -> no partial CUDA graph; 'moe' recompute and moe_router graphs exclude each other; "
     "alltoall excludes a graph over moe_preprocess beside padding for FP8 or a capacity that is not filled up; Gemma 4 with experts takes none",
-    "megatron/core/transformer/transformer_config.py:2856, :2512, :2516, :2467, bridge/models/gemma/gemma4_provider.py:54",
+    "megatron/core/transformer/transformer_config.py:2523, :2512, :2516, :2467, bridge/models/gemma/gemma4_provider.py:54",
     on=lambda r: r.features.cuda_graph is not None,
     problem=_graphs,
 )
@@ -183,7 +183,7 @@ def _tp_overlap(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
 TP_OVERLAP = Condition(
     "tp-overlap",
     "user buffers -> TP>1, sequence parallelism, bf16, fp8 per tensor or mxfp8, no deterministic mode",
-    "bridge/training/comm_overlap.py:442, bridge/recipes/utils/determinism_utils.py:56, transformer_engine/pytorch/module/base.py: fill_userbuffers_buffer_for_all_gather",
+    "bridge/training/comm_overlap.py:442, bridge/recipes/utils/determinism_utils.py:47, transformer_engine/pytorch/module/base.py: fill_userbuffers_buffer_for_all_gather",
     on=lambda r: r.features.tp_overlap,
     problem=_tp_overlap,
 )
@@ -233,7 +233,7 @@ def _layer_offload(x: Layout, r: Recipe, _gpu: Product | None) -> str | None:
 LAYER_OFFLOAD = Condition(
     "off-cpu",
     "layer offloading -> 0 <= n < num_layers, PP == 1, no recompute, no partial CUDA graph",
-    "megatron/core/transformer/transformer_config.py:1887",
+    "megatron/core/transformer/transformer_config.py:1707",
     on=lambda r: bool(r.features.cpu_offload_layers),
     problem=_layer_offload,
 )
@@ -272,7 +272,7 @@ MODULE_OFFLOAD = Condition(
     "off-fine",
     "fine-grained offloading needs layers of Transformer Engine's and excludes layer offloading; attn_proj only with core_attn; modules "
     "of experts not with 'moe' recompute or a paged stash; mlp_norm not of Gemma 4 with experts",
-    "megatron/core/transformer/transformer_config.py:2128, :1911, bridge/training/config.py:2047, "
+    "megatron/core/transformer/transformer_config.py:1849, :1912, bridge/training/config.py:2047, "
     "bridge/models/gemma/gemma4_provider.py:68",
     on=lambda r: bool(r.features.offload_modules),
     problem=_module_offload,
@@ -316,21 +316,21 @@ def _dispatches(kind: str) -> Callable[[Recipe], bool]:
 DEEPEP_GPU = Condition(
     "ep-deepep-gpu",
     "deepep -> compute capability 8.x or 9.x, or a B200/B300 board",
-    "bridge/training/flex_dispatcher_backend.py:59",
+    "bridge/training/flex_dispatcher_backend.py:60",
     on=_dispatches("deepep"),
     problem=_deepep_gpu,
 )
 HYBRIDEP_GPU = Condition(
     "ep-hybridep-gpu",
     "hybridep -> compute capability 8.x, 9.x or 10.x",
-    "bridge/training/flex_dispatcher_backend.py:70",
+    "bridge/training/flex_dispatcher_backend.py:71",
     on=_dispatches("hybridep"),
     problem=_hybridep_gpu,
 )
 DEEPEP_SIZE = Condition(
     "ep-deepep-size",
     "deepep -> ETP*EP > 1",
-    "megatron/core/transformer/moe/token_dispatcher.py:1836",
+    "megatron/core/transformer/moe/token_dispatcher.py:1770",
     on=_dispatches("deepep"),
     problem=_deepep_size,
 )

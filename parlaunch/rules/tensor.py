@@ -23,7 +23,7 @@ def cp_comm_type(a: Architecture, cp: int) -> str | None:
     return "all_gather" if a.experimental_attention_variant == "dsa" else "p2p"
 
 
-@TENSOR.rule("tp-heads", "num_attention_heads % TP == 0", "megatron/core/transformer/transformer_config.py:1447")
+@TENSOR.rule("tp-heads", "num_attention_heads % TP == 0", "megatron/core/transformer/transformer_config.py:1323")
 def heads(x: Layout, r: Recipe, _m: Rates) -> str | None:
     a = r.architecture
     for count in (a.num_attention_heads, a.sliding_attention_heads):
@@ -34,7 +34,7 @@ def heads(x: Layout, r: Recipe, _m: Rates) -> str | None:
 
 @TENSOR.rule(
     "tp-groups", "num_query_groups % TP == 0 or TP % num_query_groups == 0",
-    "megatron/core/transformer/transformer_config.py:1465",
+    "megatron/core/transformer/transformer_config.py:1342",
 )  # fmt: skip
 def groups(x: Layout, r: Recipe, _m: Rates) -> str | None:
     a = r.architecture
@@ -44,7 +44,7 @@ def groups(x: Layout, r: Recipe, _m: Rates) -> str | None:
     return None
 
 
-@TENSOR.rule("tp-ffn", "ffn % TP == 0; expert ffn % ETP == 0", "megatron/core/tensor_parallel/layers.py:1038")
+@TENSOR.rule("tp-ffn", "ffn % TP == 0; expert ffn % ETP == 0", "megatron/core/tensor_parallel/layers.py:965")
 def widths(x: Layout, r: Recipe, _m: Rates) -> str | None:
     a = r.architecture
     shared = a.moe_shared_expert_intermediate_size if a.num_moe_experts else None
@@ -70,7 +70,7 @@ def sequence_scatters(x: Layout, r: Recipe, _m: Rates) -> str | None:
 
 @TENSOR.rule(
     "tp-bias-moe", "num_moe_experts and add_bias_linear -> ETP == 1",
-    "megatron/core/transformer/transformer_config.py:2613",
+    "megatron/core/transformer/transformer_config.py:2280",
 )  # fmt: skip
 def expert_bias(x: Layout, r: Recipe, _m: Rates) -> str | None:
     a = r.architecture
@@ -81,7 +81,7 @@ def expert_bias(x: Layout, r: Recipe, _m: Rates) -> str | None:
 
 @TENSOR.rule(
     "tp-mamba-heads", "nheads % TP == 0 and ngroups % TP == 0 and nheads % ngroups == 0",
-    "megatron/core/ssm/mamba_mixer.py:262",
+    "megatron/core/ssm/mamba_mixer.py:260",
 )  # fmt: skip
 def mamba_heads(x: Layout, r: Recipe, _m: Rates) -> str | None:
     a = r.architecture
@@ -93,7 +93,7 @@ def mamba_heads(x: Layout, r: Recipe, _m: Rates) -> str | None:
 
 @TENSOR.rule(
     "tp-gdn", "k_heads % (TP*CP) == 0 and v_heads % (TP*CP) == 0",
-    "megatron/core/transformer/transformer_config.py:1495",
+    "megatron/core/transformer/transformer_config.py:1368",
 )  # fmt: skip
 def delta_net_heads(x: Layout, r: Recipe, _m: Rates) -> str | None:
     a = r.architecture
@@ -105,7 +105,7 @@ def delta_net_heads(x: Layout, r: Recipe, _m: Rates) -> str | None:
 
 @TENSOR.rule(
     "tp-mamba-fp8", "fp8 -> (2*d_inner + 2*ngroups*d_state + nheads)/TP % 16 == 0",
-    "megatron/core/ssm/mamba_mixer.py:254",
+    "megatron/core/ssm/mamba_mixer.py:252",
 )  # fmt: skip
 def mamba_fp8(x: Layout, r: Recipe, _m: Rates) -> str | None:
     a = r.architecture
@@ -116,14 +116,14 @@ def mamba_fp8(x: Layout, r: Recipe, _m: Rates) -> str | None:
     return None if width % 16 == 0 else f"FP8 needs Mamba's input projection in sixteens, and it is {width} wide"
 
 
-@TENSOR.rule("cp-seq", "CP>1 -> seq_length % (2*CP) == 0", "bridge/training/config.py:1575")
+@TENSOR.rule("cp-seq", "CP>1 -> seq_length % (2*CP) == 0", "bridge/training/config.py:1436")
 def context_splits(x: Layout, r: Recipe, _m: Rates) -> str | None:
     if x.cp == 1 or r.seq_length % (2 * x.cp) == 0:
         return None
     return f"CP {x.cp} cuts a sequence into {2 * x.cp} chunks, and {r.seq_length} tokens do not divide into them"
 
 
-@TENSOR.rule("cp-pad-multiple", "SFT: seq % lcm(2*CP if CP>1, CP*TP if SP) == 0", "bridge/training/config.py:1369")
+@TENSOR.rule("cp-pad-multiple", "SFT: seq % lcm(2*CP if CP>1, CP*TP if SP) == 0", "bridge/training/config.py:1228")
 def padded_multiple(x: Layout, r: Recipe, _m: Rates) -> str | None:
     if r.task == "pretrain":
         return None
@@ -149,7 +149,7 @@ def mamba_context(x: Layout, r: Recipe, _m: Rates) -> str | None:
 
 
 @TENSOR.rule(
-    "cp-dsa", "dsa and CP>1 -> cp_comm_type == all_gather", "megatron/core/transformer/transformer_config.py:3170"
+    "cp-dsa", "dsa and CP>1 -> cp_comm_type == all_gather", "megatron/core/transformer/transformer_config.py:2845"
 )
 def sparse_context(x: Layout, r: Recipe, _m: Rates) -> str | None:
     only = cp_comm_type(r.architecture, x.cp)
@@ -158,7 +158,7 @@ def sparse_context(x: Layout, r: Recipe, _m: Rates) -> str | None:
     return f"sparse attention with CP {x.cp} works by {only} only, not {x.cp_comm_type}"
 
 
-@TENSOR.rule("cp-comm-type", "cp_comm_type in {p2p, a2a, a2a+p2p, all_gather}", "bridge/training/config.py:1673")
+@TENSOR.rule("cp-comm-type", "cp_comm_type in {p2p, a2a, a2a+p2p, all_gather}", "bridge/training/config.py:1534")
 def comm_type(x: Layout, _r: Recipe, _m: Rates) -> str | None:
     if x.cp == 1 or x.cp_comm_type is None or x.cp_comm_type in CP_COMM_TYPES:
         return None
@@ -192,7 +192,7 @@ def hierarchy(x: Layout, a: Architecture, domain: int) -> tuple[int, int] | None
 
 @TENSOR.rule(
     "grid-hcp", "a2a+p2p -> hierarchical sizes whose product is CP, the inner one inside a node",
-    "bridge/training/config.py:1683",
+    "bridge/training/config.py:1544",
 )  # fmt: skip
 def hierarchical_context(x: Layout, r: Recipe, m: Rates) -> str | None:
     if x.cp_comm_type != "a2a+p2p" or x.cp == 1:

@@ -23,7 +23,7 @@ MODULES = (
 
 @WORKING.rule(
     "rc-modes", "full -> method and num_layers; selective -> num_layers is None",
-    "megatron/core/transformer/transformer_config.py:1903",
+    "megatron/core/transformer/transformer_config.py:1726",
 )  # fmt: skip
 def recompute_modes(x: Layout, _r: Recipe, _m: Rates) -> str | None:
     r = x.recompute
@@ -41,7 +41,7 @@ def recompute_modes(x: Layout, _r: Recipe, _m: Rates) -> str | None:
 @WORKING.rule(
     "rc-modules",
     "known modules; mla_up_proj needs MLA, moe and moe_act experts, gdn_norm_out a delta net, mhc hyper-connections",
-    "megatron/core/transformer/transformer_config.py:1959",
+    "megatron/core/transformer/transformer_config.py:1779",
 )
 def recompute_modules(x: Layout, r: Recipe, _m: Rates) -> str | None:
     if x.recompute.granularity != "selective":
@@ -82,7 +82,7 @@ def recompute_beside(x: Layout, r: Recipe, _m: Rates) -> str | None:
 
 @WORKING.rule(
     "rc-fp8", "fp8 and {layernorm, moe_act} -> not delayed scaling",
-    "megatron/core/transformer/transformer_config.py:2003",
+    "megatron/core/transformer/transformer_config.py:1824",
 )  # fmt: skip
 def recompute_fp8(x: Layout, r: Recipe, _m: Rates) -> str | None:
     if r.precision != "fp8ds" or not {"layernorm", "moe_act"} & set(x.recompute.modules):
@@ -91,7 +91,7 @@ def recompute_fp8(x: Layout, r: Recipe, _m: Rates) -> str | None:
 
 
 @WORKING.rule(
-    "rc-mtp", "MTP and uniform -> num_layers == 1", "megatron/core/transformer/multi_token_prediction.py:1625"
+    "rc-mtp", "MTP and uniform -> num_layers == 1", "megatron/core/transformer/multi_token_prediction.py:1419"
 )
 def recompute_mtp(x: Layout, r: Recipe, _m: Rates) -> str | None:
     c = x.recompute
@@ -106,7 +106,7 @@ MODULE_OFFLOAD.enter(WORKING)
 
 @WORKING.rule(
     "cg-impl", "cuda graph in {none, transformer_engine, local, full_iteration}",
-    "megatron/core/transformer/transformer_config.py:2778",
+    "megatron/core/transformer/transformer_config.py:2445",
 )  # fmt: skip
 def graph_kinds(_x: Layout, r: Recipe, _m: Rates) -> str | None:
     kind = r.features.cuda_graph
@@ -122,7 +122,7 @@ GRAPHS.enter(WORKING)
     "cg-scopes",
     "moe and moe_router exclude each other; moe_preprocess needs moe_router; moe scopes need experts, moe itself ones that drop "
     "tokens; mlp needs a dense layer",
-    "megatron/core/transformer/transformer_config.py:2817, :2488",
+    "megatron/core/transformer/transformer_config.py:2484, :2488",
 )  # fmt: skip
 def graph_scopes(_x: Layout, r: Recipe, _m: Rates) -> str | None:
     f = r.features
@@ -151,7 +151,7 @@ def graph_scopes(_x: Layout, r: Recipe, _m: Rates) -> str | None:
 )
 def optimizer_precision(_x: Layout, r: Recipe, _m: Rates) -> str | None:
     f = r.features
-    # Megatron-FSDP turns it on after that is looked at (bridge/training/config.py:1246, :1076).
+    # Megatron-FSDP turns it on after that is looked at (bridge/training/config.py:1256, :1076).
     if f.precision_aware_optimizer and not f.distributed_optimizer:
         return "the precision-aware optimizer needs the distributed optimizer"
     kept = {"moments": f.moments, "main weights": f.master}

@@ -31,7 +31,7 @@ NEVER: tuple[Never, ...] = (
         "number formats",
         ("mixed_precision", *(f"mixed_precision.{field}" for field in FORMATS), "model.fp8", "model.fp4", "model.params_dtype",
          "model.moe_dispatch_fwd_dtype"),
-        "other rounding in every product", "megatron/core/transformer/transformer_config.py:997",
+        "other rounding in every product", "megatron/core/transformer/transformer_config.py:566",
     ),
     Never(
         "gradients summed in fp32", ("ddp.grad_reduce_in_fp32", "model.grad_reduce_in_fp32"),
@@ -46,18 +46,18 @@ NEVER: tuple[Never, ...] = (
     ),
     Never(
         "forced balance of the router", ("model.moe_router_force_load_balancing", "model.moe_router_force_biased"),
-        "random routing: for benchmarks, never for training", "megatron/core/transformer/transformer_config.py:833",
+        "random routing: for benchmarks, never for training", "megatron/core/transformer/transformer_config.py:812",
     ),
     Never(
         "capacity and dropping of tokens",
         ("model.moe_expert_capacity_factor", "model.moe_pad_expert_input_to_capacity", "model.moe_token_drop_policy",
          "model.moe_expert_rank_capacity_factor", "model.moe_paged_stash"),
         "tokens beyond the capacity are dropped; the paged stash, and with it graphs of whole iterations with experts, needs a budget",
-        "megatron/core/transformer/transformer_config.py:917, :1019, :2213",
+        "megatron/core/transformer/transformer_config.py:888, :977, :1907",
     ),
     Never(
         "the router's arithmetic", ("model.moe_router_dtype", "model.moe_router_load_balancing_type", "model.moe_aux_loss_coeff"),
-        "other routing", "megatron/core/transformer/transformer_config.py:811",
+        "other routing", "megatron/core/transformer/transformer_config.py:790",
     ),
     Never(
         "how the loss is averaged", ("model.calculate_per_token_loss", "ddp.average_in_collective"),
@@ -66,7 +66,7 @@ NEVER: tuple[Never, ...] = (
     Never(
         "the loss's kernel", ("model.cross_entropy_loss_fusion", "model.cross_entropy_fusion_impl"),
         "Megatron-LM refuses Transformer Engine's for stability, and no fused one is deterministic",
-        "megatron/training/arguments.py:1697, megatron/core/model_parallel_config.py:536",
+        "megatron/training/arguments.py:1642, megatron/core/model_parallel_config.py:536",
     ),
     Never(
         "batch, sequence, schedule and data",

@@ -25,7 +25,7 @@ def share_keys(_r: Recipe, value: str) -> dict[str, object]:
 
 
 OFFLOADED = ("core_attn", "attn_proj", "attn_norm", "mlp_norm", "qkv_linear", "expert_fc1", "moe_act")
-"""Modules whose activations can go to the host one by one (megatron/core/transformer/transformer_config.py:2127)."""
+"""Modules whose activations can go to the host one by one (megatron/core/transformer/transformer_config.py:1848)."""
 
 
 def modules(value: str) -> str | None:

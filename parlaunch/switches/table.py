@@ -174,7 +174,7 @@ def _gather_keys(r: Recipe, value: str) -> dict[str, object]:
     keys: dict[str, object] = {"mixed_precision.fp8_param_gather": on}
     if r.precision == "fp8mx" and not (on and r.features.fsdp):
         # Asserted where weights are gathered in FP8 outside of FSDP, and refused where they are not
-        # (bridge/training/config.py:1488, megatron/core/distributed/distributed_data_parallel_config.py:375).
+        # (bridge/training/config.py:1349, megatron/core/distributed/distributed_data_parallel_config.py:253).
         keys["mixed_precision.reuse_grad_buf_for_mxfp8_param_ag"] = on
     return keys
 
@@ -226,7 +226,7 @@ SWITCHES: tuple[Switch, ...] = (
         read=lambda f: f.dispatcher or "alltoall", put=lambda f, value: replace(f, dispatcher=value),
         keys=experts.dispatcher_keys, user_keys=experts.DISPATCHER_KEYS, choices=experts.dispatcher_choices, problem=experts.dispatcher_problem,
         error={"deepep": 0.08, "": 0.05}, known_off="alltoall", numerics=ORDER,
-        source="megatron/core/transformer/moe/token_dispatcher.py, bridge/training/flex_dispatcher_backend.py:59",
+        source="megatron/core/transformer/moe/token_dispatcher.py, bridge/training/flex_dispatcher_backend.py:60",
     ),
     Switch(
         name="ep_overlap", what="expert all-to-all under another micro batch's compute", **_flag("ep_overlap"),
@@ -242,7 +242,7 @@ SWITCHES: tuple[Switch, ...] = (
         choices=graphs.choices, withheld=graphs.uncaptured, problem=graphs.problem, error={"": 0.08},
         numerics="the same values, with Transformer Engine's random number tracker, which comes with them; a graph of the whole "
         "iteration no longer looks for NaN in the loss",
-        source="megatron/core/transformer/transformer_config.py:2778, megatron/training/arguments.py:1955",
+        source="megatron/core/transformer/transformer_config.py:2445, megatron/training/arguments.py:1874",
     ),
     Switch(
         name="tp_overlap", what="TP's traffic under the products around it", **_flag("tp_overlap"),
@@ -256,25 +256,25 @@ SWITCHES: tuple[Switch, ...] = (
         takes=offloading.share, read=lambda f: f"{f.optimizer_offload:g}",
         put=lambda f, value: replace(f, optimizer_offload=float(value)), keys=offloading.share_keys, known_off="0",
         user_keys=("optimizer.optimizer_cpu_offload", "optimizer.optimizer_offload_fraction"), error={"": 0.5},
-        numerics="Adam on the CPU rounds otherwise than on the GPU", source="megatron/core/optimizer/__init__.py:504",
+        numerics="Adam on the CPU rounds otherwise than on the GPU", source="megatron/core/optimizer/__init__.py:502",
     ),
     Switch(
         name="offload", what="activations of modules in host memory until the backward pass", values=("off", *offloading.OFFLOADED),
         takes=offloading.modules, read=lambda f: "+".join(f.offload_modules) or "off",
         put=lambda f, value: replace(f, offload_modules=() if value == "off" else tuple(value.split("+"))),
         keys=offloading.module_keys, user_keys=("model.fine_grained_activation_offloading", "model.offload_modules"), stops=offloading.offloadable,
-        error={"": 0.1}, numerics="the same values: copies", source="megatron/core/transformer/transformer_config.py:2127",
+        error={"": 0.1}, numerics="the same values: copies", source="megatron/core/transformer/transformer_config.py:1848",
     ),
     Switch(
         name="fp8_gather", what="FP8 weights are gathered as they are, with no bf16 copy of them", **_flag("fp8_param_gather"),
         keys=_gather_keys, user_keys=("mixed_precision.fp8_param_gather",), problem=_gather_problem,
-        stops=_gathered, error={"": 0.05}, source="megatron/core/optimizer/distrib_optimizer.py:424, bridge/training/config.py:1488",
+        stops=_gathered, error={"": 0.05}, source="megatron/core/optimizer/distrib_optimizer.py:424, bridge/training/config.py:1349",
         numerics="the same weights in every product, which takes them in FP8 anyway; the first step's master weights round otherwise",
     ),
     Switch(
         name="nccl_ub", what="NCCL's own buffers for data parallel traffic", **_flag("nccl_ub"),
         keys=_user_buffers, user_keys=("ddp.nccl_ub",), error={"": 0.05}, numerics=ORDER,
-        source="megatron/core/distributed/distributed_data_parallel_config.py:262",
+        source="megatron/core/distributed/distributed_data_parallel_config.py:256",
     ),
     Switch(
         name="nccl_registration", what="Megatron-FSDP's buffers are registered with NCCL at once, by hand",
@@ -285,7 +285,7 @@ SWITCHES: tuple[Switch, ...] = (
         read=lambda f: "on" if f.fsdp else "off", put=lambda f, value: replace(f, fsdp=value == "on"),
         keys=lambda _r, value: {"dist.use_megatron_fsdp": value == "on", "ddp.use_megatron_fsdp": value == "on"},
         user_keys=("dist.use_megatron_fsdp", "ddp.use_megatron_fsdp"), error={"": 0.05},
-        numerics="the same Adam; sums are added in another order", source="bridge/training/config.py:1084",
+        numerics="the same Adam; sums are added in another order", source="bridge/training/config.py:1076",
     ),
     Switch(
         name="fsdp_unit", what="parameters that Megatron-FSDP gathers and reduces at once", values=("100000000",),
@@ -300,7 +300,7 @@ SWITCHES: tuple[Switch, ...] = (
     Switch(
         name="cp_exchange", on_cpu=lambda value: value == "all_gather", what="how context parallel ranks exchange keys and values", pin="cp_comm_type",
         values=("p2p", "a2a", "a2a+p2p", "all_gather"), **_unknown("model.cp_comm_type"), keys=lambda _r, _value: {},
-        numerics=ORDER, source="bridge/training/config.py:1673, :1683",
+        numerics=ORDER, source="bridge/training/config.py:1534, :1544",
     ),
     Switch(
         name="dispatcher_sms", what="multiprocessors that DeepEP or HybridEP sends with", values=("20",),
@@ -342,12 +342,12 @@ SWITCHES: tuple[Switch, ...] = (
     ),
     Switch(
         name="permute_fusion", stops=experts.needed, what="one kernel for the permutation of tokens", **_plain("model.moe_permute_fusion"),
-        numerics=KERNEL, source="megatron/core/transformer/transformer_config.py:941",
+        numerics=KERNEL, source="megatron/core/transformer/transformer_config.py:912",
     ),
     Switch(
         name="router_fusion", stops=experts.needed, what="one kernel for the router",
         **_plain("model.moe_router_fusion") | _flag("router_fusion") | {"error": {"": 0.05}}, numerics=KERNEL,
-        source="megatron/core/transformer/transformer_config.py:944",
+        source="megatron/core/transformer/transformer_config.py:915",
     ),
     Switch(
         name="rope_fusion", stops=_rotary, what="one kernel for rotary embeddings",
