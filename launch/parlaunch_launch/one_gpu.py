@@ -27,12 +27,13 @@ from typing import Any
 
 from parlaunch.errors import ParlaunchError
 from parlaunch.model.architecture import Architecture, architecture_from_json
+from parlaunch.model.precision import SCALINGS
 
 LATENT = ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
 SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels")
 TRAITS = ("normalization", "add_bias_linear", "add_qkv_bias", "qk_layernorm", "gated_linear_unit")
 EXPERTS = ("num_moe_experts", "moe_ffn_hidden_size", "moe_router_topk", "moe_shared_expert_intermediate_size")
-RECIPES = {"fp8cs": "tensorwise", "fp8ds": "delayed", "fp8mx": "mxfp8", "fp8sc": "blockwise"}
+RECIPES = {ours: theirs for theirs, ours in SCALINGS.items()}
 """Megatron's `fp8_recipe` for our names of precisions."""
 FIRST = 3
 """Iterations that are not timed: kernels are loaded and chosen, segments grow."""

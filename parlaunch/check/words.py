@@ -17,7 +17,7 @@ from parlaunch.hardware.datasheet import Product, name_key, preset_of, preset_ro
 from parlaunch.model.architecture import Architecture
 from parlaunch.model.hf_config import NAMES
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute, recompute_from_json, selective
-from parlaunch.model.precision import short_name
+from parlaunch.model.precision import SCALINGS, short_name
 from parlaunch.model.recipe import PRECISIONS, TASKS, Features
 from parlaunch.rules.working import MODULES
 
@@ -364,9 +364,8 @@ _SIXTEEN = {
     "float32": "fp32",
     "tf32": "fp32",
 }
-_SCALINGS = {
-    "mx": "fp8mx", "mxfp8": "fp8mx", "current": "fp8cs", "cs": "fp8cs", "delayed": "fp8ds", "ds": "fp8ds", "subchannel": "fp8sc",
-    "sc": "fp8sc", "block": "fp8sc", "blockwise": "fp8sc", "tensorwise": "fp8cs",
+_SCALINGS = SCALINGS | {
+    "mx": "fp8mx", "current": "fp8cs", "cs": "fp8cs", "ds": "fp8ds", "subchannel": "fp8sc", "sc": "fp8sc", "block": "fp8sc",
 }  # fmt: skip
 
 

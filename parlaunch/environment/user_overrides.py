@@ -27,7 +27,7 @@ from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
 from parlaunch.model.architecture import FOLLOWING, HYBRID, Architecture
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute, selective
-from parlaunch.model.precision import BRIDGE_NAMES, QUANTIZED, short_name, switched
+from parlaunch.model.precision import BRIDGE_NAMES, QUANTIZED, SCALINGS, short_name, switched
 from parlaunch.model.recipe import Recipe
 from parlaunch.model.sections import GRAPH, OVERLAP, OVERLAP_OF_DP, PRECISION, SHARDED_DDP, places
 from parlaunch.model.stages import EMBEDDING, FIRST, LAST, LAYOUT, LOSS, PREFIX, StageWish
@@ -429,13 +429,12 @@ def _precision(given: Mapping[str, str]) -> str | None:
             )
         return short
     if (kind := given.get(f"{PRECISION}.fp8_recipe")) is not None:
-        scaling = {"tensorwise": "fp8cs", "delayed": "fp8ds", "blockwise": "fp8sc", "mxfp8": "fp8mx"}
-        if value(kind) is not None and str(value(kind)) not in scaling:
+        if value(kind) is not None and str(value(kind)) not in SCALINGS:
             raise UsageError(
                 f"{PRECISION}.fp8_recipe={kind}: no scaling of FP8 that is planned with has that name",
-                hint="one of: " + ", ".join(scaling),
+                hint="one of: " + ", ".join(SCALINGS),
             )
-        return scaling.get(str(value(kind)))
+        return SCALINGS.get(str(value(kind)))
     if f"{PRECISION}.fp8" in given and value(given[f"{PRECISION}.fp8"]) is None:
         return "bf16"
     return None

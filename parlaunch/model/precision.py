@@ -15,6 +15,9 @@ BRIDGE_NAMES = {
 }
 """Our short names to those of Megatron Bridge's `MIXED_PRECISION_RECIPES` (training/mixed_precision.py); fp32 is none of them."""
 
+SCALINGS = {"tensorwise": "fp8cs", "delayed": "fp8ds", "blockwise": "fp8sc", "mxfp8": "fp8mx"}
+"""Megatron's words for how FP8 is scaled (`fp8_recipe`), and our short names."""
+
 QUANTIZED = ("fp8", "nvfp4")
 """Beginnings of the precisions that multiply in 8 or 4 bits."""
 

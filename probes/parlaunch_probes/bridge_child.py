@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from parlaunch.model.architecture import FOLLOWING, Architecture
-from parlaunch.model.precision import QUANTIZED, short_name, switched
+from parlaunch.model.precision import QUANTIZED, SCALINGS, short_name, switched
 from parlaunch.model.recipe import MTP
 from parlaunch.model.sections import OVERLAP, OVERLAP_OF_DP, PRECISION
 
@@ -24,9 +24,8 @@ def precision(config: Any) -> str | None:
     if getattr(mixed, "fp4", None):
         return "nvfp4"
     fp8 = getattr(mixed, "fp8_recipe", None) if getattr(mixed, "fp8", None) else None
-    scaling = {"tensorwise": "fp8cs", "delayed": "fp8ds", "blockwise": "fp8sc", "mxfp8": "fp8mx"}
-    if fp8 in scaling:
-        return scaling[str(fp8)]
+    if fp8 in SCALINGS:
+        return SCALINGS[str(fp8)]
     if mixed is None:  # Bridge leaves the model's own switches as they are
         m = shape_of(config)
         return "bf16" if getattr(m, "bf16", False) else "fp16" if getattr(m, "fp16", False) else "fp32"
@@ -170,7 +169,6 @@ MODULES = {
     "fc1_latent_proj": "mlp", "fc2_latent_proj": "mlp", "in_proj": "mixer", "out_proj": "mixer",
 }  # fmt: skip
 """Linear modules by Megatron's names, and what of a layer they are in."""
-SCALINGS = {"mxfp8": "fp8mx", "tensorwise": "fp8cs", "delayed": "fp8ds", "blockwise": "fp8sc", "nvfp4": "nvfp4"}
 
 
 def module_formats(recipe: Any) -> dict[str, str]:
@@ -180,13 +178,13 @@ def module_formats(recipe: Any) -> dict[str, str]:
     from megatron.core.quantization.quant_config import MatchContext
 
     paths = {name: f"decoder.layers.0.{inside}.{name}" for name, inside in MODULES.items()}
-    formats = {}
+    known, formats = SCALINGS | {"nvfp4": "nvfp4"}, {}
     for name, path in (paths | {MTP: "mtp.layers.0.mtp_model_layer.layers.0.mlp.linear_fc1"}).items():
         found = recipe.match(MatchContext(path, 0))
         training = found.config.get("training_recipe") if found else None
         if training is not None:
             named = [training.get(f"{kind}_quantization_recipe") for kind in ("fp8", "fp4")]
-            formats[name] = next((SCALINGS[n] for n in named if n in SCALINGS), "bf16")
+            formats[name] = next((known[n] for n in named if n in known), "bf16")
     return formats
 
 
