@@ -1,8 +1,9 @@
-"""Numbers as people read and write them: prefixes are put on, and taken off, here and nowhere else."""
+"""Numbers and lists as people read and write them: prefixes are put on, and taken off, here and nowhere else."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 COUNT = "0*[1-9][0-9]{0,8}"
 """Of what is counted by hand: a whole number of one or more."""
@@ -50,6 +51,12 @@ def count(number: float) -> str:
 def rate(bytes_per_s: float) -> str:
     """A bandwidth: "50 GB/s"."""
     return f"{bytes_per_s / 1e9:.3g} GB/s"
+
+
+def few(names: Sequence[str], most: int) -> str:
+    """The first `most` names, and how many more there are: "a, b and 3 more"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 _TIMES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15}

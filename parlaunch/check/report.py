@@ -7,6 +7,8 @@ from html import escape
 from math import floor, log10
 from typing import Any
 
+from parlaunch.units import few
+
 NAMES = {
     "iteration_time_s": ("s", "iteration"), "tokens_per_s_per_gpu": ("tok/s", "tokens/s/GPU"),
     "model_tflops_per_gpu": ("TF", "model TFLOP/s/GPU"), "tflops_per_gpu": ("TF", "TFLOP/s/GPU as printed"),
@@ -111,10 +113,8 @@ def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _some(names: Sequence[str], most: int = 6) -> str:
-    if not names:
-        return ""
-    return ": " + ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _some(names: Sequence[str]) -> str:
+    return f": {few(names, 6)}" if names else ""
 
 
 def error_table(rows: Sequence[tuple[str, Mapping[str, Any]]], first: str) -> list[str]:
@@ -123,10 +123,10 @@ def error_table(rows: Sequence[tuple[str, Mapping[str, Any]]], first: str) -> li
     return lines + ["| " + " | ".join(_error_row(name, e)) + " |" for name, e in rows]
 
 
-def validation_to_markdown(result: Mapping[str, Any], *, title: str = "Predicted and measured") -> str:
+def validation_to_markdown(result: Mapping[str, Any]) -> str:
     """Summary tables first, then every row."""
     summary = result["summary"]
-    lines = [f"# {title}", "", f"{summary['predicted']} of {summary['rows']} rows predicted.", ""]
+    lines = ["# Predicted and measured", "", f"{summary['predicted']} of {summary['rows']} rows predicted.", ""]
     if summary["quantities"]:
         lines += [*error_table([(NAMES[n][1], e) for n, e in summary["quantities"].items() if e], "quantity"), ""]
     for title_of, key in (("source", "time_by_source"), ("machine", "time_by_machine"), ("model", "time_by_model")):

@@ -10,6 +10,7 @@ from parlaunch.doctor.unread import gpus_unread
 from parlaunch.doctor.xid import xids
 from parlaunch.hardware.cluster import UNKNOWN, Gpu, Node
 from parlaunch.hardware.datasheet import product
+from parlaunch.units import few
 
 MIB, GIB = 1 << 20, 1 << 30
 RECENT_S = 2 * 3600
@@ -291,10 +292,10 @@ def _p2p(node: Node, use: Use) -> Iterator[Sight]:
             continue  # two sockets: staged through memory, as everywhere
         broken.setdefault((severity, why), []).append(f"{a}-{b}")
     for (severity, why), pairs in broken.items():
-        shown = ", ".join(pairs[:4]) + (f" and {len(pairs) - 4} more" if len(pairs) > 4 else "")
         yield (
             severity,
-            f"GPU {shown}: peer access is refused: {why}" + (" although NVLink joins them" if severity == FAIL else ""),
+            f"GPU {few(pairs, 4)}: peer access is refused: {why}"
+            + (" although NVLink joins them" if severity == FAIL else ""),
         )
 
 

@@ -10,6 +10,7 @@ from parlaunch.hardware.cluster import UNKNOWN, Nic, Node
 from parlaunch.hardware.datasheet import product
 from parlaunch.hardware.ports import RDMA, VERBS, family_rate
 from parlaunch.hardware.ports import port_name as _port
+from parlaunch.units import few
 
 FLAPS = 5  # times that a link may have gone down since the driver was loaded
 SMALL_SHM = 1 << 30
@@ -134,7 +135,7 @@ def _slow_all(node: Node, use: Use) -> Iterator[Sight]:
         if could is not None and all(carried[n.card or n.name] >= could for n in nics):
             continue  # split over the ports of the card
         if could is not None and rate <= 0.5 * could and sum(m == model for m, _ in found) == 1:
-            names = ", ".join(_port(n) for n in nics[:4]) + (f" and {len(nics) - 4} more" if len(nics) > 4 else "")
+            names = few([_port(n) for n in nics], 4)
             yield (
                 WARN if use.spans else INFO,
                 f"{names}: {rate * 8 / 1e9:g} Gb/s, all of them; {model} can do {could * 8 / 1e9:g} Gb/s",

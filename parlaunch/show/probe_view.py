@@ -11,6 +11,7 @@ from parlaunch.doctor.preflight import examine
 from parlaunch.frozen import dataclass
 from parlaunch.hardware.cluster import UNKNOWN, Cluster, Gpu, Nic, Node
 from parlaunch.hardware.installed import PACKAGES
+from parlaunch.units import few
 
 GIB = 1 << 30
 STYLES = {"bad": "\x1b[1;31m", "odd": "\x1b[33m", "good": "\x1b[32m", "dim": "\x1b[2m", "head": "\x1b[1m"}
@@ -159,9 +160,7 @@ def _nearest(node: Node, gpu: Gpu) -> Cell:
     if not best:
         return Cell("")
     level = min(best, key=LEVELS.index)
-    names = best[level]
-    shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-    return Cell(f"{level} {shown}", "good" if level in ("PIX", "PXB") else "")
+    return Cell(f"{level} {few(best[level], 2)}", "good" if level in ("PIX", "PXB") else "")
 
 
 def _gpus(node: Node, findings: Sequence[Finding], width: int, colour: bool) -> list[str]:
@@ -251,8 +250,7 @@ def _nics(cluster: Cluster, node: Node, width: int, colour: bool) -> list[str]:
             )
         lines += _table(rows, width, colour)
     if made_up:
-        names = ", ".join(n.name for n in made_up[:8]) + (f" and {len(made_up) - 8} more" if len(made_up) > 8 else "")
-        lines += _wrapped(f"not for jobs: {names}", width)
+        lines += _wrapped(f"not for jobs: {few([n.name for n in made_up], 8)}", width)
     return lines
 
 
@@ -324,7 +322,7 @@ def probe_to_text(cluster: Cluster, *, colour: bool, width: int = 100) -> str:
         node = alike[0]
         mine = [f for f in findings if f.node == node.hostname]
         if several:
-            names = ", ".join(n.hostname for n in alike[:8]) + (f" and {len(alike) - 8} more" if len(alike) > 8 else "")
+            names = few([n.hostname for n in alike], 8)
             lines += _wrapped(f"{len(alike)} alike: {names}", width, "") if len(alike) > 1 else []
         lines += [*_host(node, width, colour), "", *_gpus(node, mine, width, colour), ""]
         lines += [*_nics(cluster, node, width, colour), ""]

@@ -179,10 +179,10 @@ def test_the_report_shows_rows_errors_and_choices() -> None:
     result = validate(
         rows({"iteration_time_s": 0.5}, {"tp": 2}, {"hardware": "nothing"}, {"status": "oom", "iteration_time_s": None})
     )
-    text, markdown = validation_to_text(result), validation_to_markdown(result, title="Runs")
+    text, markdown = validation_to_text(result), validation_to_markdown(result)
     for said in ("r0", "regret over 1 groups", "out of memory: 1 rows", "Not predicted", "mean", "p95"):
         assert said in text
-    assert markdown.startswith("# Runs\n")
+    assert markdown.startswith("# Predicted and measured\n")
     assert "| r1 | dgx-h100 | tp=2 pp=1 dp=4 mbs=2 |" in markdown
 
 
