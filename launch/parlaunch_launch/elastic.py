@@ -32,7 +32,7 @@ from types import FrameType
 from typing import NoReturn
 
 from parlaunch_launch.ends import Failure, code_of, first
-from parlaunch_launch.family import MARK
+from parlaunch_launch.family import MARK, parents
 from parlaunch_launch.overheard import Overheard, why
 
 MODULE = "torch.distributed.run"
@@ -236,15 +236,7 @@ def _reaped() -> int:
 
 def children(pid: int) -> list[int]:
     """The processes that one started itself, and that live."""
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
-                    state, parent = file.read().rsplit(")", 1)[1].split()[:2]
-                if state not in "ZX" and int(parent) == pid:
-                    found.append(int(entry))
-    return found
+    return [child for child, parent in parents().items() if parent == pid]
 
 
 if __name__ == "__main__":

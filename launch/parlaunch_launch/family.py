@@ -94,10 +94,18 @@ def state_of(pid: int) -> tuple[str, int] | None:
     return None if state in "ZX" else (state, int(parent))
 
 
+def parents() -> dict[int, int]:
+    """Every live process with its parent."""
+    return {pid: found[1] for pid in _pids() if (found := state_of(pid)) is not None}
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
 def members(mark: str) -> list[int]:
     """Every live process with this mark."""
-    pids = (int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit())
-    return [pid for pid in pids if environ_of(pid).get(MARK) == mark and state_of(pid) is not None]
+    return [pid for pid in _pids() if environ_of(pid).get(MARK) == mark and state_of(pid) is not None]
 
 
 def end(child: subprocess.Popen[bytes], mark: str, orders: Orders, *, ask: bool, grace_s: float = GRACE_S) -> None:

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, NoReturn
 from parlaunch_launch import elastic, secret
 from parlaunch_launch.awake import Awake
 from parlaunch_launch.ends import Failure, code_of
+from parlaunch_launch.family import parents
 from parlaunch_launch.watch import SILENCE_S, Hub, Line, Spoke, say
 
 if TYPE_CHECKING:
@@ -264,18 +265,11 @@ def _from_slurm(sender: int) -> bool:
 
 def _descendants() -> set[int]:
     """Every live process below us."""
-    parents: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
-                    state, parent = file.read().rsplit(")", 1)[1].split()[:2]
-                if state not in "ZX":
-                    parents[int(entry)] = int(parent)
+    known = parents()
     found: set[int] = set()
     fresh = {os.getpid()}
     while fresh:
-        fresh = {pid for pid, parent in parents.items() if parent in fresh} - found
+        fresh = {pid for pid, parent in known.items() if parent in fresh} - found
         found |= fresh
     return found
 

@@ -29,9 +29,6 @@ from parlaunch_launch.family import GRACE_S, MARK, Orders, dying_with_us, end, n
 from parlaunch_launch.stacks import Stand, stands
 from parlaunch_launch.training_log import Lines, LogReader
 
-ITERATIONS = 10
-"""Two to warm up and eight to take the median of."""
-
 SILENCE_S = 600.0
 """Time without a sign of life that counts as a hang; loading a large model and the first compilation stay below it."""
 
@@ -45,7 +42,7 @@ TORCHRUN = ("-m", "torch.distributed.run")
 T = TypeVar("T")
 
 
-def verify_overrides(iterations: int = ITERATIONS) -> tuple[str, ...]:
+def verify_overrides(iterations: int) -> tuple[str, ...]:
     """KEY=VALUE that make a launch a short one: so many iterations, each logged; no validation, no checkpoint, no tracker.
 
     Learning-rate warm-up goes, since Megatron wants it to be shorter than the run. They belong behind the user's own.
@@ -127,7 +124,7 @@ def verify(
     launched: Callable[[int, T], Launch],
     *,
     log_dir: Path,
-    iterations: int = ITERATIONS,
+    iterations: int,
     silence_s: float = SILENCE_S,
     device: str = "cuda",
     tolerance: float | None = None,
@@ -172,7 +169,7 @@ def measure(
     launch: Launch,
     *,
     log: Path,
-    iterations: int = ITERATIONS,
+    iterations: int,
     silence_s: float = SILENCE_S,
     device: str = "cuda",
     tolerance: float | None = None,

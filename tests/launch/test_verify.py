@@ -293,11 +293,13 @@ def test_progress_is_reported_every_second(tmp_path: Path) -> None:
 def test_a_program_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     missing = Launch(argv=("/nowhere/torchrun",), env={}, candidate=CANDIDATE)
     with pytest.raises(ParlaunchError, match="cannot start /nowhere/torchrun"):
-        measure(missing, log=tmp_path / "a.log")
+        measure(missing, log=tmp_path / "a.log", iterations=3)
 
 
 def test_output_that_ends_without_a_newline_is_read(tmp_path: Path) -> None:
-    run = measure(launch("import sys; sys.stderr.write('KeyError: 1'); sys.exit(3)"), log=tmp_path / "a.log")
+    run = measure(
+        launch("import sys; sys.stderr.write('KeyError: 1'); sys.exit(3)"), log=tmp_path / "a.log", iterations=3
+    )
     assert run.verdict.sentences == ("the training failed: KeyError: 1",)
     assert run.returncode == 3
 
