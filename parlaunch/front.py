@@ -138,8 +138,8 @@ def why_not(plan: Plan, **sizes: int) -> str:
 
 
 def diff(before: Plan, after: Plan) -> list[dict[str, Any]]:
-    """What changed between two plans: one row a change with `part` (recipe, hardware, layout, memory, time, environment,
-    override), `name`, `before` and `after`, in the units of the JSON output; None where there is nothing.
+    """What changed between two plans: one row a change with `part` (recipe, hardware, layout, switches, memory, time,
+    environment, override), `name`, `before` and `after`, in the units of the JSON output; None where there is nothing.
 
     >>> from parlaunch import diff, plan
     >>> one, two = (plan("llama3_8b_pretrain_config", "dgx-h100:1", tp=tp) for tp in (2, 4))

@@ -40,7 +40,7 @@ def run_to_text(run: Shown, *, verbose: bool = False) -> str:
     """One run: all that was compared, with both sides, then what went wrong in sentences, the way out, and where to read on."""
     verdict = run.verdict
     took = "" if run.seconds is None else f" in {run.seconds:.0f} s"
-    lines = [f"{_name(run.layout)}: {'passed' if verdict.ok else verdict.status}{took}"]
+    lines = [f"{run.layout.sizes}: {'passed' if verdict.ok else verdict.status}{took}"]
     names, predicted = (max(len(getattr(c, n)) for c in verdict.compared) for n in ("name", "predicted"))
     for c in verdict.compared:
         lines.append(
@@ -72,17 +72,13 @@ def table_to_text(runs: Sequence[Shown]) -> str:
     """One line a run, the fastest that passed first, then the others."""
     rows = [("layout", "result", "iteration", "loss", "peak memory")]
     rows += [
-        (_name(r.layout), "passed" if r.verdict.ok else r.verdict.status, _time(r), _loss(r), _peak(r))
+        (r.layout.sizes, "passed" if r.verdict.ok else r.verdict.status, _time(r), _loss(r), _peak(r))
         for r in sorted(runs, key=lambda r: (not r.verdict.ok, r.measured.iteration_time_s or float("inf")))
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "".join(
         "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
     )
-
-
-def _name(layout: Layout) -> str:
-    return str(layout).split(" recompute=")[0]
 
 
 def _time(run: Shown) -> str:

@@ -16,7 +16,6 @@ from parlaunch.cli.request import Trial
 from parlaunch.errors import NoLayoutError
 from parlaunch.frozen import dataclass
 from parlaunch.planning.plan import Candidate, Plan, plan_to_json
-from parlaunch.show.words import candidate_words
 from parlaunch.version import __version__
 
 
@@ -99,4 +98,4 @@ def plan_of(job: Job, plan: Plan, candidate: Candidate, short: tuple[str, ...]) 
 def keep(plan: Plan, file: Path) -> None:
     """The fastest plan as a file for `--plan`."""
     write(file, json.dumps(plan_to_json(plan, version=__version__), indent=2) + "\n", "--save-plan")
-    note(f"fastest: {candidate_words(plan.chosen)}; launch it with --plan {file}")
+    note(f"fastest: {plan.chosen.layout.sizes}; launch it with --plan {file}")

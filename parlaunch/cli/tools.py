@@ -146,9 +146,7 @@ def calibrate(
         Path | None,
         typer.Option("--plan", help="a saved plan: time its own products, attention and collectives on these GPUs"),
     ] = None,
-    format: Annotated[
-        str, typer.Option("--format", help="text or json", autocompletion=words("text", "json"))
-    ] = "text",
+    format: Format = "text",
 ) -> None:
     """Measure this machine, or learn from measured runs; write a file for --machine-file."""
     from parlaunch.cli.accuracy import calibrate as run

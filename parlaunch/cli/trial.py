@@ -21,7 +21,6 @@ from parlaunch.cli.job import Job
 from parlaunch.cli.request import Request, Trial
 from parlaunch.errors import ParlaunchError
 from parlaunch.planning.plan import Plan
-from parlaunch.show.words import candidate_words
 
 if TYPE_CHECKING:
     from parlaunch.check.verdict import Measured, Verdict
@@ -164,7 +163,7 @@ class _Bar:
 
     def say(self, number: int, launch: Launch, progress: Progress) -> None:
         if number not in self.tasks:
-            self.tasks[number] = self.rich.add_task(candidate_words(launch.candidate), total=progress.of)
+            self.tasks[number] = self.rich.add_task(launch.candidate.layout.sizes, total=progress.of)
         self.rich.update(self.tasks[number], completed=progress.iteration or 0)
 
 
@@ -183,7 +182,7 @@ def shown_progress(
             last[0] = progress.elapsed_s
             done = "starting" if progress.iteration is None else f"iteration {progress.iteration} of {progress.of}"
             with contextlib.suppress(OSError):
-                note(f"  {candidate_words(launch.candidate)}: {done}, {progress.elapsed_s:.0f} s")
+                note(f"  {launch.candidate.layout.sizes}: {done}, {progress.elapsed_s:.0f} s")
 
     return nullcontext(line)
 

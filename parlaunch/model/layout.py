@@ -107,7 +107,9 @@ class Layout(HashedOnce):
         """Virtual stages of the whole pipeline."""
         return self.pp * (self.vp or 1)
 
-    def __str__(self) -> str:
+    @property
+    def sizes(self) -> str:
+        """The sizes without recomputation, as `--why-not` takes them."""
         parts = [f"tp={self.tp}", f"pp={self.pp}"]
         if self.vp:
             parts.append(f"vp={self.vp}")
@@ -120,9 +122,10 @@ class Layout(HashedOnce):
         parts += [f"dp={self.dp}", f"mbs={self.micro_batch_size}"]
         if self.fsdp:
             parts.append("fsdp")
-        if self.recompute.granularity:
-            parts.append(f"recompute={self.recompute}")
         return " ".join(parts)
+
+    def __str__(self) -> str:
+        return f"{self.sizes} recompute={self.recompute}" if self.recompute.granularity else self.sizes
 
 
 def layout_to_json(layout: Layout) -> dict[str, Any]:

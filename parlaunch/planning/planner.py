@@ -31,7 +31,7 @@ from parlaunch.planning.reasons import because, needs, slower, where
 from parlaunch.planning.search import Search, grid_of, nearest_batches, nearest_worlds
 from parlaunch.planning.space import cuts, divisors, exchange, inside, reach
 from parlaunch.planning.switching import BINDING, NOTICED, Chooser, bound, switched, why_not_switch
-from parlaunch.rules import violations
+from parlaunch.rules import fewest_gpus, violations
 from parlaunch.rules import why_not as rule_broken
 from parlaunch.rules.switches import DEEPEP_GPU, GRAPHS, HYBRIDEP_GPU
 from parlaunch.rules.working import instead
@@ -424,13 +424,12 @@ def _nothing(search: Search) -> UsageError | Exception:
     pins = {name: getattr(wishes, name) for name in SIZES if getattr(wishes, name) is not None}
     said = " ".join(f"{n}={v}" for n, v in pins.items())
     block = layout.model_parallel
-    grid = layout.pp * max(layout.tp * layout.cp, layout.ep * layout.etp)
     world = rates.world_size
     if pins and broken in ("grid-dense", "grid-expert"):
         step = lcm(block, layout.pp * layout.ep * layout.etp)
         near = sorted({max(step, world // step * step), -(-world // step) * step})
         return UsageError(
-            f"{said} does not go into {world} GPUs: {sentence or f'it takes {grid}'}",
+            f"{said} does not go into {world} GPUs: {sentence or f'it takes {fewest_gpus(layout)}'}",
             hint="numbers of GPUs that work: " + ", ".join(map(str, near)),
         )
     if broken in (None, "gbs-divides"):

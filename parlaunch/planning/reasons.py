@@ -39,7 +39,7 @@ def crowding(memory: Memory) -> str:
 
 
 def slower(than: Candidate, other: Candidate) -> str:
-    """ "12 % slower", "1.4 % faster", "no slower"."""
+    """ "12% slower", "1.4% faster", "no faster"."""
     share = other.estimate.iteration_time_s / than.estimate.iteration_time_s - 1
     if abs(share) < 0.005:
         return "no faster"

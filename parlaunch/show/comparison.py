@@ -12,7 +12,6 @@ from typing import Any
 from parlaunch.estimate.training import training_to_json
 from parlaunch.frozen import dataclass
 from parlaunch.planning.plan import Plan, candidate_to_json
-from parlaunch.show.words import candidate_words
 from parlaunch.units import count, gib, percent, seconds
 
 
@@ -65,7 +64,7 @@ def _cells(e: Entry, best: tuple[str, ...], first: Entry) -> dict[str, str]:
         return {"machine": name, "layout": e.refused}
     c, t = e.plan.chosen, e.plan.training
     cells = {
-        "machine": name, "GPUs": f"{e.plan.cluster.world_size:,}", "layout": re.sub(r" dp=\d+", "", candidate_words(c)), "memory": gib(c.memory.peak),
+        "machine": name, "GPUs": f"{e.plan.cluster.world_size:,}", "layout": re.sub(r" dp=\d+", "", c.layout.sizes), "memory": gib(c.memory.peak),
         "iteration": seconds(c.estimate.iteration_time_s), "tok/s/GPU": f"{c.estimate.tokens_per_s_per_gpu:,.0f}",
         "tok/s": count(_total(e)), "MFU": percent(c.estimate.mfu),
     }  # fmt: skip

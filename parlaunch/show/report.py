@@ -16,7 +16,7 @@ from parlaunch.planning.plan import Plan, Wishes, plan_to_json
 from parlaunch.planning.planner import frontier
 from parlaunch.show.formats import Page
 from parlaunch.show.scripts import exports, quoted
-from parlaunch.show.words import candidate_words, layout_words, training_words
+from parlaunch.show.words import layout_words, training_words
 from parlaunch.units import percent, seconds
 from parlaunch.version import __version__
 
@@ -48,7 +48,7 @@ def _data(plan: Plan) -> dict[str, Any]:
         "layout_words": layout_words(plan.layout, split=plan.sequence_parallel),
         "training_words": list(training_words(plan.training)) if plan.training else [],
         "recompute_words": str(plan.layout.recompute),
-        "labels": [candidate_words(c) for c in shown],
+        "labels": [c.layout.sizes for c in shown],
         "recomputes": [str(c.layout.recompute) for c in shown],
         "stages": [components(m) for m in stage_memories(plan.configured, plan.layout, rates)],
         "parts": {

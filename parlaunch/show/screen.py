@@ -24,7 +24,7 @@ from parlaunch.show.lines import EMPTY, Line, Piece, beside, length, table, text
 from parlaunch.show.lines import line as line_of
 from parlaunch.show.scripts import quoted
 from parlaunch.show.switches import assumed, line, worth
-from parlaunch.show.words import candidate_words, layout_words, training_words
+from parlaunch.show.words import layout_words, training_words
 from parlaunch.units import count, gib, percent, rate, seconds
 from parlaunch.version import __version__
 
@@ -313,7 +313,7 @@ def _close(plan: Plan, others: Sequence[Candidate], width: int) -> Iterable[Line
     best = plan.chosen.estimate.iteration_time_s
     rows = [
         (
-            candidate_words(c), str(c.layout.recompute), gib(c.memory.peak), seconds(c.estimate.iteration_time_s),
+            c.layout.sizes, str(c.layout.recompute), gib(c.memory.peak), seconds(c.estimate.iteration_time_s),
             "chosen" if c is plan.chosen else f"{c.estimate.iteration_time_s / best - 1:+.1%}",
         )
         for c in (plan.chosen, *others)

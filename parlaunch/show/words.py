@@ -6,7 +6,6 @@ from math import floor, log10
 
 from parlaunch.estimate.training import Training
 from parlaunch.model.layout import Layout
-from parlaunch.planning.plan import Candidate
 from parlaunch.units import count, duration, gib, percent
 
 
@@ -27,11 +26,6 @@ def layout_words(layout: Layout, *, split: bool) -> str:
     words += ["sequence parallel"] if split else []
     words += ["FSDP"] if x.fsdp else []
     return " · ".join(words)
-
-
-def candidate_words(candidate: Candidate) -> str:
-    """The sizes without recomputation, as `--why-not` takes them."""
-    return str(candidate.layout).split(" recompute=")[0]
 
 
 def training_words(t: Training) -> tuple[str, ...]:

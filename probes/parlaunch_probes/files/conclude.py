@@ -34,10 +34,11 @@ def node_of(facts: Facts) -> tuple[Node, Fabric, tuple[str, ...]]:
         notes.append("the GPUs are not in this file: add the output of `nvidia-smi -L` or `nvidia-smi -q` to it")
     if gpus and all(g.numa is None for g in gpus):
         notes.append("the NUMA nodes of the GPUs are not in this file")
-    if facts.attached is not None and facts.attached > len(gpus) + len(facts.lost):
+    missing = facts.attached is not None and facts.attached > len(gpus) + len(facts.lost)
+    if missing:
         notes.append(f"the driver counts {facts.attached} GPUs, this file shows {len(gpus)}: cut off, or GPUs missing")
     given: dict[str, Any] = {"hostname": "node0", "gpus_unusable": numbered(facts.lost, gpus)} | facts.node
-    if gpus and facts.attached is not None and facts.attached > len(gpus) + len(facts.lost):
+    if gpus and missing:
         given.setdefault("gpus_pci", facts.attached)
     triplets = tuple((a, b, n) for (a, b), n in sorted((facts.links or {}).items()) if n)
     node = Node(**given, gpus=tuple(gpus), nics=nics, nvlinks=triplets, link_type=board.link_type)
