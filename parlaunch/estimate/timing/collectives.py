@@ -1,14 +1,14 @@
 """How long a collective takes: alpha-beta terms by topology, after NCCL's own tuning model.
 
-A group of `size` ranks with a stride in Megatron's rank order has `inside` members in each NVLink domain. Inside, the
-links' bus bandwidth counts; across domains every member brings the NIC of its own rail, so a ring that passes through
-`inside` GPUs of a domain leaves it over as many NICs.
+A group of `size` ranks with a stride in Megatron's rank order has `inside` members in each NVLink domain, or node where that is larger
+(bridges join two or four of its GPUs; the others talk over PCIe). Inside, the links' bus bandwidth counts; beyond it every member brings
+the NIC of its own rail, so a ring that passes through `inside` GPUs of a domain leaves it over as many NICs.
 """
 
 from __future__ import annotations
 
 from parlaunch.estimate.timing.operators import Grid, collectives, measured_as
-from parlaunch.estimate.timing.silicon import silicon_of
+from parlaunch.estimate.timing.silicon import SOCKET_LINK, silicon_of
 from parlaunch.frozen import dataclass
 from parlaunch.hardware.rates import GPU_DRIVEN, Rates
 
@@ -50,10 +50,11 @@ LEAST_MEASURED, MOST_MEASURED = 1 << 17, 8
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Ranks that communicate: how many, and how many of them share an NVLink domain."""
+    """Ranks that communicate: how many, and how many of them need no network to."""
 
     size: int
     inside: int
+    islands: int = 1  # of NVLink among those, in a node whose bridges join only some of its GPUs
 
     @property
     def crosses(self) -> bool:
@@ -79,8 +80,8 @@ class Links:
         self._far = A2A_FAR.get(rates.fabric_kind, 0.9)
         self.fabric = measured.get("fabric_bus_bytes_per_s", rates.fabric_bytes_per_s * share)
         self.pcie = rates.node_bytes_per_s * 0.6
-        # Without NVLink a node's GPUs still reach each other, over PCIe.
-        self.reach = self.domain if self.domain > 1 else self.node
+        # Where NVLink joins none of a node's GPUs, or some, they still reach each other, over PCIe.
+        self.reach = max(self.domain, self.node)
         self._rate = rates.nvlink_bytes_per_s  # what the tables' shares are of
         # Bus bandwidth of a large gather inside a domain: what a machine file has in place of the tables', or of the model's.
         self.bus = self._rate * self._tables["all_gather"].at(1e12, MOST_MEASURED) if self._tables else self.nvlink
@@ -90,14 +91,25 @@ class Links:
 
     def group(self, size: int, stride: int) -> Group:
         """`size` ranks, `stride` apart, in Megatron's rank order."""
-        if size * stride <= self.reach:
-            return Group(size, size)
-        return Group(size, max(1, min(size, self.reach // stride)))
+        inside = size if size * stride <= self.reach else max(1, min(size, self.reach // stride))
+        linked = min(inside, max(1, self.domain // stride)) if self.domain > 1 else inside
+        return Group(size, inside, -(-inside // linked))
+
+    def between(self, group: Group) -> float:
+        """Bytes a second from one member to another that needs no network: over NVLink if that joins them all."""
+        return self.nvlink if group.islands == 1 else self.pcie
+
+    def _bus(self, group: Group, nvlink: float) -> float:
+        """Bytes a second of rings through all members that need no network: an island is left over the PCIe of each of its GPUs."""
+        if group.islands == 1:
+            return nvlink
+        return min(nvlink, group.inside / group.islands * self.pcie, SOCKET_LINK)
 
     def bandwidth(self, group: Group) -> float:
+        """Bytes a second of a ring."""
         if not group.crosses:
-            return self.nvlink
-        return min(self.bus, group.inside * self.fabric)
+            return self._bus(group, self.nvlink)
+        return min(self._bus(group, self.bus), group.inside * self.fabric)
 
     def gather(self, moved: float, group: Group) -> float:
         """All-gather or reduce-scatter of `moved` bytes in all."""
@@ -124,7 +136,7 @@ class Links:
             return 0.0
         model = {"all_gather": self._gather, "all_reduce": self._reduce, "alltoall": self._all_to_all}[operation]
         table = self._tables.get(operation)
-        if group.crosses or table is None:
+        if group.crosses or table is None or group.islands > 1:
             return model(moved, group)
         # Measured up to the GPUs of a node; a larger domain by what the model has it longer.
         at = min(n, MOST_MEASURED)
@@ -148,12 +160,15 @@ class Links:
 
     def _all_to_all(self, moved: float, group: Group) -> float:
         n = group.size
-        near = moved * (group.inside - 1) / n / (self.nvlink * A2A_SHARE)
+        linked = group.inside / group.islands
+        near = moved * (linked - 1) / n / (self.nvlink * A2A_SHARE)
+        if group.islands > 1:
+            near = max(near, moved * (group.inside - linked) / n / (self.pcie * A2A_SHARE))
         far = moved * (n - group.inside) / n / (self.fabric * self._far) if group.crosses else 0.0
         return max(near, far) + 12e-6 + (10e-6 if group.crosses else 0.0)
 
-    def send(self, moved: float, *, near: bool) -> float:
-        """One message to a neighbour."""
+    def send(self, moved: float, group: Group) -> float:
+        """One message to a neighbour in a group."""
         if moved <= 0:
             return 0.0
-        return moved / (self.nvlink if near else self.fabric) + (10e-6 if near else 18e-6)
+        return moved / (self.fabric if group.crosses else self.between(group)) + (18e-6 if group.crosses else 10e-6)

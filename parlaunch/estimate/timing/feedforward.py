@@ -264,7 +264,7 @@ class FeedForward(Pieces):
         ranks = self._wanted(topk)
         moved = DEEPEP_SMS if group.inside <= 16 else DEEPEP_SMS_FAR
         slowest = 1.0 / moved if dispatcher == "deepep" else 0.0
-        near = own * token * ranks * max((n - 1) / n / (links.nvlink * 0.85), slowest)
+        near = own * token * ranks * max((n - 1) / n / (links.between(group) * 0.85), slowest)
         if not group.crosses:
             return near + 15e-6
         domains = n / group.inside

@@ -259,8 +259,7 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
     if pp > 1:
         moved = 2.0 * split.mbs * (recipe.seq_length // layout.cp) * recipe.architecture.hidden_size
         moved /= layout.tp  # each TP rank sends its slice
-        near = pp * (layout.world // pp) <= links.reach
-        send = links.send(moved, near=near)
+        send = links.send(moved, links.group(pp, layout.world // pp))
     ideal = m * slow.seconds
     ahead, back = zip(*(s.passes for s in stages), strict=True)
     bubble = max(0.0, pipeline_time(ahead, back, vp=vp, microbatches=m) - ideal)

@@ -345,7 +345,7 @@ class Mixers(Pieces):
         if kind == "all_gather":
             one = links.gather(kv * cp, group)
             return one, 2.0 * one
-        step = links.send(kv, near=not group.crosses)
+        step = links.send(kv, group)
         # Each block's output joins the others in fp32, with its softmax sums; backward, gradients of keys and values do.
         join = self.k.stream(self.tokens * q_width * 14.0, kernels=6)
         # Each of cp-1 exchanges runs under the attention of the block at hand.

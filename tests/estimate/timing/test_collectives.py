@@ -96,3 +96,29 @@ def test_two_domains_gather_no_faster_than_one_of_them(machine: str) -> None:
     assert one.inside == one.size
     assert two.crosses
     assert links.gather(8e9, two) > 0.98 * links.gather(8e9, one)
+
+
+@pytest.mark.parametrize("machine", ["a100-pcie-8", "h100-pcie-8", "h100-nvl-8", "h200-nvl-8"])
+def test_gpus_of_a_node_that_no_bridge_joins_talk_over_pcie_and_never_slower_than_without_bridges(machine: str) -> None:
+    links, bare = Links(rates(machine, 2)), Links(replace(rates(machine, 2), nvlink_domain=1))
+    islands = 8 // links.domain
+    assert links.group(8, 1) == Group(8, 8, islands)
+    assert links.group(16, 1) == Group(16, 8, islands)
+    assert links.group(links.domain, 1) == Group(links.domain, links.domain)
+    for n, stride in ((8, 1), (4, 2), (2, 4), (16, 1)):
+        joined, apart = links.group(n, stride), bare.group(n, stride)
+        assert not joined.crosses or n == 16
+        for bridged, plain in (
+            (links.gather(1e9, joined), bare.gather(1e9, apart)),
+            (links.reduce(1e9, joined), bare.reduce(1e9, apart)),
+            (links.all_to_all(1e9, joined), bare.all_to_all(1e9, apart)),
+            (links.send(1e8, joined), bare.send(1e8, apart)),
+        ):
+            assert bridged <= plain * 1.0001
+
+
+def test_an_island_is_left_over_the_pcie_of_each_of_its_gpus() -> None:
+    links = Links(rates("a100-pcie-8"))
+    assert links.bandwidth(links.group(8, 1)) == pytest.approx(2 * links.pcie)
+    assert links.bandwidth(links.group(4, 2)) == links.pcie
+    assert links.send(1e9, links.group(2, 4)) == pytest.approx(1e9 / links.pcie, rel=0.01)
