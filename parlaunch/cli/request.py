@@ -264,7 +264,12 @@ class Trial:
     ] = 0
     timeout: Annotated[
         float,
-        option("--timeout", panel=VERIFY, help="seconds without a line of log before it counts as a hang", min=1),
+        option(
+            "--timeout",
+            panel=VERIFY,
+            help="seconds without an iteration, before the first without a line of log, that count as a hang",
+            min=1,
+        ),
     ] = 600.0
     measure: Annotated[
         int,

@@ -384,11 +384,11 @@ The furthest off, one row for each machine, model and layout:
 
 Known reasons, most harm first:
 
-- Clusters slower than their data sheet. Runs on other people's A100 clusters (BLOOM, InternEvo, GPT-NeoX) took a seventh to a fifth
+- Clusters slower than their data sheet. Runs on other people's A100 clusters took a twelfth (InternEvo), a sixth (BLOOM) and a fifth (GPT-NeoX)
   longer than the same code on NVIDIA's own: nothing in a data sheet says so. `parlaunch calibrate FILE` closes most of the gap.
 - Tables whose machine is a preset with another fabric. Used instead of the preset's: {"; ".join(s.why for s in SITES)}.
-- InternEvo with one or two micro batches on 512 and 1,024 GPUs, without recomputation: we say 19 to 27 % less than was measured, of its
-  other runs 3 to 16 %. On 1,024 the second micro batch costs 1.2 s, the third and fourth 0.8 s each, and a single one no more with
+- InternEvo with one or two micro batches on 512 and 1,024 GPUs, without recomputation: we say 18 to 27 % less than was measured, of its
+  other runs 2 to 15 %. On 1,024 the second micro batch costs 1.2 s, the third and fourth 0.8 s each, and a single one no more with
   recomputation than without.
 - A host that cannot keep up. CPU time a kernel is one constant; real hosts differ by two, and eager MoE layers wait for token
   counts. Small models at micro batch 1 without CUDA graphs are the least certain time predictions we make.
@@ -415,7 +415,7 @@ Known reasons, most harm first:
   dispatcher, recomputation), and a row's notes name the file. Where a table and those scripts differ in layout, what else differed is not known.
 - Tokens dropped over the experts' capacity, with what lacks filled up (Qwen3 and DeepSeek of Megatron Bridge 25.09, Mixtral and Llama 4 of NeMo),
   leave the host no counts to wait for and let a graph hold whole layers; choosing and sorting tokens by expert costs more. Neither is in
-  our times: Qwen3 took up to a third less than we say, Llama 4 in FP8 up to a sixth more.
+  our times: Qwen3 took up to a quarter less than we say, Llama 4 in FP8 up to a twelfth more.
 - Sparse and compressed attention, hyper-connections and gated delta nets rest on few rows or none.
 
 Rows that could not be predicted: {len(unread)} of {len(rows)}.
