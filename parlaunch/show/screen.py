@@ -176,7 +176,8 @@ def _facts(plan: Plan, width: int) -> Iterable[Line]:
     nvlink = "NVLink domains of " + ", ".join(map(str, sizes)) if sizes else "no NVLink"
     nvlink = _racks(c) or nvlink
     if device_of(c) == "cpu":
-        gpus, nvlink = f"{c.world_size} CPU rank{'s' if c.world_size > 1 else ''} on this machine", "gloo"
+        there = "this machine" if nodes == 1 else f"{nodes:,} nodes"
+        gpus, nvlink = f"{c.world_size} CPU rank{'s' if c.world_size > 1 else ''} on {there}", "gloo"
     elif c.world_size == 1:
         nvlink = ""
     unknown = f"{c.fabric.rails} rails of an unknown fabric" if c.fabric.rails else "fabric unknown"

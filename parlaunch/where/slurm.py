@@ -49,7 +49,7 @@ def recognise(seen: Seen) -> Situation | None:
     else:
         kind, why = "slurm-batch", "SLURM_PROCID is set without a step of all nodes"
     if kind == "slurm-step":
-        return _slurm_step(environ, hostname, job, nodes, why, ancestors)
+        return _slurm_step(seen, job, nodes, why)
     return _slurm_shell(environ, hostname, job, nodes, kind, why)
 
 
@@ -72,9 +72,8 @@ def _is_task(environ: Mapping[str, str]) -> bool:
     return int(rank) < len(names) and node in (None, names[int(rank)])
 
 
-def _slurm_step(
-    environ: Mapping[str, str], hostname: str, job: str, nodes: str, why: str, ancestors: Sequence[str]
-) -> Situation:
+def _slurm_step(seen: Seen, job: str, nodes: str, why: str) -> Situation:
+    environ, hostname, ancestors = seen.environ, seen.hostname, seen.ancestors
     # Inside a step the job's own list may be longer: SLURM_STEP_NODELIST is the list that SLURM_NODEID counts in.
     names = hostnames(environ.get("SLURM_STEP_NODELIST") or nodes)
     nnodes = number(environ, "SLURM_STEP_NUM_NODES", "SLURM_NNODES") or len(names)
@@ -88,6 +87,10 @@ def _slurm_step(
         notes = (
             f"this job has {len(job_nodes)} components and this step holds {nnodes} of their "
             f"{sum(map(len, job_nodes))} nodes; srun --het-group=0-{len(job_nodes) - 1} starts it on all",
+        )
+    elif nnodes < (whole := len(hostnames(nodes))) and seen.wanted is None:
+        notes = (
+            f"this step has {nnodes} of the {whole} nodes of its job; srun --nodes={whole} --ntasks-per-node=1 starts it on all",
         )
     tasks = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE")
     here = counts(tasks) if tasks else ()

@@ -25,6 +25,7 @@ def test_two_nodes_train_to_a_finite_loss(cluster: Cluster) -> None:
     assert done.code == 0, done.text
     assert "here: a task of a Slurm step" in done.text
     assert "parlaunch: 2 of 2 nodes agreed on one plan" in done.text
+    assert "2 CPU ranks on 2 nodes" in done.text
     losses = [float(x) for x in re.findall(r"lm loss: (\S+)", done.text)]
     assert len(losses) == 10
     assert all(math.isfinite(x) for x in losses)

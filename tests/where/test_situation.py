@@ -150,3 +150,11 @@ def test_a_nodelist_that_is_not_readable_is_shown() -> None:
     environ = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "gpu[1-", "SLURM_NNODES": "2"}
     with pytest.raises(UsageError, match=r"'gpu\[1-' is not readable"):
         where(environ, hostname="h")
+
+
+def test_a_step_on_some_nodes_of_its_job_says_so_unless_that_many_were_asked_for() -> None:
+    [row] = [r for _, r in RECORDED if r["about"].startswith("a step on the last two of four")]
+    assert situation(row).notes == (
+        "this step has 2 of the 4 nodes of its job; srun --nodes=4 --ntasks-per-node=1 starts it on all",
+    )
+    assert situation(row | {"flags": {"nnodes": "2"}}).notes == ()
