@@ -243,7 +243,7 @@ def _run(row: Mapping[str, Any], machines: Machines, notes: list[str]) -> Run:
     tp, pp, cp = (row.get(name) or 1 for name in ("tp", "pp", "cp"))
     gpus, mbs, gbs, seq = _amounts(row, machine, tp * pp * cp, pp, notes)
     row = converted(dict(row), gpus, seq)
-    rates = machines.of(row, machine.preset, gpus, notes)
+    rates = machines.of(row, machine, gpus, notes)
     dp = max(1, gpus // (tp * pp * cp))
     if row.get("dp", dp) != dp:
         notes.append(f"dp {row['dp']} is not that of {gpus} GPUs: taken as {dp}")
@@ -553,19 +553,19 @@ class Machines:
 
     def __init__(self, file: Mapping[str, Any] | None = None) -> None:
         self.file = file
-        self._known: dict[tuple[str, int, float | None], Rates] = {}
+        self._known: dict[tuple[Machine, int, float | None], Rates] = {}
 
-    def of(self, row: Mapping[str, Any], name: str, gpus: int, notes: list[str]) -> Rates:
-        """As many machines of that preset as `gpus` need, with the fabric of the row."""
+    def of(self, row: Mapping[str, Any], machine: Machine, gpus: int, notes: list[str]) -> Rates:
+        """As many machines of that kind as `gpus` need, with the fabric of the row."""
         fabric = row.get("fabric_bytes_per_s_per_gpu")
-        nodes = max(1, -(-gpus // preset_row(name)["gpus_per_node"]))
+        nodes = max(1, -(-gpus // preset_row(machine.preset)["gpus_per_node"]))
         site = site_of(row)
         if fabric is None and nodes > 1 and site is not None:
             fabric = site.fabric_bytes_per_s_per_gpu
             notes.append(site.why)
-        key = (name, nodes, None if fabric is None else float(fabric))
+        key = (machine._replace(nodes=None), nodes, None if fabric is None else float(fabric))
         if key not in self._known:
-            rates = rates_of(preset(name, nodes), machine_file=self.file)
+            rates = rates_of(preset(machine.preset, nodes, machine.gpu), machine_file=self.file)
             self._known[key] = rates if fabric is None else replace(rates, fabric_bytes_per_s=float(fabric))
         return self._known[key]
 

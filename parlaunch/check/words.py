@@ -509,10 +509,11 @@ _CLOUD = re.compile(r"^(Standard_|BM\.|a\d-|a\dx-|g\d|p\d|u-|\w+\.\w+$)")
 
 
 class Machine(NamedTuple):
-    """A preset, and how many of them the row counted."""
+    """A preset, how many of them the row counted, and the GPU that stands in it in place of its own."""
 
     preset: str
     nodes: int | None = None
+    gpu: Product | None = None
 
 
 def machine_of(hardware: Any, gpu: Any, notes: list[str]) -> Machine:
@@ -533,24 +534,55 @@ def machine_of(hardware: Any, gpu: Any, notes: list[str]) -> Machine:
     if found is None:
         preset_row(name)  # raises, with the nearest
         raise AssertionError(name)
-    notes.append(f"{given}: taken as {found}, the usual machine around that GPU")
-    return Machine(found, nodes)
+    around, inside = found
+    notes.append(
+        f"{given}: taken as {around}, the usual machine around that GPU"
+        if inside is None
+        else f"{given}: taken as {inside.name} in {around}, the machine around the nearest GPU"
+    )
+    return Machine(around, nodes, inside)
+
+
+_MAKERS = {"nvidia", "geforce", "tesla", "gpu", "dgx", "hgx"}
 
 
 @cache
-def _usual(gpu: str) -> str | None:
-    """The usual machine around a GPU: one that no cloud sells under a name of its own; SXM where the name leaves it open."""
+def _usual(gpu: str) -> tuple[str, Product | None] | None:
+    """The usual machine around a GPU: one that no cloud sells under a name of its own; SXM where the name leaves it open. With the GPU
+    itself where there is none around it, and the machine is that of the nearest on such a board."""
     sheet = product(gpu)
     text = re.sub(r"hbm\d\w*|tensor core|(server|workstation) edition", " ", gpu.lower())
-    words = set(re.findall(r"[a-z0-9]+", re.sub(r"sxm\d", "sxm", text))) - {"nvidia", "geforce", "tesla", "gpu"}
+    words = set(re.findall(r"[a-z0-9]+", re.sub(r"sxm\d", "sxm", text))) - _MAKERS
     every = (product(name) for name in load("products.json")["products"])
     sheets = [p for p in every if p is not None and (p is sheet if sheet is not None else _means(words, p))]
-    presets: Mapping[str, Any] = load("presets.json")["presets"]
-    for found in sorted(sheets, key=lambda p: ("SXM" not in p.name, -p.memory_bytes)):
-        names = [n for n, row in presets.items() if row["gpu"] == found.name and not _CLOUD.match(n)]
-        if names:
-            return max(names, key=lambda n: (n.startswith(("dgx", "hgx")), presets[n]["gpus_per_node"], -len(n)))
-    return None
+    data = load("presets.json")
+    presets: Mapping[str, Any] = data["presets"]
+    meant = {*data["aliases"].values()}  # by a GPU's plain name
+    own: dict[str, list[str]] = {}
+    for name, row in presets.items():
+        if not _CLOUD.match(name):
+            own.setdefault(row["gpu"], []).append(name)
+
+    def largest(names: list[str]) -> str:
+        boards = ("dgx", "hgx")
+        return max(names, key=lambda n: (n.startswith(boards), n in meant, presets[n]["gpus_per_node"], -len(n)))
+
+    ranked = sorted(sheets, key=lambda p: ("SXM" not in p.name, -p.memory_bytes))
+    for found in ranked:
+        if found.name in own:
+            return largest(own[found.name]), None
+    if not ranked:
+        return None
+
+    mine = ranked[0]
+
+    def unlike(name: str) -> tuple[bool, bool, bool, int]:
+        other = product(name)
+        assert other is not None
+        chip = other.compute_capability != mine.compute_capability
+        return other.board != mine.board, chip, other.arch != mine.arch, abs(other.memory_bytes - mine.memory_bytes)
+
+    return largest(own[min(own, key=unlike)]), mine
 
 
 def _means(words: set[str], sheet: Product) -> bool:

@@ -227,8 +227,8 @@ MOST_NODES = 100_000
 """A hundred times the largest jobs; more takes minutes to plan."""
 
 
-def preset(name: str, nodes: int = 1) -> Cluster:
-    """A cluster of `nodes` machines of a known kind. Raises `UsageError` with the nearest names.
+def preset(name: str, nodes: int = 1, gpu: Product | None = None) -> Cluster:
+    """A cluster of `nodes` machines of a known kind, with that `gpu` in place of theirs. Raises `UsageError` with the nearest names.
 
     A job larger than one NVLink rack takes the same number of nodes of each, as `sbatch --segment` asks for: the most
     that divide `nodes`. Where that is less than half a rack, racks are filled in order and the last one is a part."""
@@ -237,7 +237,7 @@ def preset(name: str, nodes: int = 1) -> Cluster:
         raise UsageError(f"{name}:{nodes} has no node", hint=f"write {name}:1 or more")
     if nodes > MOST_NODES:
         raise UsageError(f"{name}:{nodes}: no job has so many nodes", hint=f"at most {name}:{MOST_NODES}")
-    sheet = _product(row["gpu"])
+    sheet = gpu or _product(row["gpu"])
     count, group = row["gpus_per_node"], row["nvlink_group"]
     fabric, ports, cpu = row["fabric"], row["fabric"]["ports_per_node"], row["cpu"]
     sockets = cpu["sockets"]

@@ -14,6 +14,7 @@ from parlaunch.data import load
 from parlaunch.errors import UsageError
 from parlaunch.estimate.frameworks import framework_of
 from parlaunch.estimate.timing.bands import error_band
+from parlaunch.hardware.datasheet import product
 from parlaunch.model.catalog import architecture
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute
 from parlaunch.model.recipe import Features, features_from_json
@@ -352,6 +353,27 @@ def test_the_ranks_that_share_an_optimizer_say_how_many_optimizers_there_are() -
         read(gpus=16, tp=2, gbs=64, sharding=f"ZeRO-1 over {ranks}") for ranks in ("all DP", "4 ranks")
     )
     assert (all_of_them.recipe.features.optimizer_instances, node.recipe.features.optimizer_instances) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "gpu", "around"),
+    [("A800", "A800 SXM 80GB", "dgx-a100-80g"), ("HGX A800-80GB", "A800 SXM 80GB", "dgx-a100-80g"),
+     ("A100-PCIe-40GB", "A100 PCIe 40GB", "a100-pcie-8"), ("RTX A6000", "RTX A6000", "a40-8"), ("L40", "L40", "l40s-pcie-8"),
+     ("H20 141GB", "H20 141GB", "dgx-h200")],
+)  # fmt: skip
+def test_a_gpu_that_no_known_machine_has_stands_in_that_of_the_nearest(given: str, gpu: str, around: str) -> None:
+    run = read(hardware=given)
+    whole = product(gpu)
+    assert whole is not None
+    assert (run.rates.product, run.rates.memory_bytes) == (whole, whole.memory_bytes)
+    assert f"{given}: taken as {gpu} in {around}, the machine around the nearest GPU" in run.notes
+    near = read(hardware=around).rates
+    assert (run.rates.nvlink_domain, run.rates.fabric_bytes_per_s) == (near.nvlink_domain, near.fabric_bytes_per_s)
+
+
+def test_the_machine_around_a_gpu_is_the_one_that_its_name_stands_for() -> None:
+    assert read(hardware="DGX GB200").notes == ("DGX GB200: taken as gb200-nvl72, the usual machine around that GPU",)
+    assert "unknown machine" in refused(hardware="MI300X")
 
 
 FLAGS = [f.name for f in fields(Features) if isinstance(f.default, bool)]
