@@ -89,16 +89,25 @@ def job_of(request: Request, situation: Situation) -> Job:
         original, recipe = recipe, shrink(recipe, cluster.world_size, keep=pins)
         remarks = (*remarks, sentence(original, recipe))
     if cluster.world_size == 0:
-        note = next(iter(cluster.notes), "")
-        raise ParlaunchError(
-            "no GPU on this machine" + (f" ({note})" if note else ""),
-            hint=("append the output of `nvidia-smi -L` to the file, " if cluster.source.startswith("file") else "")
-            + "plan for another with --hardware dgx-h100:2, or train a tiny model here with --device cpu --nproc-per-node 4",
-        )
+        raise _no_gpu(cluster)
     return Job(
         request=request, situation=situation, recipe=recipe, cluster=cluster,
         wishes=inputs.wishes_of(request, pins), device=request.device, remarks=remarks,
     )  # fmt: skip
+
+
+def _no_gpu(cluster: Cluster) -> ParlaunchError:
+    """That there is none to plan for; first of what to try is what doctor says, where GPUs are there and out of reach."""
+    from parlaunch.doctor.preflight import examine
+
+    note = next(iter(cluster.notes), "")
+    ways = ["append the output of `nvidia-smi -L` to the file"] if cluster.source.startswith("file") else []
+    if any(n.gpus_invisible or n.gpus_unusable or n.gpus_pci for n in cluster.nodes):
+        ways += [f.do for f in examine(cluster) if f.severity == "FAIL"][:1]
+    ways += [
+        "plan for another with --hardware dgx-h100:2, or train a tiny model here with --device cpu --nproc-per-node 4"
+    ]
+    return ParlaunchError("no GPU on this machine" + (f" ({note})" if note else ""), hint="; ".join(ways))
 
 
 def with_runner_options(request: Request) -> Request:

@@ -71,3 +71,12 @@ def test_a_cut_capture_is_one_message_and_exit_code_1(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert "cut.json looks like JSON and is not" in done.stderr
     assert "hint:" in done.stderr
+
+
+def test_gpus_that_a_variable_hides_are_found_again_by_what_the_hint_says(fake_nvml: Fake) -> None:
+    variables = fake_nvml.variables("rtx4090_x2") | {"CUDA_VISIBLE_DEVICES": ""}
+    done = parlaunch("plan", "--recipe", "qwen3_600m_peft_config", "--quiet", variables=variables)
+    assert done.returncode == 1
+    assert "hint: unset CUDA_VISIBLE_DEVICES" in done.stderr
+    del variables["CUDA_VISIBLE_DEVICES"]
+    assert parlaunch("plan", "--recipe", "qwen3_600m_peft_config", "--quiet", variables=variables).returncode == 0
