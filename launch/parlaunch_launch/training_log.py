@@ -94,6 +94,12 @@ RECOMPUTE = {
 UNSAID = {"tp": 1, "pp": 1, "cp": 1, "ep": 1}
 """Bridge 0.5 and newer print what differs from Megatron's default: a size that is not there is 1."""
 
+STARTS = re.compile(
+    r"using world size: \d|> initialized tensor model parallel with size|^-+ arguments -+|\] Non-default values|"
+    r"Rank 0 has tensor model parallel group"
+)
+"""What the first rank prints as a run begins."""
+
 AFTER = re.compile(r"after (\d+) iterations?\)? memory")
 ALLOCATED = (
     (re.compile(r"max allocated: ([\d.]+)"), 2**20),
@@ -214,6 +220,14 @@ class LogReader:
     """Feed it lines; `measured` is what they show so far."""
 
     def __init__(self) -> None:
+        self._last: deque[str] = deque(maxlen=LAST_LINES)
+        self._settled: list[Failure] = []  # of logs that were read before
+        self._before: Measured | None = None  # the same log's runs that this one came after
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing is known of the run."""
+        self._here = False  # whether this log has iterations of it
         self._layout: dict[str, int] = {}
         self._configured: dict[str, int] = {}
         self._numbers: dict[str, str] = {}  # bf16, fp8, … as the configuration says them
@@ -226,10 +240,8 @@ class LogReader:
         self._frames: dict[str, list[tuple[str, str]]] = {}
         self._oom: OutOfMemory | None = None
         self._tflops: float | None = None
-        self._last: deque[str] = deque(maxlen=LAST_LINES)
         self._roots: list[dict[str, str]] = []  # torchrun's reports, one a node
         self._root_left = 0
-        self._settled: list[Failure] = []  # of logs that were read before
         self._waited: set[int] = set()
         self._enqueued: dict[int, int] = {}
 
@@ -241,6 +253,9 @@ class LogReader:
         line, rank = without_prefix(raw.rstrip("\r\n"))
         if line.strip():
             self._last.append(line.strip()[:300])
+        if self._here and STARTS.search(line):  # requeued, or started again by torchrun
+            self._before = self.measured()
+            self._begin()
         if (found := ITERATION.search(line)) and (took := TOOK.search(found[3])):
             unit = 1000 if took[1] == "ms" else 1
             self._iteration(int(found[1]), int(found[2]), float(took[2]) / unit, found[3])
@@ -256,15 +271,19 @@ class LogReader:
     def another(self) -> None:
         """What follows is of another log of the same run: what goes well there forgives nothing that was read until here."""
         self._settled += self._failures.values()
+        self._here = False
         self._failures, self._frames, self._section, self._list, self._root_left = {}, {}, None, None, 0
 
     # --- iterations
 
     def _iteration(self, number: int, of: int, took: float, rest: str) -> None:
         loss = LM_LOSS.search(rest) or LOSS.search(rest)
+        if loss is None and not rest.rstrip().endswith("|"):
+            return  # cut off before its loss
         values = {name: float(m[1]) for name, pattern in NUMBERS.items() if (m := pattern.search(rest))}
         tflops = values.get("tflops", self._tflops)  # Bridge prints it on a line of its own, before this one
         self._tflops = None
+        self._here = True
         self._well()
         batch = values.get("global_batch")
         self._iterations[number] = Iteration(
@@ -287,6 +306,7 @@ class LogReader:
             number = at
         else:
             number = int(step or 0) + 1
+        self._here = True
         self._well()
         batch = values.get("global_batch")
         self._iterations[number] = Iteration(
@@ -485,7 +505,28 @@ class LogReader:
         return ""
 
     def measured(self) -> Measured:
-        """What was read. The failures come with the likeliest cause first: what a peer saw stands behind what broke."""
+        """What was read: of the last run in the log, with what one before it in the same way had measured."""
+        now, before = self._measured(), self._before
+        if before is None:
+            return now
+        if not now.iterations and not now.failures:  # it came to nothing
+            return replace(before, last_lines=now.last_lines)
+        if not now.iterations and before.layout == now.layout:
+            return replace(
+                before, failures=now.failures, failed_rank=now.failed_rank, out_of_memory=now.out_of_memory,
+                last_lines=now.last_lines,
+            )  # fmt: skip
+        if _way(before) != _way(now):
+            return now
+        every = {i.number: i for i in (*before.iterations, *now.iterations)}
+        return replace(
+            now, iterations=tuple(every[n] for n in sorted(every)), host_peak=_larger(before.host_peak, now.host_peak),
+            peak_allocated=_larger(before.peak_allocated, now.peak_allocated),
+            peak_reserved=_larger(before.peak_reserved, now.peak_reserved),
+        )  # fmt: skip
+
+    def _measured(self) -> Measured:
+        """What was read of the last run. The failures come with the likeliest cause first: what a peer saw stands behind what broke."""
         every = {f.kind: f for f in reversed([*self._settled, *self._failures.values()])}
         failures = sorted(every.values(), key=lambda f: CAUSE_FIRST.index(f.kind))
         layout = {**self._configured, **self._layout}
@@ -510,6 +551,16 @@ class LogReader:
             failed_rank=self._failed_rank(),
             last_lines=tuple(self._last),
         )
+
+
+def _way(run: Measured) -> tuple[object, ...]:
+    """How a run was spread and what it computed."""
+    batch = {i.global_batch for i in run.iterations}
+    return dict(run.layout), run.micro_batch, run.seq_length, run.precision, run.recompute, batch
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    return max((n for n in (one, other) if n is not None), default=None)
 
 
 def _when(text: str) -> float:

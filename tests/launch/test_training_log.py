@@ -275,6 +275,37 @@ def test_a_list_of_arguments_that_begins_in_its_middle_says_nothing_of_what_stoo
     assert read("  bf16 ... False\n  fp16 ... False\n  micro_batch_size ... 2\n").precision == "fp32"
 
 
+def _begun(tp: int, numbers: range, seconds: float) -> str:
+    said = f"using world size: 8, data-parallel size: {8 // tp}, context-parallel size: 1, tensor-model-parallel size: {tp}, \n"
+    return said + "".join(
+        f" iteration {n}/ 100 | elapsed time per iteration (ms): {seconds * 1000} | global batch size: 8 | lm loss: 1.1E+01 |\n"
+        for n in numbers
+    )
+
+
+ENDED = "slurmstepd: error: *** JOB 12 ON gpu01 CANCELLED AT 2026-01-01T00:00:00 DUE TO PREEMPTION ***\n"
+
+
+def test_of_runs_that_follow_each_other_in_one_log_the_last_counts_with_those_before_it_that_ran_alike() -> None:
+    """A requeued job appends to its log; what ended the run before is over, and its layout may have been another."""
+    first = _begun(2, range(1, 10), 9.0) + ENDED
+    other = read(first + _begun(4, range(6, 9), 5.0))
+    assert [i.seconds for i in other.iterations] == [5.0] * 3
+    assert (other.layout["tp"], other.failures) == (4, ())
+    alike = read(first + _begun(2, range(6, 13), 8.0))
+    assert [i.seconds for i in alike.iterations] == [9.0] * 5 + [8.0] * 7
+    assert alike.failures == ()
+    for tp, seen in ((2, 9), (4, 0)):
+        died = read(first + _begun(tp, range(0), 0.0) + "torch.OutOfMemoryError: CUDA out of memory.\n")
+        assert (died.layout["tp"], len(died.iterations), [f.kind for f in died.failures]) == (tp, seen, ["oom"])
+    assert [f.kind for f in read(first + _begun(2, range(0), 0.0)).failures] == [f.kind for f in read(first).failures]
+
+
+def test_a_line_that_is_cut_off_before_its_loss_is_no_iteration_without_one() -> None:
+    whole = _begun(2, range(1, 4), 9.0)
+    assert [i.number for i in read(whole[: whole.rindex("1.1E+01") + 3]).iterations] == [1, 2]
+
+
 NEMO = {
     # As users published them; https://docs.nvidia.com/nemo-framework and NeMo's progress_printer.py have the formats.
     "2, from 0": (
