@@ -18,12 +18,14 @@ from functools import lru_cache
 from math import inf
 from typing import Any
 
+from parlaunch.check.released import route_as_then, take_back
 from parlaunch.check.words import (
     Machine,
     converted,
     features_of,
     machine_of,
     model_of,
+    noted,
     oom,
     precision_of,
     recompute_of,
@@ -35,7 +37,7 @@ from parlaunch.check.words import (
     task_of,
     unit_of,
 )
-from parlaunch.data import load
+from parlaunch.data import load, rows
 from parlaunch.errors import ParlaunchError, UsageError
 from parlaunch.estimate.cross_entropy import with_loss_of
 from parlaunch.estimate.frameworks import framework_of, named
@@ -87,6 +89,11 @@ MLPERF_LORA = {
 }  # fmt: skip
 """What the benchmark `llama2_70b_lora` of MLPerf Training fixes (rank 16 on attention, dropout 0.1), and what every submission
 with NeMo has: attention in FP8, frozen weights in FP8 or FP4 alone, transposed when needed."""
+
+
+NEMO_2, PLAIN_IN_NEMO = {"tp_overlap": True}, ("mixtral",)
+"""What NeMo 2's recipes have on with TP and its tables do not say, and models of which they do not (nemo/collections/llm/recipes,
+`MegatronCommOverlapCallback`)."""
 
 
 def site_of(row: Mapping[str, Any]) -> Site | None:
@@ -257,7 +264,10 @@ def _run(row: Mapping[str, Any], machines: Machines, notes: list[str]) -> Run:
         row["features"] = features_of(row["features"], notes)
     gpu = rates.product.hardware
     nearest = _nearest(row, gpu)
-    features = _features(row, framework, recompute, gpu, notes)
+    benchmark = _benchmark_recipe(row, gpu) if row.get("features") is None and _benchmark(framework) else None
+    if benchmark and row.get("recompute") is None:
+        recompute = _published_recompute(benchmark["name"])
+    features = _features(row, framework, recompute, benchmark, gpu, notes)
     if ranks := features.pop("optimizer_ranks", None):
         features["optimizer_instances"] = max(1, dp * cp // ranks)
     features |= _of_nearest(nearest, features, framework)
@@ -462,20 +472,30 @@ def _inline(given: str) -> Architecture:
 
 
 def _features(
-    row: Mapping[str, Any], framework: str, recompute: Recompute, gpu: str | None, notes: list[str]
+    row: Mapping[str, Any],
+    framework: str,
+    recompute: Recompute,
+    benchmark: Mapping[str, Any] | None,
+    gpu: str | None,
+    notes: list[str],
 ) -> dict[str, Any]:
     features = dict(row.get("features") or {})
-    if row.get("features") is None and _benchmark(framework):
-        features = _benchmark_features(row, gpu)
+    if benchmark:
+        features = dict(benchmark.get("features") or {})
         if (row.get("pp") or 1) > 1 and (row.get("vp") or 1) == 1 and features.pop("ep_overlap", None):
             # The overlap needs an interleaved pipeline, and Bridge switches graphs of whole iterations and attention in FP8 on
             # together with it.
             features.pop("paged_stash", None)
             features.pop("fp8_attention", None)
             features["cuda_graph"] = ["transformer_engine", ["attn", "moe_router", "moe_preprocess"]]
-        if features:
-            notes.append("features of the catalog's benchmark recipe: the row has none")
-    _unreleased(features, framework, notes)
+        route_as_then(features, row, framework, gpu, notes)
+        notes.append("features and recomputation of the catalog's benchmark recipe: the row has none")
+    take_back(features, framework, notes)
+    features |= noted(row.get("notes"), features, notes)
+    if re.match(r"nemo[ -]2\.", framework, re.IGNORECASE) and not str(row.get("model")).lower().startswith(
+        PLAIN_IN_NEMO
+    ):
+        features = NEMO_2 | features
     if row.get("task") == "peft" and framework.startswith("NeMo (MLPerf"):
         features = MLPERF_LORA | {k: v for k, v in features.items() if v is not None}
     if row.get("recipe") and (known := _nearest(row, gpu)):
@@ -506,34 +526,9 @@ def _benchmark(framework: str) -> bool:
 FUSIONS = ("router_fusion", "rope_fusion")
 """What tables of benchmarks do not say, and the releases' own scripts have as today's recipes have it."""
 
-STASHED = (26, 6)
-"""The release of Megatron Bridge whose benchmarks first captured whole iterations of experts (a paged stash holds activations
-of unknown size); tables of older ones name today's recipe."""
-PACKED = (26, 4)
-"""The first with weights in FP4 alone: Bridge 0.3, of 26.02, has no setting for them."""
 
-
-def _unreleased(features: dict[str, Any], framework: str, notes: list[str]) -> None:
-    """Take out of a row's features what its release did not have yet."""
-    if not framework.startswith("megatron-bridge "):
-        return
-    release = tuple(int(part) for part in framework.split(" ")[1].split(".")[:2])
-    if features.get("paged_stash") and release < STASHED:
-        del features["paged_stash"]
-        features["cuda_graph"] = ["transformer_engine", ["attn", "moe_router", "moe_preprocess"]]
-        notes.append("graphs of router and preprocessing: its release had none of whole iterations with experts")
-    narrow = [name for name in ("fp8_attention", "fp8_output") if features.get(name)]
-    if narrow and release < STASHED:
-        for name in narrow:
-            del features[name]
-        notes.append("attention and output layer in 16 bits: no benchmark of its release had them in FP8")
-    if features.get("fp4_param_gather") and release < PACKED:
-        del features["fp4_param_gather"]
-        notes.append("weights in 16 bits beside FP4: its release had none in FP4 alone")
-
-
-def _benchmark_features(row: Mapping[str, Any], gpu: str | None) -> dict[str, Any]:
-    """Features of the benchmark recipe for the same model, GPU, precision and task; of the same count where there is one."""
+def _benchmark_recipe(row: Mapping[str, Any], gpu: str | None) -> Mapping[str, Any] | None:
+    """The benchmark recipe for the same model, GPU, precision and task; of the same count where there is one."""
     found = [
         r
         for r in load("recipes.json")["recipes"]
@@ -542,7 +537,13 @@ def _benchmark_features(row: Mapping[str, Any], gpu: str | None) -> dict[str, An
         and r["task"] == row["task"]
     ]
     found.sort(key=lambda r: abs((r.get("gpus") or 0) - int(row.get("gpus") or 0)))
-    return dict(found[0].get("features") or {}) if found else {}
+    return found[0] if found else None
+
+
+def _published_recompute(name: str) -> Recompute:
+    """What a benchmark recipe recomputes, in the layout that it was published with."""
+    said = next((r["layout"].get("recompute") for r in rows("evidence.json", "name", name)), None)
+    return recompute_of(said)
 
 
 class Machines:

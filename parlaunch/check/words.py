@@ -222,6 +222,17 @@ def converted(row: dict[str, Any], gpus: int, seq: int) -> dict[str, Any]:
     return row
 
 
+def noted(text: Any, said: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Switches that a row's notes name and its features do not."""
+    found = {}
+    for words, name, value in NOTED:
+        if name not in said and re.search(words, str(text or ""), re.IGNORECASE):
+            found[name] = value
+    if found:
+        notes.append("from the row's notes: " + ", ".join(found))
+    return found
+
+
 def number(name: str, value: Any) -> int:
     """A size as a whole number of one or more; of digits with commas too. Raises `UsageError` for anything else."""
     text = str(value).strip().replace(",", "").replace("_", "")
@@ -244,6 +255,11 @@ FEATURES: Mapping[str, tuple[str, bool]] = {
     "bias_activation_fusion": ("activation_fusion", True), "moe_router_fusion": ("router_fusion", True),
 }  # fmt: skip
 """Other names of switches: ours, and whether both say the same."""
+NOTED: tuple[tuple[str, str, bool], ...] = (
+    (r"\bno ddp overlap", "no_dp_overlap", True), (r"\bno tp overlap", "tp_overlap", False), (r"(?<!no )\btp overlap", "tp_overlap", True),
+    (r"(?<!no )\bfp8 attention", "fp8_attention", True),
+)  # fmt: skip
+"""Switches as notes beside a row name them: words, the switch, and what they say of it."""
 _SWITCHES = frozenset({*Features.__dataclass_fields__, *(name for name, _ in FEATURES.values())})
 _FALSE = ("false", "no", "off", "0", "none", "")
 

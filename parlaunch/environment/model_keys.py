@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from parlaunch.environment.exclusive import DISPATCHER, PADDED, Given, Row, one_of, said
 from parlaunch.environment.override_grammar import value
-from parlaunch.environment.user_switches import FUSED_LOSS, LOSS_KERNEL, NOT_REPEATED, REPEATS
+from parlaunch.environment.user_switches import CAPACITY, FILLED, FUSED_LOSS, LOSS_KERNEL, NOT_REPEATED, REPEATS
 from parlaunch.errors import UsageError
 from parlaunch.model.recipe import Recipe
 from parlaunch.rules.switches import DETERMINISTIC
@@ -102,7 +102,6 @@ def _activated(r: Recipe, given: Given) -> dict[str, object]:
     return {FUSED_BIAS: False}
 
 
-CAPACITY, FILLED = "model.moe_expert_capacity_factor", "model.moe_pad_expert_input_to_capacity"
 DROPS = "moe_expert_capacity_factor"
 """As `unsettled` names a recipe's own capacity of experts, beyond which tokens are dropped."""
 

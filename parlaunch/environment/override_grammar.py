@@ -74,9 +74,9 @@ def value(text: str) -> Any:
     if lower in ("null", "true", "false"):
         return {"null": None, "true": True, "false": False}[lower]
     if re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", word):
-        if len(word) > LONGEST:
+        if (digits := sum(c.isdigit() for c in word)) > LONGEST:
             raise UsageError(
-                f"{word[:20]}… is a number of {len(word)} digits", hint="write one that something is counted in"
+                f"{word[:20]}… is a number of {digits} digits", hint="write one that something is counted in"
             )
         return int(word)
     if re.fullmatch(r"[+-]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)([eE][+-]?[0-9]+)?", word):

@@ -19,6 +19,7 @@ _EXPECTED = {
     "method": "uniform, block or null",
     "names": "a list: [core_attn,mlp]",
     "share": "a share between 0 and 1",
+    "factor or null": "a number, or null",
     "text": "a word",
     "text or null": "a word, or null",
     "layers": "a list with 0 or 1 for each layer, or how many layers go to one with experts",
@@ -30,6 +31,7 @@ _EXAMPLE_OF = {
 }  # fmt: skip
 _EXAMPLE = {
     "bool": "True", "granularity": "selective", "method": "uniform", "names": "[core_attn]", "share": "0.5", "layers": "[0,1,1,1]",
+    "factor or null": "1.0",
 }  # fmt: skip
 
 
@@ -56,7 +58,7 @@ def _of_kind(kind: str, found: Any) -> Any:
             return found
         case "bool" if isinstance(found, int) and found in (0, 1):  # what Megatron asks is whether it is true
             return bool(found)
-        case "share" if (whole or isinstance(found, float)) and 0 <= found <= 1:
+        case "share" | "factor" if (whole or isinstance(found, float)) and (kind == "factor" or 0 <= found <= 1):
             return float(found)
         case "names" if isinstance(found, list):
             return tuple(str(n) for n in found if str(n))

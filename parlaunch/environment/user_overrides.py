@@ -17,11 +17,11 @@ from parlaunch.environment.exclusive import (
     PADDED,
     goes_with,
 )
-from parlaunch.environment.model_keys import ACTIVATION, CAPACITY, DROPS, FILLED, MODEL_KEYS, activation, drops
+from parlaunch.environment.model_keys import ACTIVATION, MODEL_KEYS, activation, drops
 from parlaunch.environment.needed import GROUPED, check_needed
 from parlaunch.environment.override_grammar import hydra, pairs_of, value
 from parlaunch.environment.planned_values import read
-from parlaunch.environment.user_switches import EFFECTS, NOT_EXTERNAL, features_of
+from parlaunch.environment.user_switches import CAPACITY, EFFECTS, FILLED, NOT_EXTERNAL, features_of
 from parlaunch.environment.value_types import OPTIMIZER, check_values
 from parlaunch.errors import UsageError
 from parlaunch.frozen import dataclass
@@ -236,8 +236,7 @@ def _unsettled(recipe: Recipe, given: Mapping[str, str]) -> tuple[str, ...]:
         if f"model.{name}" in given
     }
     if CAPACITY in given or FILLED in given:
-        # A recipe with a capacity of its own fills it up.
-        filled = read(FILLED, given[FILLED], "bool") if FILLED in given else DROPS in recipe.unsettled
+        filled = read(FILLED, given[FILLED], "bool") if FILLED in given else recipe.features.expert_capacity > 0
         said[UNFILLED] = drops(recipe, given) and not filled
     if GROUPED in given:
         said[UNGROUPED] = not read(GROUPED, given[GROUPED], "bool")

@@ -119,6 +119,12 @@ def _fine_offload(given: Given, f: Features) -> dict[str, Any]:
     return {"offload_modules": (modules or ()) if on else ()}
 
 
+def _capacity(given: Given, f: Features) -> dict[str, Any]:
+    factor = read(CAPACITY, given[CAPACITY], "factor or null") if CAPACITY in given else f.expert_capacity
+    filled = read(FILLED, given[FILLED], "bool") if FILLED in given else f.expert_capacity > 0
+    return {"expert_capacity": max(0.0, factor or 0.0) if filled else 0.0}
+
+
 def _targets(given: Given, f: Features) -> tuple[str, ...]:
     return tuple(read("peft.target_modules", given["peft.target_modules"], "names") or f.adapter_targets)
 
@@ -164,6 +170,7 @@ def _mixed(given: Given, _f: Features) -> dict[str, Any]:
 
 
 BACKEND = "model.moe_flex_dispatcher_backend"
+CAPACITY, FILLED = "model.moe_expert_capacity_factor", "model.moe_pad_expert_input_to_capacity"
 GRAPH_MODULES = (SCOPE, MODULES)
 SHARDED = (SHARDED_DDP, "optimizer.use_distributed_optimizer")
 FP8_ATTENTION = (f"{PRECISION}.fp8_dot_product_attention", f"{PRECISION}.fp8_multi_head_attention")
@@ -210,6 +217,7 @@ EFFECTS: tuple[tuple[tuple[str, ...], _Effect], ...] = (
     ((FINE, FINE_MODULES), _fine_offload),
     ((LAYERS_OFF, LAYERS_OFF_NUMBER), _layer_offload),
     _switch("model.moe_router_force_load_balancing", "force_balance"),
+    ((CAPACITY, FILLED), _capacity),
     _switch("model.moe_paged_stash", "paged_stash"),
     (PADDED, _padding),
     (("model.disable_parameter_transpose_cache",), _no_transposes),

@@ -64,7 +64,8 @@ WIDER = {"imbalance": 0.02, "fsdp": 0.03, "graph": 0.01, "offload": 0.03, "overl
 
 def _wider(recipe: Recipe, layout: Layout) -> float:
     f, wider = recipe.features, 0.0
-    if recipe.architecture.num_moe_experts and layout.ep > 1 and not (f.force_balance or recipe.benchmark):
+    even = f.force_balance or f.expert_capacity or recipe.benchmark
+    if recipe.architecture.num_moe_experts and layout.ep > 1 and not even:
         wider += WIDER["imbalance"]
     if f.ep_overlap:
         wider += WIDER["overlap"]

@@ -63,7 +63,7 @@ def surroundings(p: Given, recompute: Recompute, seq_length: int) -> Surrounding
         precision=p.precision,
         recompute=recompute if recompute.granularity == "selective" else NO_RECOMPUTE,
         offload=f.offload_modules,
-        imbalance=1.0 if p.balanced or p.ep == 1 else IMBALANCE,
+        imbalance=f.expert_capacity or (1.0 if p.balanced or p.ep == 1 else IMBALANCE),
         frozen=p.frozen,
         adapters=f.adapter_targets if p.adapters else (),
         adapter_rank=f.adapter_rank if p.adapters else 0,

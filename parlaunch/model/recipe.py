@@ -47,6 +47,8 @@ class Features(HashedOnce):
     offload_modules: tuple[str, ...] = ()  # fine-grained activation offloading
     cpu_offload_layers: int = 0  # layers whose activations go to host memory
     force_balance: bool = False  # router made uniform: benchmarks only
+    # Tokens over an even share that every expert takes: more are dropped, fewer filled up; 0: none is dropped.
+    expert_capacity: float = 0.0  # `moe_expert_capacity_factor`, with `moe_pad_expert_input_to_capacity`
     paged_stash: bool = False
     router_padding: bool = False  # each expert's tokens padded to what FP8 or FP4 multiplies
     cross_entropy: str | None = None  # te | te_wide | native | unfused; None: nobody said, so as the framework has it
@@ -153,6 +155,7 @@ def features_from_json(data: Mapping[str, Any] | None) -> Features:
         offload_modules=tuple(given.get("offload_modules") or ()),
         cpu_offload_layers=int(given.get("cpu_offload_layers") or 0),
         force_balance=bool(given.get("force_balance")),
+        expert_capacity=float(given.get("expert_capacity") or 0.0),
         paged_stash=bool(given.get("paged_stash")),
         router_padding=bool(given.get("router_padding")),
         cross_entropy=given.get("cross_entropy"),

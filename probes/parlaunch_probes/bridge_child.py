@@ -119,6 +119,10 @@ def features(config: Any) -> dict[str, Any]:
         "offload_modules": list(getattr(m, "offload_modules", None) or ()) if offloads else [],
         "cpu_offload_layers": layers,
         "force_balance": bool(getattr(m, "moe_router_force_load_balancing", False)),
+        # A negative one is none (megatron/core/transformer/transformer_config.py:1661).
+        "expert_capacity": max(0.0, getattr(m, "moe_expert_capacity_factor", None) or 0.0)
+        if getattr(m, "moe_pad_expert_input_to_capacity", False)
+        else 0.0,
         "paged_stash": bool(getattr(m, "moe_paged_stash", False)),
         "router_padding": bool(
             getattr(m, "moe_router_padding_for_fp8", False) or getattr(m, "moe_router_padding_for_quantization", False)

@@ -38,7 +38,7 @@ SWITCHED = (
     "router_padding", "fp8_attention", "fp8_output",
     "fp8_param_gather", "bf16_ends", "module_formats", "adapter_rank", "adapter_targets", "adapter_dropout", "adapter_a2a",
     "tp_overlap", "transpose_cache", "fused_accumulation", "router_fusion", "activation_fusion", "rope_fusion", "transformer_impl",
-    "cpu_offload_layers", "optimizer_offload",
+    "cpu_offload_layers", "optimizer_offload", "expert_capacity",
 )  # fmt: skip
 USUAL = {
     "transpose_cache": True, "cross_entropy": "native", "fused_accumulation": True, "router_fusion": True, "activation_fusion": True,

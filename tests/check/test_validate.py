@@ -224,3 +224,51 @@ def test_a_row_without_features_and_interleaving_has_neither_overlap_nor_graphs_
     whole, part = (run_of(row | {"vp": vp}, Machines()).recipe.features for vp in (2, None))
     assert (whole.ep_overlap, whole.cuda_graph) == (True, "full_iteration")
     assert (part.ep_overlap, part.paged_stash, part.cuda_graph) == (False, False, "transformer_engine")
+
+
+@pytest.mark.parametrize(
+    ("release", "machine", "model", "then"),
+    [
+        ("25.09", "gb200-nvl72", "qwen3_235b_a22b", ("alltoall", "local", False, 1.0)),
+        ("25.09", "dgx-b200", "deepseek_v3", ("alltoall", None, False, 1.0)),
+        ("25.09", "dgx-h100", "deepseek_v3", ("deepep", None, True, 0.0)),
+        ("25.11", "dgx-b200", "qwen3_30b_a3b", ("alltoall", "transformer_engine", False, 0.0)),
+        ("25.11", "gb200-nvl72", "qwen3_235b_a22b", ("hybridep", "transformer_engine", False, 0.0)),
+        ("26.02.01", "dgx-b300", "qwen3_235b_a22b", ("alltoall", None, False, 0.0)),
+        ("26.04", "dgx-b300", "qwen3_235b_a22b", ("hybridep", None, False, 0.0)),
+        ("26.06", "gb200-nvl72", "qwen3_235b_a22b", ("hybridep", "full_iteration", True, 0.0)),
+    ],
+)
+def test_a_benchmark_without_features_sends_tokens_as_its_release_did(
+    release: str, machine: str, model: str, then: tuple[object, ...]
+) -> None:
+    known = {
+        "qwen3_235b_a22b": "Qwen/Qwen3-235B-A22B",
+        "qwen3_30b_a3b": "Qwen/Qwen3-30B-A3B",
+        "deepseek_v3": "deepseek-ai/DeepSeek-V3",
+    }
+    row = {
+        "model": model, "model_id": known[model], "task": "pretrain", "hardware": machine, "gpus": 256,
+        "precision": "fp8cs" if machine == "dgx-h100" else "fp8mx", "seq": 4096, "gbs": 4096, "mbs": 1, "tp": 1, "pp": 8, "vp": 2,
+        "cp": 1, "ep": 8, "features": None, "framework": f"megatron-bridge {release}", "tokens_per_s_per_gpu": 1000,
+    }  # fmt: skip
+    run = run_of(row, Machines())
+    f = run.recipe.features
+    assert (f.dispatcher, f.cuda_graph, f.ep_overlap, f.expert_capacity) == then
+    assert any("as its release had it" in note or "its release had none" in note for note in run.notes) == (
+        release != "26.06"
+    )
+    # What a row says itself is not changed.
+    said = run_of(row | {"features": {"dispatcher": "hybridep"}}, Machines()).recipe.features
+    assert (said.dispatcher, said.expert_capacity) == ("hybridep", 0.0)
+
+
+def test_a_benchmark_that_does_not_say_what_it_recomputes_does_so_as_its_recipe() -> None:
+    row = {
+        "model": "deepseek_v3", "model_id": "deepseek-ai/DeepSeek-V3", "task": "pretrain", "hardware": "dgx-b300", "gpus": 256,
+        "precision": "fp8mx", "seq": 4096, "gbs": 4096, "mbs": 2, "tp": 1, "pp": 8, "cp": 1, "ep": 8, "features": None,
+        "recompute": None, "framework": "megatron-bridge 26.06", "tokens_per_s_per_gpu": 1000,
+    }  # fmt: skip
+    assert run_of(row, Machines()).layout.recompute.modules == ("mla_up_proj",)
+    for said in ({"recompute": "none"}, {"features": {"dispatcher": "hybridep"}}):
+        assert run_of(row | said, Machines()).layout.recompute.granularity is None

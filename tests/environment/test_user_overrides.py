@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from parlaunch.data import load
 from parlaunch.environment.bridge_versions import WRONG, check_version, heard, known_wrong, name_in
-from parlaunch.environment.override_grammar import hydra, pairs_of, value
+from parlaunch.environment.override_grammar import LONGEST, hydra, pairs_of, value
 from parlaunch.environment.override_keys import check_keys, not_planned_for, overruled, shipped_keys
 from parlaunch.environment.overrides import overrides
 from parlaunch.environment.runner_options import OPTIONS, overrides_in
@@ -31,8 +31,12 @@ def as_changed(recipe: Recipe, *pairs: str) -> Recipe:
     return changed(recipe, read_overrides(pairs))
 
 
+LARGEST = 10**LONGEST - 1
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(alphabet="abcXYZ_/. '\"\\=[]{}", min_size=1, max_size=12),
+    st.none()
+    | st.booleans()
+    | st.integers(-LARGEST, LARGEST)
+    | st.text(alphabet="abcXYZ_/. '\"\\=[]{}", min_size=1, max_size=12),
     lambda inner: st.lists(inner, max_size=3),
     max_leaves=5,
 )
@@ -175,6 +179,9 @@ def test_the_hint_about_expert_layers_works_when_it_is_followed() -> None:
         (("optimizer.optimizer_cpu_offload=True",), {"optimizer_offload": 0.0}),
         (("ddp.use_distributed_optimizer=False", "optimizer.use_distributed_optimizer=False"), {"distributed_optimizer": False}),
         (("ddp.use_distributed_optimizer=False",), {"distributed_optimizer": True}),
+        (("model.moe_expert_capacity_factor=1.25", "model.moe_pad_expert_input_to_capacity=True"), {"expert_capacity": 1.25}),
+        (("model.moe_expert_capacity_factor=1.25",), {"expert_capacity": 0.0}),  # dropped and not filled up: counts differ
+        (("model.moe_expert_capacity_factor=-1.0", "model.moe_pad_expert_input_to_capacity=True"), {"expert_capacity": 0.0}),
         (("mixed_precision=fp16_mixed",), {"grad_reduce_fp32": False}),
         (("mixed_precision=bf16_with_mxfp8_mixed",), {"fp8_param_gather": True, "fp4_param_gather": False}),
         (("mixed_precision=bf16_with_nvfp4_mixed",), {"fp8_param_gather": False, "fp4_param_gather": True}),

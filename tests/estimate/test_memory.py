@@ -451,6 +451,9 @@ def test_unbalanced_experts_cost_more_than_balanced_ones() -> None:
     balanced = replace(trained, features=Features(force_balance=True))
     assert estimate_memory(trained, layout, H100).activations > estimate_memory(balanced, layout, H100).activations
     assert estimate_memory(trained, layout, H100).error_band > estimate_memory(balanced, layout, H100).error_band
+    filled, more = (replace(trained, features=Features(expert_capacity=c)) for c in (1.0, 1.5))
+    assert estimate_memory(filled, layout, H100) == estimate_memory(balanced, layout, H100)
+    assert estimate_memory(more, layout, H100).activations > estimate_memory(trained, layout, H100).activations
 
 
 def test_offloading_takes_layers_and_optimizer_off_the_gpu() -> None:

@@ -1,8 +1,8 @@
 """How wrong an estimate may be: ± the share of the iteration time within which two of three measured runs lie.
 
-The numbers are the 68th percentile of the residuals of rows that the constants were not settled on: every source of rows, and
-every model, was left out in turn and predicted with the constants that fit the others best. Where sources disagree the band holds
-both. What no open row covers is wider by judgement, and says so here.
+Every source of rows, and every model, was left out in turn and predicted with the constants that fit the others best: the numbers hold
+three of four of those residuals (`docs/accuracy.md`, Error bands), as runs of people whom no row is of lie further off than those,
+and none is under 5 %. Where sources disagree the band holds both. What no open row covers is wider by judgement, and says so here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from parlaunch.hardware.rates import Rates
 from parlaunch.model.layout import Layout
 from parlaunch.model.recipe import Recipe
 
-BRIDGE = {"dense": 0.05, "moe": 0.12, "graphed": 0.05, "hybrid": 0.055, "adapters": 0.085}
+BRIDGE = {"dense": 0.055, "moe": 0.115, "graphed": 0.065, "hybrid": 0.05, "adapters": 0.075}
 """Megatron Bridge and its relatives on Hopper and Blackwell, by kind of model; `graphed`: a mixture of experts whose whole iteration
 is one CUDA graph, so that no host is waited for."""
 FP4 = 0.08
@@ -22,7 +22,7 @@ WARM, WARM_EXPERTS = 0.09, 0.14
 """16-bit training on Blackwell: boards of one product keep between 0.55 and 0.75 of their burst (SimuMax's B200 against the model
 zoo's GB200 and Bridge's GB300), most of all on experts."""
 UNMEASURED = 0.03  # a GPU without measured operators of its own
-WIDE = 0.12
+WIDE = 0.11
 """From this band on a plan advises to measure."""
 UNSEEN = 0.20
 """GPU generations, and kinds of model, without a single open row."""
@@ -53,22 +53,31 @@ def _kind(recipe: Recipe) -> str:
     return "graphed" if recipe.features.cuda_graph == "full_iteration" else "moe"
 
 
+def settled(recipe: Recipe, rates: Rates) -> tuple[str, float]:
+    """What rows say of a kind of run, whatever its layout: the kind, and ± the share of the iteration time."""
+    framework = framework_of(recipe.features.framework)
+    if framework.band is not None:
+        return next(iter(framework.starts), "another framework"), framework.band
+    kinds = {_kind(recipe): BRIDGE[_kind(recipe)]}
+    if rates.product.arch == "blackwell" and recipe.precision in ("bf16", "fp16"):
+        kinds |= {"experts in 16 bits": WARM_EXPERTS} if recipe.architecture.num_moe_experts else {"16 bits": WARM}
+    if recipe.precision == "nvfp4":
+        kinds["nvfp4"] = FP4
+    return max(kinds.items(), key=lambda kind: kind[1])
+
+
 def error_band(recipe: Recipe, layout: Layout, rates: Rates) -> float:
     """± share of the iteration time."""
     a, f = recipe.architecture, recipe.features
-    older = framework_of(f.framework).band
-    band = BRIDGE[_kind(recipe)] if older is None else older
-    if older is None and rates.product.arch == "blackwell" and recipe.precision in ("bf16", "fp16"):
-        band = max(band, WARM_EXPERTS if a.num_moe_experts else WARM)
-    if older is None and recipe.precision == "nvfp4":
-        band = max(band, FP4)
+    bridge = framework_of(f.framework).band is None
+    _, band = settled(recipe, rates)
     if rates.product.name not in load("operators.json")["shares"]:
         band += UNMEASURED
     if rates.product.derived is not None:
         band = max(band, DERIVED)
     elif rates.product.arch not in SEEN or a.kind == "diffusion":
         band = max(band, UNSEEN)
-    elif rates.product.arch == "ampere" and older is None:
+    elif rates.product.arch == "ampere" and bridge:
         band = max(band, BRIDGE_ON_AMPERE)
     if a.experimental_attention_variant or a.csa_compress_ratios:
         band += SPARSE

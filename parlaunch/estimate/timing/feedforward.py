@@ -59,6 +59,10 @@ transformer/moe/moe_utils.py, `topk_routing_with_score_function`, `compute_routi
 tests/estimate/timing/test_plain_torch.py counts them)."""
 FUSED_ROUTER = (26.0, 25.0, 2, 2)
 """The same of two kernels, each half of it (Transformer Engine, common/fused_router/fused_topk_with_score_function.cu)."""
+DROPPED = 24
+"""Kernels more, or passes as long as one, where tokens over the experts' capacity are dropped: each expert's most probable ones are chosen
+among all, two bits of their scores after two (torch.topk's radix select), and the others' scores made 0 (transformer/moe/moe_utils.py,
+`apply_router_token_dropping`). What they read is small, and stays in the cache."""
 UNEVEN, MOST_UNEVEN = 0.026, 0.40
 """Growth of the fullest rank's load with the experts over those that a token uses, and where it ends: dropless runs over the same
 with forced balance took 1.045 times as long for Mixtral 8x22B (4), 1.245 and 1.15 for Qwen3-235B (16) at 16k and 64k tokens
@@ -124,7 +128,8 @@ class FeedForward(Pieces):
         own = self.tokens / s.tp  # tokens this rank routes: sequence parallelism is compulsory with TP
         inner = a.moe_latent_size or self.h
         routed = own * topk * s.etp  # tokens that reach this rank's experts when the router is balanced
-        imbalance = 1.0 if self.o.features.force_balance else fullest(experts, topk, routed, s.ep)
+        even = self.o.features.expert_capacity or float(self.o.features.force_balance)
+        imbalance = even or fullest(experts, topk, routed, s.ep)
         each = routed * imbalance / local
         one = self.o.features.paged_stash and self.o.narrow == "mx" and a.gated_linear_unit
         sides = ("first", "second") if one else ("", "")
@@ -164,7 +169,7 @@ class FeedForward(Pieces):
         forward += norm[0] + shared[0] + bias[0]
         backward = b0 + b1 + act[1] + 2 * router + route[1] + 2 * permute + latent[1] + latent_up[1]
         backward += norm[1] + shared[1] + bias[1]
-        held = eager_share(self.o.features)
+        held = awaiting(self.o.features)
         ep = 2.0 * self._dispatch(own, topk, inner, dispatcher)
         if s.etp > 1:
             gather = self.o.links.gather(2.0 * own * s.etp * topk * inner, self.etp_group)
@@ -211,10 +216,11 @@ class FeedForward(Pieces):
         forward, backward = 2.0 + scores[0] + 5.0, scores[1] + 4.0 + 12.0 + 4.0
         forward += 26.0 if dispatcher != "hybridep" else 0.0
         forward += 12.0 if self.o.features.force_balance else 0.0
+        drops = DROPPED if self.o.features.expert_capacity else 0
         return (
-            self.k.stream(own * experts * forward, kernels=6 + scores[2]),
+            self.k.stream(own * experts * forward, kernels=6 + scores[2] + drops),
             self.k.stream(own * (experts * backward + self.h * (GATED + SUMMED)), kernels=6 + scores[3]),
-            scores[2] - FUSED_ROUTER[2],
+            scores[2] - FUSED_ROUTER[2] + drops,
         )
 
     def _permuted(self, own: float, topk: int, routed: float, local: int, width: int, dispatcher: str) -> float:
@@ -276,9 +282,12 @@ class FeedForward(Pieces):
         return max(near, far) + (40e-6 if links.gpu_driven else PROXY_S)
 
 
-def eager_share(features: Features) -> float:
-    """Share of an MoE layer's launches that no CUDA graph holds."""
+def awaiting(features: Features) -> float:
+    """Share of an MoE layer's launches that wait for the experts' numbers of tokens: those that no CUDA graph holds, and none where
+    every expert takes as many as any (Megatron-Core transformer/moe/token_dispatcher.py, `drop_and_pad`)."""
     graph, scope = features.cuda_graph, features.cuda_graph_scope
+    if features.expert_capacity:
+        return 0.0
     if graph is None:
         return 1.0
     if graph == "full_iteration":
@@ -290,7 +299,7 @@ def ep_overlap(features: Features) -> float:
     """Share of the expert all-to-all that hides in steps which run one micro batch forward beside another backward."""
     if not features.ep_overlap:
         return 0.0
-    return EP_OVERLAP_EAGER if eager_share(features) else EP_OVERLAP
+    return EP_OVERLAP_EAGER if awaiting(features) else EP_OVERLAP
 
 
 def fullest(experts: int, topk: int, routed: float, ranks: int) -> float:

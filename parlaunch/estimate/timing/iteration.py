@@ -229,7 +229,9 @@ def _graphed(recipe: Recipe) -> float:
     scope = features.cuda_graph_scope
     if not scope:
         return 0.95
-    return min(0.95, 0.30 * len(scope)) if "attn" in scope else 0.15 * len(scope)
+    # Most launches of a layer with experts are theirs, whatever else is captured.
+    most = "attn" in scope and ("moe_router" in scope or not recipe.architecture.num_moe_experts)
+    return min(0.95, (0.30 if most else 0.15) * len(scope))
 
 
 @lru_cache(maxsize=4)

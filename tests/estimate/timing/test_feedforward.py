@@ -57,6 +57,20 @@ def test_what_no_kernel_fuses_costs_its_bytes() -> None:
     assert more * memory / (tokens * layers) == pytest.approx(6 * width, rel=0.15)
 
 
+def test_experts_that_are_filled_up_to_a_capacity_leave_the_host_nothing_to_wait_for() -> None:
+    def seconds(**on: Any) -> float:
+        made = recipe("Qwen/Qwen3-30B-A3B", precision="fp8cs", features=features(dispatcher="alltoall", **on))
+        return estimate_time(made, layout(ep=8, micro_batch_size=1), rates("dgx-b200")).iteration_time_s
+
+    counted, filled = seconds(force_balance=True), seconds(expert_capacity=1.0)
+    assert filled < counted
+    # A graph holds whole layers then, and not only what comes before the counts.
+    assert seconds(expert_capacity=1.0, cuda_graph="local") < 0.8 * seconds(force_balance=True, cuda_graph="local")
+    # What is filled up is worked off and sent.
+    whole = {"cuda_graph": "full_iteration"}
+    assert seconds(expert_capacity=2.0, **whole) > 1.2 * seconds(expert_capacity=1.0, **whole)
+
+
 def test_experts_in_one_operation_work_off_whole_tiles() -> None:
     def products(width: int) -> float:
         arch = replace(architecture("openai/gpt-oss-120b"), moe_ffn_hidden_size=width)
