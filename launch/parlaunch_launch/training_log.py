@@ -91,6 +91,8 @@ RECOMPUTE = {
     "recompute_modules": "modules",
     "activations_checkpoint_method": "method", "activations_checkpoint_num_layers": "num_layers",  # Megatron-LM until 2022
 }  # fmt: skip
+SHAPE = ("num_layers", "hidden_size")
+"""Sizes by which a log's model is told from another."""
 UNSAID = {"tp": 1, "pp": 1, "cp": 1, "ep": 1}
 """Bridge 0.5 and newer print what differs from Megatron's default: a size that is not there is 1."""
 
@@ -342,7 +344,7 @@ class LogReader:
                 self._numbers.setdefault("said", "all")
         elif self._section is not None and (found := FIELD.match(line)):
             self._list = None
-            self._field(self._section, found[1], found[2])
+            self._field(self._section, found[1], found[2], nested=line[2] == " ")
         elif self._section == "model" and (found := LISTED.match(line)):
             self._listed(found[1], found[2])
 
@@ -352,12 +354,15 @@ class LogReader:
             self._configured[ARGUMENTS[name]] = int(value)
         elif name in RECOMPUTE:
             self._recomputed.setdefault(RECOMPUTE[name], value)
-        elif name in ("bf16", "fp16", "fp8", "fp4", "micro_batch_size", "seq_length"):
+        elif name in ("bf16", "fp16", "fp8", "fp4", "micro_batch_size", "seq_length", *SHAPE):
             self._numbers[name] = value
             if name == "fp16":  # every release lists it: without it, the list is cut off
                 self._numbers.setdefault("said", "all")
 
-    def _field(self, section: str, name: str, value: str) -> None:
+    def _field(self, section: str, name: str, value: str, *, nested: bool) -> None:
+        """One field of a section; a `nested` size is an encoder's, or another part's."""
+        if nested and name in SHAPE:
+            return
         if section == "model" and name in SIZES and value.isdigit():
             self._configured[SIZES[name]] = int(value)
         elif section == "model" and name in RECOMPUTE:
@@ -365,7 +370,7 @@ class LogReader:
         elif section == "dataset" and name == "data_parallel_size" and value.isdigit():
             self._configured["dp"] = int(value)
         elif (section, name) in (("train", "micro_batch_size"), ("dataset", "seq_length"), ("model", "seq_length")) or (
-            section == "model" and name in ("bf16", "fp16", "fp8", "fp4", "micro_batch_size")
+            section == "model" and name in ("bf16", "fp16", "fp8", "fp4", "micro_batch_size", *SHAPE)
         ):
             self._numbers[name] = value
 
@@ -539,6 +544,8 @@ class LogReader:
             layout=layout,
             micro_batch=_whole(self._numbers.get("micro_batch_size")),
             seq_length=_whole(self._numbers.get("seq_length")),
+            num_layers=_whole(self._numbers.get("num_layers")),
+            hidden_size=_whole(self._numbers.get("hidden_size")),
             precision=self._precision(),
             recompute=self._recompute(),
             iterations=tuple(self._ordered()),

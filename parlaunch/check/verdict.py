@@ -85,6 +85,8 @@ class Measured:
     layout: Mapping[str, int] = field(default_factory=dict)  # sizes the log names, by our names
     micro_batch: int | None = None
     seq_length: int | None = None
+    num_layers: int | None = None
+    hidden_size: int | None = None
     precision: str | None = None  # bf16 | fp16 | fp32, with +fp8 or +fp4
     recompute: Recompute | None = None
     iterations: tuple[Iteration, ...] = ()
@@ -182,13 +184,14 @@ def judge(
     ended: str | None = None,
     device: str = "cuda",
     precision: str | None = None,
+    seq_length: int | None = None,
     sampled_peak: int | None = None,
     tolerance: float | None = None,
 ) -> Verdict:
     """Hold one run against its prediction.
 
     It passes with exit code 0, all `iterations` done (None: as many as the log has), at least one step of the optimizer, a
-    finite loss at the end, and the layout, batch and `precision` that were planned. Time and memory outside their band are
+    finite loss at the end, and the layout, batch, `precision` and `seq_length` that were planned. Time and memory outside their band are
     reported and fail nothing: they are news about the model, not about the run; with a `tolerance`, the share that they may
     be off, they count. `ended`: why we ended it (hang | interrupted). `sampled_peak` is the fullest GPU as NVML saw it, in
     bytes.
@@ -199,7 +202,7 @@ def judge(
         _loss(measured),
         *_layout(candidate.layout, measured.layout),
         *(_recompute(candidate.layout, measured.recompute) if device != "cpu" else ()),
-        *_batch(candidate.layout, measured),
+        *_batch(candidate.layout, measured, seq_length),
         *_precision(precision if device != "cpu" else None, measured),
         _time(candidate, measured, device, tolerance),
         *_memory(candidate.memory, measured, device, sampled_peak, tolerance),
@@ -226,7 +229,7 @@ def judge(
 
 STATUS_OF = {
     "finite loss": "nan", "optimizer steps": "skipped", "layout": "layout", "global batch": "batch",
-    "micro batch": "batch", "recompute": "recompute", "precision": "precision", "finished": "error", "iteration time": "time",
+    "micro batch": "batch", "sequence length": "batch", "recompute": "recompute", "precision": "precision", "finished": "error", "iteration time": "time",
     "peak memory": "memory",
 }  # fmt: skip
 """What a run is called that ended well and is not as planned, by the first words of what was compared; the gravest first."""
@@ -368,15 +371,16 @@ def _recompute(layout: Layout, seen: Recompute | None) -> list[Compared]:
     return [Compared(name="recompute", predicted=str(want), measured=str(seen), ok=same)]
 
 
-def _batch(layout: Layout, measured: Measured) -> list[Compared]:
+def _batch(layout: Layout, measured: Measured, seq_length: int | None) -> list[Compared]:
     pairs = (
         ("global batch", layout.global_batch_size, measured.global_batch),
         ("micro batch", layout.micro_batch_size, measured.micro_batch),
+        ("sequence length", seq_length, measured.seq_length),
     )
     return [
         Compared(name=name, predicted=f"{want:,}", measured=f"{seen:,}", ok=want == seen, expected=want, found=seen)
         for name, want, seen in pairs
-        if seen is not None
+        if want is not None and seen is not None
     ]
 
 

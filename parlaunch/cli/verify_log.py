@@ -157,7 +157,7 @@ def _judged(file: Path, measured: Measured, request: Request, trial: Trial) -> S
     failed = bool(measured.failures) and (last is None or last.number < last.of)
     verdict = judge(
         plan.chosen, measured, returncode=1 if failed else 0, iterations=None, device=request.device,
-        precision=plan.recipe.precision, tolerance=trial.tolerance,
+        precision=plan.recipe.precision, seq_length=plan.recipe.seq_length, tolerance=trial.tolerance,
     )  # fmt: skip
     when = datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat(timespec="seconds")
     # What is installed here says nothing about a run of another day.
@@ -180,13 +180,30 @@ def _plan(measured: Measured, request: Request) -> Plan:
             f"the log is of {world} GPUs, and the machine has {plan.cluster.world_size}",
             hint="name the machine it ran on: --hardware dgx-h100:2",
         )
+    _same_model(plan, measured)
     return plan
+
+
+def _same_model(plan: Plan, measured: Measured) -> None:
+    """Raise `UsageError` where the log is of another model than the plan."""
+    a = plan.recipe.architecture
+    sizes = ((a.num_layers, measured.num_layers), (a.hidden_size, measured.hidden_size))
+    if a.kind != "diffusion" and any(seen is not None and seen != ours for ours, seen in sizes):
+        said = [
+            f"{seen:,} {word}" for (_, seen), word in zip(sizes, ("layers", "wide"), strict=True) if seen is not None
+        ]
+        raise UsageError(
+            f"the log is of a model of {' and '.join(said)}, and {plan.recipe.name} has {a.num_layers} layers and is "
+            f"{a.hidden_size:,} wide",
+            hint="name the recipe that it trained, or the sizes that were changed: model.num_layers=…",
+        )
 
 
 def _pins(measured: Measured, request: Request) -> dict[str, Any]:
     """What the log says and the command line does not."""
     said: dict[str, Any] = {option: measured.layout.get(size) for size, option in PINNED.items()}
     said |= {"micro_batch_size": measured.micro_batch, "global_batch_size": measured.global_batch}
+    said["seq_length"] = measured.seq_length
     if (again := measured.recompute) is not None:
         kind = again.granularity or "none"
         details = (again.method, str(again.num_layers)) if kind == "full" else (",".join(again.modules),)

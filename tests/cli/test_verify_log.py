@@ -170,6 +170,23 @@ def test_a_log_of_another_plan_fails(parlaunch: Callable[..., Said], tmp_path: P
     assert "layout: tensor parallel" in said.out
 
 
+def test_a_log_of_another_length_is_predicted_with_it_and_one_of_another_model_is_refused(
+    parlaunch: Callable[..., Said], tmp_path: Path
+) -> None:
+    """What was measured of one training is no evidence for another."""
+    log = tmp_path / "run.log"
+    log.write_text("  seq_length ............ 4096\n" + megatron())
+    lines = parlaunch("verify", "--log", str(log), *HERE).out.splitlines()
+    assert any(
+        line.split() == ["ok", "sequence", "length", "predicted", "4,096", "measured", "4,096"] for line in lines
+    )
+    other = parlaunch("verify", "--log", str(log), *HERE, "--seq-length", "8192", "--quiet")
+    assert (other.code, "  batch  " in other.out) == (1, True)
+    log.write_text("  num_layers ............ 16\n" + megatron())
+    refused = parlaunch("verify", "--log", str(log), *HERE)
+    assert (refused.code, "the log is of a model of 16 layers" in refused.err) == (2, True)
+
+
 def test_a_log_of_another_machine_or_of_nothing_is_said(parlaunch: Callable[..., Said], tmp_path: Path) -> None:
     (tmp_path / "run.log").write_text(megatron())
     said = parlaunch(

@@ -275,6 +275,13 @@ def test_a_list_of_arguments_that_begins_in_its_middle_says_nothing_of_what_stoo
     assert read("  bf16 ... False\n  fp16 ... False\n  micro_batch_size ... 2\n").precision == "fp32"
 
 
+def test_the_models_sizes_are_those_of_the_language_model() -> None:
+    nested = "model:\n  hf_config:\n    hidden_size: 9\n  hidden_size: 64\n  num_layers: 4\n  vision_config:\n    num_layers: 27\n"
+    assert (read(nested).num_layers, read(nested).hidden_size) == (4, 64)
+    bridge = log("bridge-0.6.2-cpu-tp2-pp2")
+    assert (bridge.num_layers, bridge.hidden_size) == (4, 64)
+
+
 def _begun(tp: int, numbers: range, seconds: float) -> str:
     said = f"using world size: 8, data-parallel size: {8 // tp}, context-parallel size: 1, tensor-model-parallel size: {tp}, \n"
     return said + "".join(
