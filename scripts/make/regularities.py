@@ -88,25 +88,33 @@ def little_tensor_parallelism_for_experts() -> str:
     return table(rows) + f"\n\nOn GB200 the best layout with TP 2 is {percent(share)} slower than the best with TP 1."
 
 
+def with_and_without_fsdp(
+    label: str, name: str, machine: str, nodes: int, **changes: object
+) -> list[tuple[str, Candidate]]:
+    """The best plans without FSDP and with it, and how much longer the latter takes."""
+    without, sharded = (best(bare(name, fsdp=on, **changes), machine, nodes) for on in (False, True))
+    share = sharded.estimate.iteration_time_s / without.estimate.iteration_time_s - 1
+    return [(f"{label}, without", without), (f"{label}, FSDP ({share:+.1%})", sharded)]
+
+
 def precision() -> str:
     name = "llama3_70b_pretrain_64gpu_gb200_bf16_config"
-    rows = []
-    for precision in ("bf16", "fp8mx", "nvfp4"):
-        sharded = best(bare(name, fsdp=True, precision=precision), "gb200-nvl72", 16)
-        staged = best(bare(name, precision=precision), "gb200-nvl72", 16)
-        share = sharded.estimate.iteration_time_s / staged.estimate.iteration_time_s - 1
-        rows += [(f"{precision}, FSDP ({share:+.1%})", sharded), (f"{precision}, stages", staged)]
-    return table(rows)
+    kinds = ("bf16", "fp8mx", "nvfp4")
+    return table(
+        [row for kind in kinds for row in with_and_without_fsdp(kind, name, "gb200-nvl72", 16, precision=kind)]
+    )
 
 
 def fsdp() -> str:
     name = "llama31_405b_pretrain_512gpu_h100_bf16_config"
-    rows = []
-    for m, machine, nodes in (("512 H100", "dgx-h100", 64), ("128 B300", "dgx-b300", 16)):
-        for sharded in (False, True):
-            recipe = bare(name, fsdp=sharded, global_batch_size=768)
-            rows.append((f"{m}, {'FSDP' if sharded else 'stages'}", best(recipe, machine, nodes)))
-    return table(rows)
+    machines = (("512 H100", "dgx-h100", 64), ("128 B300", "dgx-b300", 16))
+    return table(
+        [
+            row
+            for m, machine, nodes in machines
+            for row in with_and_without_fsdp(m, name, machine, nodes, global_batch_size=768)
+        ]
+    )
 
 
 def graphs() -> str:
@@ -164,22 +172,22 @@ def dispatcher_and_environment() -> str:
 
 SECTIONS = (
     ("GPU count is weak scaling", "The layout stays, the batch grows, and more GPUs become DP.", weak_scaling),
-    ("H100 carries the model parallelism", "Llama-3 70B in BF16 needs less of it with every generation of more memory.", generations),
-    ("EP follows the NVLink domain", "DeepSeek-V3 in MXFP8: experts spread over the domain, not over all of them.", expert_domain),
+    ("H100 carries the model parallelism", "Llama-3 70B in BF16, by generation.", generations),
+    ("EP follows the NVLink domain", "DeepSeek-V3 in MXFP8.", expert_domain),
     ("Memory sets micro batch and PP", "Llama-3 8B.", memory_sets_the_micro_batch),
     ("Experts hardly use TP away from H100", "Qwen3-235B-A22B.", little_tensor_parallelism_for_experts),
-    ("Precision changes the layout", "Llama-3 70B on 64 GB200: what FSDP costs against pipeline stages.", precision),
-    ("FSDP is the answer of large memory to dense models", "Llama-3.1 405B, batch 768.", fsdp),
-    ("CUDA graphs follow hardware", "One layout of Llama-3 8B: the faster the GPU, the more of an iteration waits for the host.", graphs),
+    ("Precision changes the layout", "Llama-3 70B on 64 GB200: what FSDP costs.", precision),
+    ("FSDP is the answer of large memory to dense models", "Llama-3.1 405B, batch 768: what FSDP costs.", fsdp),
+    ("CUDA graphs follow hardware", "One layout of Llama-3 8B, and what of an iteration waits for the host.", graphs),
     ("Recompute is narrow", "DeepSeek-V3 in BF16: a few modules, and fewer where there is more memory.", narrow_recompute),
-    ("Dispatcher and environment follow fixed rules", "", dispatcher_and_environment),
+    ("Dispatcher and environment follow fixed rules", "DeepSeek-V3 in BF16.", dispatcher_and_environment),
 )  # fmt: skip
 
 
 def main() -> None:
     print(
-        "# Ten regularities\n\nWhat can be read out of NVIDIA's tuned layouts, and how plans of ours show it. Blind plans: the model, the "
-        "machine and the batch decide.\nWritten by `python scripts/make/regularities.py > docs/regularities.md`; the figures are predictions."
+        "# Ten regularities\n\nWhat can be read out of NVIDIA's tuned layouts stands in the headings, what plans of ours make of it below them: most "
+        "show it, and where they do not the tables say so.\nBlind plans: the model, the machine and the batch decide.\nWritten by `python scripts/make/regularities.py > docs/regularities.md`; the figures are predictions."
     )
     for number, (title, text, make) in enumerate(SECTIONS, 1):
         print(f"\n## {number}. {title}\n\n{text}\n\n{make()}")
