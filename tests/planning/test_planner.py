@@ -248,7 +248,7 @@ def test_a_model_that_fits_nowhere_says_by_how_much_and_what_would_help() -> Non
 def test_pins_that_keep_it_from_fitting_are_named_as_the_way_out() -> None:
     error = refused(EIGHT_H100, SEVENTY_B, recompute=NO_RECOMPUTE, tp=1, pp=2)
     assert isinstance(error, NoLayoutError)
-    assert "let the planner recompute" in error.hint or "without your sizes" in error.hint
+    assert error.hint.startswith("without your sizes ")
 
 
 def test_where_no_change_alone_makes_it_fit_several_at_once_are_tried() -> None:
@@ -296,7 +296,7 @@ def test_graphs_that_the_user_wants_beside_recomputation_are_named_as_the_troubl
         ({"tp": 3}, "TP 3 does not divide the 32 attention heads"),
         ({"tp": 8, "pp": 2}, "8 GPUs do not divide into TP·PP·CP = 8·2·1 = 16"),
         ({"tp": 8}, "slower"),
-        ({"micro_batch_size": 16}, "micro"),
+        ({"tp": 1, "cp": 1, "micro_batch_size": 64}, "GiB of 73.3 GiB"),
     ],
     ids=str,
 )  # fmt: skip
@@ -304,7 +304,7 @@ def test_why_not_answers_with_the_rule_the_memory_or_the_time(sizes: dict[str, i
     made = plan(H100, ONE_B, Wishes())
     answer = why_not(made, sizes, Wishes())
     assert answer.endswith(".")
-    assert said in answer or "needs" in answer or "slower" in answer
+    assert said in answer
 
 
 def test_why_not_names_where_the_time_goes() -> None:
