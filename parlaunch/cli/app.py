@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from parlaunch.cli.options import picked, takes
-from parlaunch.cli.request import Compared, Request, Trial
-from parlaunch.model.layout import SIZES
+from parlaunch.cli.request import PLANNED, Compared, Request, Trial
 from parlaunch.version import __version__
 
 _LOOKS: dict[str, Any] = dict(
@@ -85,7 +84,7 @@ def _compare(ctx: typer.Context, **given: Any) -> None:
 GIVES_WAY: Mapping[str, tuple[str, ...]] = {
     "recipe": ("model_config",), "model_config": ("recipe",), "tokens": ("samples",), "samples": ("tokens",),
     "script": ("module",), "module": ("script",),
-    "plan_file": ("recipe", "model_config", *SIZES, "recompute", "fsdp", "seq_length", "global_batch_size", "precision", "machine_file"),
+    "plan_file": PLANNED,
 }  # fmt: skip
 """What is typed, and what of a variable or a file it takes the place of: the two would contradict each other."""
 

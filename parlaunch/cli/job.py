@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from parlaunch.cli import inputs
 from parlaunch.cli.files import read_text
-from parlaunch.cli.request import Request
+from parlaunch.cli.request import PLANNED, Request
 from parlaunch.errors import NoLayoutError, ParlaunchError, UsageError
 from parlaunch.frozen import dataclass
 from parlaunch.hardware.cluster import Cluster, Node, domains_of
-from parlaunch.model.layout import SIZES
 from parlaunch.model.recipe import Recipe
 from parlaunch.planning.plan import Plan, Wishes
 from parlaunch.show.formats import SCRIPTS
@@ -124,12 +123,7 @@ def _saved_job(request: Request, situation: Situation) -> Job:
     from parlaunch.cli.saved import saved
     from parlaunch.hardware.cpu import device_of
 
-    sizes = (*SIZES, "recompute", "fsdp", "seq_length", "global_batch_size")
-    given = [
-        name
-        for name in ("recipe", "model_config", *sizes, "precision", "machine_file")
-        if getattr(request, name) is not None
-    ]
+    given = [name for name in PLANNED if getattr(request, name) is not None]
     # A site's file may say these for the plans that are made here.
     made = ("switches", "objective", "evidence", "software")
     given += [

@@ -9,12 +9,18 @@ import typer
 from parlaunch.cli.options import names_of, option, words
 from parlaunch.frozen import dataclass
 from parlaunch.hardware.rates import HEADROOM
+from parlaunch.model.layout import SIZES
 from parlaunch.show.formats import FORMATS
 
 WHAT, RUN, MACHINE, PINS, CHOICE, RANKS, OUTPUT, VERIFY = (
     "What to train", "The whole run: time and money", "Machine", "Pins: sizes you fix; the planner chooses the rest", "Choice",
     "Launch, as torchrun", "Output", "Verify",
 )  # fmt: skip
+
+PLANNED = (
+    "recipe", "model_config", *SIZES, "recompute", "fsdp", "seq_length", "global_batch_size", "precision", "machine_file",
+)  # fmt: skip
+"""What a saved plan has said already: it is launched without them."""
 
 OFTEN = frozenset({
     "recipe", "model_config", "seq_length", "global_batch_size", "precision", "hardware", "machines", "tokens", "price", "prices",

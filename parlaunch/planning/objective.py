@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from parlaunch.frozen import dataclass
-from parlaunch.model.layout import Layout
 from parlaunch.planning.evidence import Published, proven
 from parlaunch.planning.plan import Candidate
 from parlaunch.planning.preference import CANDIDATES, near_tie, preferred, worth_a_try
@@ -47,11 +47,7 @@ def _proven_or_preferred(
     recipe, rates = search.recipe, search.rates
     ranked = sorted(ranked, key=lambda c: c.estimate.iteration_time_s)
     choice = preferred(ranked, recipe, rates, more=chooser.charged)
-
-    def evaluate(layout: Layout) -> Candidate | None:
-        held = search.held(layout)
-        return held and chooser.best(held, headroom=search.wishes.headroom)
-
+    evaluate = partial(chooser.held, search)
     taken = proven(evidence, recipe, search.wishes, choice, world=rates.world_size, evaluate=evaluate)
     if taken is not None:
         return Taken(chosen=taken[0], because=(taken[1],))

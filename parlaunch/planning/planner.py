@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import lcm
 from typing import Any
 
@@ -85,13 +86,9 @@ def plan(
     free = [row.name for row in SWITCHES if row.chosen and chooser.wanted.open(row.name)]
     runs = runs_like(history, recipe, rates, free=free) if wishes.evidence else ()
     left, avoided = without_failed(ranked, runs)
-
-    def held(layout: Layout) -> Candidate | None:
-        found = search.held(layout)
-        return found and chooser.best(found, headroom=wishes.headroom)
-
     taken = objective.take(left, search, evidence, chooser)
-    if wishes.objective == "time" and (mine := proven_here(runs, wishes, taken.chosen, evaluate=held)) is not None:
+    mine = proven_here(runs, wishes, taken.chosen, evaluate=partial(chooser.held, search))
+    if wishes.objective == "time" and mine is not None:
         taken = replace(taken, chosen=mine[0], because=(mine[1],))
     chosen = taken.chosen
     others = [c for c in left if grid_of(c.layout) != grid_of(chosen.layout)]

@@ -23,6 +23,7 @@ from parlaunch.model.layout import NO_RECOMPUTE, Layout, Recompute
 from parlaunch.model.recipe import Features, Recipe
 from parlaunch.model.sections import OVERLAP, placed
 from parlaunch.planning.plan import Candidate, Switched, Wishes
+from parlaunch.planning.reasons import needs
 from parlaunch.planning.search import Search
 from parlaunch.planning.space import inside
 from parlaunch.rules import why_not
@@ -244,6 +245,11 @@ class Chooser:
                 least, most = charged, room
         return best
 
+    def held(self, search: Search, layout: Layout) -> Candidate | None:
+        """What a search has of a layout, with the switches that suit it best; None where it does not run."""
+        found = search.held(layout)
+        return found and self.best(found, headroom=search.wishes.headroom)
+
     def together(self, search: Search, ranked: Sequence[Candidate], wishes: Wishes) -> list[Candidate]:
         """What a search with everything on found, each with the switches that suit it; and the best layout of every other
         combination where that is better still: one that needs less memory may do without recomputation.
@@ -431,8 +437,6 @@ def why_not_switch(
     memory = estimate_memory(other, chosen.layout, chooser.rates, headroom=headroom)
     more = estimate.iteration_time_s / chosen.estimate.iteration_time_s - 1
     if not memory.fits or (chosen.memory.at_speed and not memory.at_speed):
-        from parlaunch.planning.reasons import needs
-
         return f"{name}={value} {needs(memory)}."
     times = f"{seconds(estimate.iteration_time_s)} against {seconds(chosen.estimate.iteration_time_s)}"
     if more >= 0:
