@@ -212,8 +212,8 @@ MEANT = (
     "Graphs of whole iterations (`graphs` full) are never ours to choose: with experts they drop tokens beyond a budget, without them "
     "they end the check for NaN in the loss. On dense models the host is far from being the limit, and we predict no gain at all.",
     "Packs of samples and of images differ in length: graphs over them are captured for padded mock data, and only the user knows theirs.",
-    "A gain below its margin is not taken, so that the recipe's own value stays: HybridEP in place of DeepEP inside a node of B200 is "
-    "predicted 2 to 4 % faster, graphs of router and preprocessing 3 to 7 %.",
+    "A gain below its margin is not taken, so that the recipe's own value stays: HybridEP in place of DeepEP inside a node of B200 or "
+    "B300 is predicted up to 5 % faster, graphs of router and preprocessing up to 7 %.",
     "The expert overlap has to gain 15 % where experts stay inside an NVLink domain, 10 % elsewhere: of runs with it and without, "
     "Qwen3-235B on GB200 and GB300 was predicted 10 and 15 % faster with it and was 3 and 6 % faster, and on B300 half as fast.",
 )
