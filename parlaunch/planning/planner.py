@@ -71,15 +71,7 @@ def plan(
     _check(chooser.fullest, rates, wishes)
     objective = OBJECTIVES[wishes.objective]
     search, ranked = _walked(chooser, wishes, objective)
-    if not ranked:
-        # What is wrong with it may lie in no switch: with what runs here, and nothing else looked at.
-        plain = Search(chooser.without_refused(_as_run(chooser.fixed, wishes, rates)), rates, wishes)
-        fixed = _evaluation(plain)
-        if (sentence := _refused(chooser, plain, fixed)) is not None:
-            raise UsageError(sentence, hint="leave it out, or the size that excludes it")
-        if fixed is None:
-            raise _nothing(plain)
-        ranked = [fixed]
+    ranked = ranked or [_as_pinned(chooser, wishes)]
     if objective.switches:
         ranked = chooser.together(search, ranked, wishes)
     evidence = published(recipe, rates) if wishes.evidence else ()
@@ -187,6 +179,20 @@ def _failed(chooser: Chooser) -> Iterator[str]:
     """A sentence for each switch that is left off because it failed here."""
     for (name, value), day in chooser.place.failed.items():
         yield f"Avoided: {name}={value} failed here on {day}; --switches {name}={value} tries it again."
+
+
+def _as_pinned(chooser: Chooser, wishes: Wishes) -> Candidate:
+    """The layout whose every size is pinned, where no search finds one that fits. Raises `UsageError` or `NoLayoutError` where a size is
+    free, or the layout cannot be."""
+    # What is wrong with it may lie in no switch: with what runs here, and nothing else looked at.
+    rates = chooser.rates
+    plain = Search(chooser.without_refused(_as_run(chooser.fixed, wishes, rates)), rates, wishes)
+    fixed = _evaluation(plain)
+    if (sentence := _refused(chooser, plain, fixed)) is not None:
+        raise UsageError(sentence, hint="leave it out, or the size that excludes it")
+    if fixed is None:
+        raise _nothing(plain)
+    return fixed
 
 
 def _refused(chooser: Chooser, plain: Search, fixed: Candidate | None) -> str | None:
