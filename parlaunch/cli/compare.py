@@ -26,6 +26,11 @@ def run(request: Request, compared: Compared) -> None:
     """Plan the recipe on every machine, as it is and with what is asked changed, and print them side by side."""
     inputs.choice("--format", request.format, ("text", "json"))
     machines = compared.machines
+    if bare := [word for word in request.overrides if "=" not in word and not word.startswith("~")]:
+        raise UsageError(
+            f"{bare[0]!r} is no KEY=VALUE override",
+            hint="machines are options: " + " ".join(f"--hardware {word}" for word in bare),
+        )
     if not machines or len(machines) + len(request.what_if) < 2:
         raise UsageError(
             "nothing to compare: one machine" if machines else "nothing to compare: no machine",

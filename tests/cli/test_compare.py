@@ -86,6 +86,7 @@ def test_the_page_has_every_machine_and_needs_nothing_else(parlaunch: Run, tmp_p
     [
         (("--hardware", "dgx-h100:8"), "nothing to compare: one machine"),
         ((), "nothing to compare: no machine"),
+        (("dgx-h100:8", "dgx-h200:8"), "machines are options: --hardware dgx-h100:8 --hardware dgx-h200:8"),
         (
             ("--hardware", "a100:1", "--hardware", "h100:1", "--price", "1", "--price", "2", "--price", "3"),
             "3 prices for 2 machines",
