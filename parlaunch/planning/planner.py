@@ -338,7 +338,8 @@ def _check(recipe: Recipe, rates: Rates, wishes: Wishes) -> None:
     alone = replace(_pinned_layout(recipe, rates, wishes), world=10**9)
     for rule, sentence in violations(alone, recipe, rates):
         if rule.id in _PINS_OF and all(getattr(wishes, n) is not None for n in _PINS_OF[rule.id]):
-            typed = _PINS_OF[rule.id] or rule.id == "ep-needs-moe"  # else it is the recipe on this machine
+            switched = _SWITCH_OF.get(rule.id) in dict(wishes.switches.fixed)
+            typed = _PINS_OF[rule.id] or rule.id == "ep-needs-moe" or switched  # else it is the recipe on this machine
             kind = UsageError if typed else ParlaunchError
             raise kind(sentence, hint=_divisor_hint(rule.id, recipe, rates))
 
@@ -351,6 +352,7 @@ _PINS_OF: Mapping[str, tuple[str, ...]] = {
     "opt-precision": (), "cg-scopes": (), "ep-group-topk": (), "ep-paged-stash": (), "off-fine": (),
 }  # fmt: skip
 """Rules that the pinned sizes break by themselves; with no pin named, the recipe on this machine does."""
+_SWITCH_OF = {"off-fine": "offload", "cg-impl": "graphs", "cg-scopes": "graphs"}
 
 
 def _check_stages(recipe: Recipe, rates: Rates, wishes: Wishes) -> None:

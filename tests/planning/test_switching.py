@@ -595,6 +595,12 @@ def test_ranks_that_roam_are_timed_so_and_the_plan_says_what_that_costs(numa: bo
     assert all("not wanted (--no-numa)" in w and "of the iteration" in w for w in said)
 
 
+def test_a_switch_whose_value_can_never_be_is_wrong_usage() -> None:
+    wishes = Wishes(switches=wanted_from("offload=attn_proj"))
+    with pytest.raises(UsageError, match="offloading attn_proj needs core_attn offloaded too"):
+        plan(preset("dgx-h100"), catalog.recipe("llama3_8b_pretrain_config"), wishes)
+
+
 def test_a_switch_without_a_value_is_told_its_values() -> None:
     with pytest.raises(UsageError, match="'tp_overlap' has no value") as caught:
         wanted_from("recipe,tp_overlap")
