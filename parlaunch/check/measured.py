@@ -271,12 +271,7 @@ def _run(row: Mapping[str, Any], machines: Machines, notes: list[str]) -> Run:
     if ranks := features.pop("optimizer_ranks", None):
         features["optimizer_instances"] = max(1, dp * cp // ranks)
     features |= _of_nearest(nearest, features, framework)
-    known = named(framework)
-    if framework and known is None:
-        notes.append(f"framework {framework!r} is not known: predicted as Megatron Bridge's")
-    if known is not None and known.keeping == "megatron-lm" and rates.product.arch not in ("volta", "ampere"):
-        # Megatron-LM of Hopper's years has Megatron-Core and fused attention inside.
-        features |= {"framework": "Megatron-Core", "sequence_parallel": True}
+    features |= _of_generation(framework, rates, notes)
     layout = Layout(
         world=gpus, tp=tp, pp=pp, vp=vp if vp and vp > 1 else None, cp=cp, ep=row.get("ep") or 1,
         etp=row.get("etp") or 1, micro_batch_size=mbs, global_batch_size=gbs, recompute=recompute,
@@ -322,6 +317,19 @@ def _of_nearest(nearest: Mapping[str, Any] | None, features: Mapping[str, Any], 
     if _benchmark(framework):
         found |= {name: said.get(name, True) for name in FUSIONS if name not in features}
     return found
+
+
+def _of_generation(framework: str, rates: Rates, notes: list[str]) -> Mapping[str, Any]:
+    """What follows from the software beside its constants; what no run here was measured with is noted."""
+    known = named(framework)
+    if framework and known is None:
+        notes.append(f"framework {framework!r} is not known: predicted as Megatron Bridge's")
+    if known is not None and known.software == "pytorch":
+        notes.append(f"framework {framework!r}: as eager PyTorch with flash attention, with which no run here was made")
+    if known is not None and known.keeping == "megatron-lm" and rates.product.arch not in ("volta", "ampere"):
+        # Megatron-LM of Hopper's years has Megatron-Core and fused attention inside.
+        return {"framework": "Megatron-Core", "sequence_parallel": True}
+    return {}
 
 
 def _chunks(given: Any, a: Architecture, pp: int, vp: int | None) -> tuple[int, ...] | None:

@@ -23,6 +23,11 @@ class Framework(NamedTuple):
 BRIDGE = Framework(("megatron-bridge",), "megatron-bridge", "megatron", None)
 OTHER = Framework((), "megatron-bridge", "megatron", 0.20)
 """One that no open row was made with: predicted as Megatron Bridge's, within what frameworks other than NVIDIA's were off by."""
+PYTORCH = (
+    "pytorch", "fsdp", "torchtitan", "llm-foundry", "mosaicml", "composer", "hugging face", "huggingface", "transformers", "accelerate",
+    "axolotl", "llama-factory", "litgpt", "lit-gpt", "lightning", "colossal-ai", "colossalai", "nanotron", "olmo", "fairseq", "metaseq",
+)  # fmt: skip
+"""Training with PyTorch's own kernels and a flash attention: no open row was made with them."""
 FRAMEWORKS = (
     BRIDGE,
     Framework(("megatron-core", *(f"megatron-lm {year}" for year in range(2023, 2027))), "megatron-core", "megatron-core", 0.075),
@@ -45,7 +50,8 @@ FRAMEWORKS = (
     Framework(("megatron-lm",), "megatron-lm-2022", "megatron-lm", 0.05),
     Framework(("megatron-deepspeed blocking",), "megatron-lm-2021-blocking", "deepspeed", 0.16),
     Framework(("megatron-deepspeed",), "megatron-lm-2021", "deepspeed", 0.095),
-    Framework(("deepspeed",), "megatron-bridge", "deepspeed", OTHER.band),
+    Framework(("deepspeed",), "pytorch", "deepspeed", OTHER.band),
+    Framework(PYTORCH, "pytorch", "pytorch", OTHER.band),
     Framework(("gpt-neox",), "megatron-lm-2021", "deepspeed", 0.22),
     Framework(("internevo",), "internevo", "megatron", 0.08),
 )  # fmt: skip
@@ -57,6 +63,7 @@ _SPELLINGS = (
     (r"^mcore|^megatron[ _]core", "megatron-core"),
     (r"^megatron[ _](?=\w)", "megatron-"),
     (r"^deepspeed[ -]megatron", "megatron-deepspeed"),
+    (r"^llm foundry", "llm-foundry"),
     (r"^mlperf training (v\S+) nemo", r"nemo mlperf training \1"),
     (r"^bignlp|^nemo[ -](framework )?megatron", "nemo megatron"),
     (r"^nemo[ -](framework )?", "nemo "),

@@ -67,6 +67,8 @@ KEEPING: Mapping[str, Keeping] = {
     # NeMo's containers: Transformer Engine before 2.4 in MLPerf Training v5.0 and older, Megatron Core before 0.15 in v5.1.
     "nemo-2025": Keeping(gradients={}, dummies="passing"),
     "nemo": Keeping(gradients={}, dummies="layers"),
+    # PyTorch's: gradients are tensors of their own and nobody fuses the loss; segments do not grow unless told to.
+    "pytorch": Keeping(gradients={}, slack=0.0, fragments=FRAGMENTS, communicators=1, dummies="none", loss="unfused"),
     # In 2022 its authors count float32 gradients with fp16 too (arXiv:2205.05198).
     "megatron-lm": Keeping(gradients={"bf16": 4, "fp16": 4}, slack=0.08, loading=0.9, dummies="none", loss="unfused", measured="2022"),
     # DeepSpeed, ZeRO-1. fp16 (`stage_1_and_2.py`): the partition's float32 gradients, two reduce buckets, one all-gather

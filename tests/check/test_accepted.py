@@ -156,7 +156,8 @@ def idle(name: str, path: tuple[Any, ...]) -> bool:
     if name == "SOFTWARE":
         older = path[0].startswith(("megatron-lm", "internevo"))
         return (path[1] == "blackwell" and older) or (
-            path[1] == "softmax_batch" and path[0] in ("megatron-bridge", "megatron-core", "nemo-2025", "internevo")
+            path[1] == "softmax_batch"
+            and path[0] in ("megatron-bridge", "megatron-core", "nemo-2025", "internevo", "pytorch")
         )
     return (name, *path) in {
         ("_PROTOCOLS", 2, 0), ("_PROTOCOLS", 2, 1), ("_PROTOCOLS", 2, 2), ("FABRIC_SHARE", "slingshot"), ("FABRIC_SHARE", "none"), ("OPERAND_BYTES", "vector"), ("UNFUSED_SOFTMAX",),

@@ -13,6 +13,7 @@ from parlaunch.check.words import features_of, size_in
 from parlaunch.data import load
 from parlaunch.errors import UsageError
 from parlaunch.estimate.frameworks import framework_of
+from parlaunch.estimate.timing import estimate_time
 from parlaunch.estimate.timing.bands import error_band
 from parlaunch.hardware.datasheet import product
 from parlaunch.model.catalog import architecture
@@ -301,12 +302,24 @@ def test_software_that_nobody_measured_is_said_and_its_band_is_wide() -> None:
     def band(run: Run) -> float:
         return error_band(run.recipe, run.layout, run.rates)
 
-    strange, ours = read(framework="Nanotron"), read(framework="Megatron Bridge")
-    assert strange.notes == ("framework 'Nanotron' is not known: predicted as Megatron Bridge's",)
+    strange, ours = read(framework="Alpa"), read(framework="Megatron Bridge")
+    assert strange.notes == ("framework 'Alpa' is not known: predicted as Megatron Bridge's",)
     assert ours.notes == ()
     assert band(strange) >= 3 * band(ours)
     for name in ("mcore 0.8", "Megatron Core", "Megatron-LM core_r0.9"):
         assert band(read(framework=name)) == band(PLAIN)
+
+
+@pytest.mark.parametrize(
+    "name", ["torchtitan", "LLM Foundry", "PyTorch FSDP", "HuggingFace Accelerate", "DeepSpeed ZeRO-3"]
+)
+def test_eager_pytorch_is_slower_than_fused_kernels_and_sums_no_gradients_beside_products(name: str) -> None:
+    eager, fused = (read(framework=f, tp=1, sharding="FSDP") for f in (name, "Megatron-Core"))
+    slow, quick = (estimate_time(run.recipe, run.layout, run.rates).iteration_time_s for run in (eager, fused))
+    assert 1.03 < slow / quick < 1.15
+    assert framework_of(name).software == "pytorch"
+    assert any("with which no run here was made" in note for note in eager.notes)
+    assert error_band(eager.recipe, eager.layout, eager.rates) >= 0.2
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ PLANS: Mapping[str, tuple[Recipe, Layout, str]] = {
     "dense, DeepSpeed": _plan(LLAMA, ONE, "dgx-a100-80g", features=Features(framework="Megatron-DeepSpeed")),
     "dense, Megatron-LM": _plan(LLAMA, ONE, "dgx-a100-80g", features=Features(framework="Megatron-LM")),
     "dense, Megatron Core": _plan(LLAMA, ONE, "dgx-h100", features=Features(framework="Megatron-Core")),
+    "dense, PyTorch": _plan(LLAMA, replace(ONE, fsdp=True), "dgx-h100", features=Features(framework="torchtitan")),
     "dense, NeMo": _plan(LLAMA, ONE, "dgx-h100", features=Features(framework="NeMo (MLPerf Training v5.0)")),
     "dense, native loss on Hopper": _plan(LLAMA, replace(ONE, tp=4), "dgx-h200", features=Features(nccl_ub=True)),
     "dense, NeMo of today": _plan(LLAMA, ONE, "dgx-h100", features=Features(framework="NeMo (MLPerf Training v5.1)")),
