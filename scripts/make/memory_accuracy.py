@@ -50,15 +50,15 @@ class Peak:
         return (self.measured - self.memory.allocated) / (self.memory.slack / self.keeping.fragments)
 
 
-def peaks(files: Iterable[Path]) -> dict[str, list[Peak]]:
-    """Measured peaks by source, of the software of today."""
+def peaks(files: Iterable[Path], era: str = "today") -> dict[str, list[Peak]]:
+    """Measured peaks by source, of one generation of software (a key of `estimate.memory.PEAK_BAND`)."""
     machines, found = Machines(), defaultdict(list)
     for file in files:
         for row, run in readable(rows_of(file), machines):
             measured = run.measured.get("peak_mem") or run.measured.get("peak_memory_gb")
             if measured and not run.oom:
                 peak = Peak(run, measured * run.memory_unit)
-                if peak.keeping.measured == "today":
+                if peak.keeping.measured == era:
                     found[str(row["source"]).split()[0]].append(peak)
     return found
 
