@@ -50,7 +50,7 @@ class Published:
         }  # fmt: skip
 
     def sentence(self) -> str:
-        """ "NVIDIA on 256 × GB200, batch 4096: tp=1 pp=4 …, measured 704 TFLOP/s a GPU (megatron-bridge 26.08)"."""
+        """ "NVIDIA on 256 × GB200, batch 4,096: tp=1 pp=4 …, measured 704 TFLOP/s a GPU (megatron-bridge 26.08)"."""
         head = f"NVIDIA on {self.gpus} × {self.product}, batch {self.global_batch_size:,}: {self.layout}"
         if self.tflops is None and self.tokens is None:
             return f"{head}, tuned, published without a measurement ({self.name})"

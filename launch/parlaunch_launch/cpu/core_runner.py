@@ -3,7 +3,7 @@
     python -m torch.distributed.run --standalone --nproc-per-node=4 -m parlaunch_launch.cpu.core_runner \\
         --recipe llama32_1b_pretrain_config model.tensor_model_parallel_size=2 model.pipeline_model_parallel_size=2
 
-The model is the tiny one of the recipe's family (`parlaunch.tiny`); overrides carry Bridge's keys. Process groups, sharded
+The model is the tiny one of the recipe's family (`parlaunch.model.tiny`); overrides carry Bridge's keys. Process groups, sharded
 layers, pipeline schedule, DDP, optimizer, clipping and learning-rate schedule are Megatron Core's. Not Megatron's: the
 stand-ins of `stand_ins`, and a synthetic stream of tokens that can be learnt.
 """
