@@ -70,7 +70,7 @@ def _named(facts: Facts, notes: list[str]) -> list[Gpu]:
         elif all(g.name == UNKNOWN for g in gpus):
             notes.append(f"the GPU model is not in this file: {name} as {facts.preset} has it")
             gpus = [replace(g, name=name) for g in gpus]
-    elif gpus and all(g.name == UNKNOWN for g in gpus) and not any("with --gpu" in n for n in notes):
+    elif gpus and all(g.name == UNKNOWN for g in gpus) and not facts.unsure:
         notes.append("the GPU model is not in this file: add the output of `nvidia-smi -L` or `nvidia-smi -q` to it")
     whole = []
     for gpu in gpus:

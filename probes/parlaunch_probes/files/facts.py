@@ -30,6 +30,13 @@ class Facts:
     node: dict[str, Any] = field(default_factory=dict)  # fields of Node
     acs: bool = False  # the ACS state of the bridges was shown
     notes: list[str] = field(default_factory=list)
+    unsure: bool = False  # a note says which products the GPUs may be
+
+    def may_be(self, note: str) -> None:
+        """Say, once, which products the GPUs may be."""
+        self.unsure = True
+        if note not in self.notes:
+            self.notes.append(note)
 
     @property
     def empty(self) -> bool:
@@ -60,6 +67,7 @@ def join(parts: Sequence[Facts]) -> Facts:
         whole.attached = whole.attached or part.attached
         whole.preset = whole.preset or part.preset
         whole.acs = whole.acs or part.acs
+        whole.unsure = whole.unsure or part.unsure
         whole.node = part.node | whole.node
         whole.notes += [n for n in part.notes if n not in whole.notes]
     return whole

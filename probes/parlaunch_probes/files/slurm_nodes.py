@@ -78,6 +78,5 @@ def _product(kind: str, facts: Facts) -> str:
     if len(fits) == 1:
         return nvml_name(fits[0])
     if fits:
-        note = f"GRES type {kind!r} may be {', '.join(s.name for s in fits)}: name it with --gpu"
-        facts.notes += [note] if note not in facts.notes else []
+        facts.may_be(f"GRES type {kind!r} may be {', '.join(s.name for s in fits)}: name it with --gpu")
     return UNKNOWN

@@ -165,8 +165,7 @@ def _whole_name(name: str, memory: int | None, facts: Facts) -> str:
     fits = [s for s in known if memory is None or abs(s.memory_bytes / memory - 1) < 0.06] or known
     names = sorted({nvml_name(s) for s in fits})
     if len(names) > 1:
-        note = f"the name {name!r} is cut, and may be {', '.join(names)}: say which with --gpu"
-        facts.notes += [note] if note not in facts.notes else []
+        facts.may_be(f"the name {name!r} is cut, and may be {', '.join(names)}: say which with --gpu")
     if not names:
         return start  # no product of ours: its generation may still be told
     return names[0] if len(names) == 1 else UNKNOWN
