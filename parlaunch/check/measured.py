@@ -18,7 +18,7 @@ from functools import lru_cache
 from math import inf
 from typing import Any
 
-from parlaunch.check.released import route_as_then, take_back
+from parlaunch.check.released import as_then, take_back
 from parlaunch.check.words import (
     Machine,
     converted,
@@ -54,6 +54,7 @@ from parlaunch.model.layout import (
     Layout,
     Recompute,
     layout_from_json,
+    selective,
 )
 from parlaunch.model.parameters import split_layers, total_params
 from parlaunch.model.recipe import Recipe, features_from_json
@@ -265,9 +266,10 @@ def _run(row: Mapping[str, Any], machines: Machines, notes: list[str]) -> Run:
     gpu = rates.product.hardware
     nearest = _nearest(row, gpu)
     benchmark = _benchmark_recipe(row, gpu) if row.get("features") is None and _benchmark(framework) else None
-    if benchmark and row.get("recompute") is None:
-        recompute = _published_recompute(benchmark["name"])
-    features = _features(row, framework, recompute, benchmark, gpu, notes)
+    if benchmark:
+        row["features"], recomputed = _as_benchmarked(benchmark, row, framework, gpu, notes)
+        recompute = recomputed if row.get("recompute") is None else recompute
+    features = _features(row, framework, recompute, gpu, notes)
     if ranks := features.pop("optimizer_ranks", None):
         features["optimizer_instances"] = max(1, dp * cp // ranks)
     features |= _of_nearest(nearest, features, framework)
@@ -316,6 +318,8 @@ def _of_nearest(nearest: Mapping[str, Any] | None, features: Mapping[str, Any], 
         found["cross_entropy"] = said.get("cross_entropy")
     if _benchmark(framework):
         found |= {name: said.get(name, True) for name in FUSIONS if name not in features}
+        found |= {name: said[name] for name in FORMATS if name in said and name not in features}
+        take_back(found, framework, [])
     return found
 
 
@@ -479,25 +483,26 @@ def _inline(given: str) -> Architecture:
     return made
 
 
+def _as_benchmarked(
+    benchmark: Mapping[str, Any], row: Mapping[str, Any], framework: str, gpu: str | None, notes: list[str]
+) -> tuple[dict[str, Any], Recompute]:
+    """Features and recomputation of a benchmark recipe as they were in the row's release."""
+    features = dict(benchmark.get("features") or {})
+    if (row.get("pp") or 1) > 1 and (row.get("vp") or 1) == 1 and features.pop("ep_overlap", None):
+        # The overlap needs an interleaved pipeline, and Bridge switches graphs of whole iterations and attention in FP8 on together
+        # with it.
+        features.pop("paged_stash", None)
+        features.pop("fp8_attention", None)
+        features["cuda_graph"] = ["transformer_engine", ["attn", "moe_router", "moe_preprocess"]]
+    modules = as_then(features, row, framework, gpu, notes)
+    notes.append("features and recomputation of the catalog's benchmark recipe: the row has none")
+    return features, selective(modules) if modules else _published_recompute(benchmark["name"])
+
+
 def _features(
-    row: Mapping[str, Any],
-    framework: str,
-    recompute: Recompute,
-    benchmark: Mapping[str, Any] | None,
-    gpu: str | None,
-    notes: list[str],
+    row: Mapping[str, Any], framework: str, recompute: Recompute, gpu: str | None, notes: list[str]
 ) -> dict[str, Any]:
     features = dict(row.get("features") or {})
-    if benchmark:
-        features = dict(benchmark.get("features") or {})
-        if (row.get("pp") or 1) > 1 and (row.get("vp") or 1) == 1 and features.pop("ep_overlap", None):
-            # The overlap needs an interleaved pipeline, and Bridge switches graphs of whole iterations and attention in FP8 on
-            # together with it.
-            features.pop("paged_stash", None)
-            features.pop("fp8_attention", None)
-            features["cuda_graph"] = ["transformer_engine", ["attn", "moe_router", "moe_preprocess"]]
-        route_as_then(features, row, framework, gpu, notes)
-        notes.append("features and recomputation of the catalog's benchmark recipe: the row has none")
     take_back(features, framework, notes)
     features |= noted(row.get("notes"), features, notes)
     if re.match(r"nemo[ -]2\.", framework, re.IGNORECASE) and not str(row.get("model")).lower().startswith(
@@ -531,6 +536,7 @@ def _benchmark(framework: str) -> bool:
     return framework.startswith("megatron-bridge")
 
 
+FORMATS = ("bf16_ends", "module_formats", "fp8_attention", "fp8_output")
 FUSIONS = ("router_fusion", "rope_fusion")
 """What tables of benchmarks do not say, and the releases' own scripts have as today's recipes have it."""
 

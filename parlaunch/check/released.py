@@ -1,7 +1,7 @@
 """What benchmarks of earlier releases of Megatron Bridge had otherwise than today's recipes, which a table's row without features names.
 
 Facts of the releases' own scripts (scripts/performance: run_script.py and configs of v0.1.0rc4 for 25.09; the workload_base_configs of
-v0.2.0 for 25.11, v0.3.1 for 26.02 and v0.4.2 for 26.04).
+v0.2.0 for 25.11, v0.3.1 for 26.02, v0.4.2 for 26.04 and v0.5.1 for 26.06).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DEEPEP = _OVERLAPPED | {"dispatcher": "deepep"}
 _FILLED = _PLAIN | {"expert_capacity": 1.0, "force_balance": None}
 _FILLED_GRAPHED = _FILLED | {"cuda_graph": ["local", []]}
 
-Q30, Q235, DEEPSEEK = "qwen3_30b_a3b", "qwen3_235b_a22b", "deepseek_v3"
+Q30, Q235, DEEPSEEK, NANO = "qwen3_30b_a3b", "qwen3_235b_a22b", "deepseek_v3", "nemotron_3_nano"
 
 
 class _Then(NamedTuple):
@@ -33,6 +33,8 @@ class _Then(NamedTuple):
     gpus: tuple[str, ...]  # the same
     features: Mapping[str, Any]  # None: not there
     said: str
+    precisions: tuple[str, ...] = ()  # as models
+    recomputed: tuple[str, ...] = ()  # modules, where they were others than today
 
 
 _THEN = (
@@ -47,6 +49,10 @@ _THEN = (
     _Then((26, 4), (Q235,), ("b300",), _PLAIN, "tokens sent by alltoall, without graphs"),
     _Then((26, 6), (Q235,), ("b200",), _PLAIN, "tokens sent by alltoall, without graphs"),
     _Then((26, 6), (Q235,), ("b300",), _EAGER, "without overlap and graphs"),
+    _Then(
+        (26, 8), (NANO,), ("h100",), {"cuda_graph": ["transformer_engine", ["mamba"]]}, "experts and attention recomputed, graphs of Mamba layers",
+        precisions=("fp8cs",), recomputed=("moe", "layernorm", "core_attn", "moe_act"),
+    ),
 )  # fmt: skip
 """The first that fits."""
 
@@ -58,24 +64,23 @@ def _release(framework: str) -> tuple[int, ...] | None:
     return tuple(int(part) for part in framework.split(" ")[1].split(".")[:2])
 
 
-def route_as_then(
+def as_then(
     features: dict[str, Any], row: Mapping[str, Any], framework: str, gpu: str | None, notes: list[str]
-) -> None:
-    """Change the features of today's recipe, where it has experts, to how the row's release sent tokens to them; a note says so."""
-    release = _release(framework)
+) -> tuple[str, ...]:
+    """Change the features of today's recipe, where it has experts, to what they were in the row's release; a note says so. The modules that
+    it recomputed, where they were others than today."""
+    release, model, precision = _release(framework), row.get("model"), row.get("precision")
     if release is None or not features.get("dispatcher"):
-        return
+        return ()
     for then in _THEN:
-        if (
-            release < then.before
-            and row.get("model") in (then.models or (row.get("model"),))
-            and gpu in (then.gpus or (gpu,))
-        ):
+        named = ((then.models, model), (then.gpus, gpu), (then.precisions, precision))
+        if release < then.before and all(not some or its in some for some, its in named):
             features.update(then.features)
             if (row.get("pp") or 1) > 1 and (row.get("vp") or 1) == 1:
                 features["ep_overlap"] = None  # it needs an interleaved pipeline
             notes.append(f"{then.said}, as its release had it")
-            return
+            return then.recomputed
+    return ()
 
 
 def take_back(features: dict[str, Any], framework: str, notes: list[str]) -> None:

@@ -50,9 +50,10 @@ from parlaunch.planning.space import (
 from parlaunch.rules import why_not
 
 RESOLUTION = {"dense": 0.03, "experts": 0.12}
-"""Share of the iteration time below which the model cannot tell two layouts of one model on one machine apart. With experts about
-the worst error on today's published runs; without, about the mean: dense layouts of one model share most of what is wrong. The
-search looks at every layout of a grid within it; beyond, a grid's first one stands for it."""
+"""Share of the iteration time below which the model cannot tell two layouts of one model on one machine apart. Without experts what the
+errors of two measured layouts of one group are apart in half of the pairs (`docs/near-ties.md`); with experts one pair of runs differs in
+nothing but the layout, so it is the band of a time (`estimate.timing.bands`). The search looks at every layout of a grid within it;
+beyond, a grid's first one stands for it. The choice itself yields less (`planning.preference.YIELDS`)."""
 
 
 def kind_of(recipe: Recipe) -> str:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 import calibration
 
 from parlaunch.check.calibrate import from_runs
-from parlaunch.check.measured import SITES, TIMES, Machines, readable
+from parlaunch.check.measured import INVENTED, SITES, TIMES, Machines, readable
 from parlaunch.check.report import error_table, main_quantity, percent, validation_to_svg
 from parlaunch.check.validate import errors_of, validate
 from parlaunch.cli.accuracy import rows_of
@@ -79,7 +79,11 @@ def kind(row: Mapping[str, Any]) -> str:
 
 
 def share(entry: Mapping[str, Any]) -> float | None:
-    """Predicted over measured time, less one; None for a row without a time."""
+    """Predicted over measured time, less one; None for a row without a time, and for one that does not count."""
+    return _share(entry) if entry.get("scored") else None
+
+
+def _share(entry: Mapping[str, Any]) -> float | None:
     for name in TIMES:
         if entry["predicted"] and entry["measured"].get(name):
             value = float(entry["predicted"][name] / entry["measured"][name])
@@ -215,11 +219,21 @@ def bands(pairs: Sequence[Any]) -> list[str]:
     return lines
 
 
+def made_up(pairs: Sequence[Any]) -> list[str]:
+    """Rows that are shown and do not count: their table leaves out what a prediction needs most."""
+    lines = ["| row | error | what was made up |", "|---|---:|---|"]
+    for row, entry in pairs:
+        if entry.get("scored") is False and (missed := _share(entry)) is not None:
+            said = "; ".join(note for note in str(entry["note"]).split("; ") if INVENTED in note)
+            lines.append(f"| {row['id']} | {percent(missed, signed=True)} | {said} |")
+    return lines
+
+
 def memory(pairs: Sequence[Any]) -> list[str]:
     found: dict[str, list[float]] = defaultdict(list)
     for row, entry in pairs:
         name = next((n for n in ("peak_memory_gb", "peak_mem") if entry["measured"].get(n)), None)
-        if name and entry["predicted"]:
+        if name and entry["predicted"] and entry["scored"]:
             found[kind(row)].append(entry["predicted"][name] / entry["measured"][name] - 1)
     return error_table([(n, e) for n, v in sorted(found.items()) if (e := errors_of(v))], "peak memory")
 
@@ -340,6 +354,10 @@ What others publish, for scale:
 Rows that a later release of the same software has superseded are predicted too, and shown apart: the same layout has become up
 to half as fast again since, and the estimate is about today's software.
 
+Shown and not counted, neither here nor below, as their table leaves out what a prediction needs most:
+
+{_join(made_up(pairs))}
+
 ## The choice of a layout
 
 A group is the rows that differ in layout only: same model and shape, machine, count, batch, precision and release. Regret is the measured time
@@ -372,9 +390,9 @@ watts and the joules of a FLOP:
 One set for each GPU generation, and a few costs of software; no constant belongs to a model, a machine or a row. Where kernel
 benchmarks and papers leave room (joules a FLOP, what a host takes to issue, what an eager layer of experts waits for), they were
 settled by looking at these rows as a whole, so the errors above are not those of runs nobody had seen. Two checks: each source,
-and each model, is left out in turn; the shares are fitted to all *others* on the same GPU (as `parlaunch calibrate` does, within its
-prior; but all of the change, which it makes only as far as the rows are sure of it, and as if the others were one machine), and what
-was left out is predicted with them. The share inside the band is of the band that a plan prints: meant to be two of three for runs
+and each model, is left out in turn; the shares are fitted to *others* on the same GPU (three or four rows of each, as `parlaunch calibrate` does,
+within its prior; but all of the change, which it makes only as far as the rows are sure of it, and as if the others were one machine), and
+what was left out is predicted with them; costs of software and joules stay as they are. The share inside the band is of the band that a plan prints: meant to be two of three for runs
 whose source nobody had seen, and higher where the constants were settled with the row in view.
 
 {tables_left_out}

@@ -17,24 +17,19 @@ from dataclasses import dataclass, fields, replace
 from itertools import combinations, product
 from math import log, sqrt
 from pathlib import Path
-from statistics import fmean, median
-from typing import NamedTuple
+from statistics import fmean
 
 from against_nvidia import key, machine, published, recipe_of, tuned_layout
 
 from parlaunch.check.measured import Timed, timed
 from parlaunch.cli.accuracy import rows_of
-from parlaunch.errors import ParlaunchError
-from parlaunch.estimate.memory import estimate_memory
 from parlaunch.estimate.timing import estimate_time
 from parlaunch.estimate.values import breakdown
 from parlaunch.hardware.rates import rates_of
 from parlaunch.planning.alternatives import OWN, PART, Prospect, in_turn, prospect
 from parlaunch.planning.plan import Wishes
-from parlaunch.planning.planner import plan
 from parlaunch.planning.preference import CANDIDATES, CHARGES, YIELDS, Charges, charged, favourite
 from parlaunch.planning.search import RESOLUTION, Search, kind_of
-from parlaunch.rules import why_not
 
 TABLES = Path(__file__).parents[2] / "validation"
 NAMES = tuple(f.name for f in fields(Charges))
@@ -134,9 +129,9 @@ def without(name: str) -> dict[str, Charges]:
     return {kind: replace(charges, **{name: 0.0}) for kind, charges in CHARGES.items()}
 
 
-def left_out(rows: Sequence[Choice]) -> Score:
-    """The agreement of each model's rows with charges that the other models' rows alone would settle."""
-    parts = []
+def left_out(rows: Sequence[Choice]) -> dict[str, tuple[Score, int]]:
+    """The agreement of each model's rows with charges that the other models' rows alone would settle, and how many they are."""
+    parts: dict[str, tuple[Score, int]] = {}
     for kind, charges in CHARGES.items():
         mine = [row for row in rows if row.kind == kind]
         used = [name for name in NAMES if getattr(charges, name)]
@@ -148,11 +143,15 @@ def left_out(rows: Sequence[Choice]) -> Score:
         scored = [{model: score(its, {kind: one}) for model, its in alone.items()} for one in tried]
         for model, its in alone.items():
             best = max(scored, key=lambda by: sum(s.worth for m, s in by.items() if m != model))
-            parts.append((best[model], len(its)))
-    count = sum(n for _, n in parts)
-    return Score(
-        sum(s.first for s, _ in parts), sum(s.five for s, _ in parts), sum(s.regret * n for s, n in parts) / count
-    )
+            parts[model] = best[model], len(its)
+    return parts
+
+
+def together(parts: Iterable[tuple[Score, int]]) -> Score:
+    """All models' rows as one."""
+    known = list(parts)
+    regret = sum(s.regret * n for s, n in known) / sum(n for _, n in known)
+    return Score(sum(s.first for s, _ in known), sum(s.five for s, _ in known), regret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,65 +192,6 @@ def own_and_part(mine: Sequence[Pair]) -> tuple[float, float] | None:
     return (sqrt(own), sqrt(slope)) if len(mine) >= 10 and slope > 0 and own > 0 else None
 
 
-class Held(NamedTuple):
-    """A measured layout of NVIDIA's: the predicted time of our blind choice, and of theirs, over the measured one."""
-
-    model: str
-    machine: str
-    precision: str
-    choice: str
-    layout: str
-    runs: tuple[float, ...]  # the predicted time of our choice over that of each of its runs, the longest first
-    ours: float  # over the median of its runs
-    theirs: float
-    filled: float  # share of the memory that theirs takes, by our estimate
-
-    def line(self) -> str:
-        headroom = 1 - Wishes().headroom
-        why = ["its own time is estimated too long"] * (self.theirs > ABOVE)
-        why += [f"it takes {self.filled:.1%} of the memory, more than the {headroom:.0%} of a plan"] * (
-            self.filled > headroom
-        )
-        each = ", ".join(f"{ratio:.3f}" for ratio in self.runs)
-        return (
-            f"| {self.model} | {self.machine} | {self.precision} | {self.layout} | {self.choice} | {self.ours:.3f} | {each} "
-            f"| {self.theirs:.3f} | {'; '.join(why) or 'preference'} |"
-        )
-
-
-ABOVE = 1.03
-"""Predicted time of our choice over what was measured of NVIDIA's, from which on a row is listed."""
-
-
-def chosen(measured: Sequence[Timed], only: str) -> list[Held]:
-    """NVIDIA's measured layouts of today, and what we choose in their place. One that several releases ran, with what its newest has on,
-    counts with the median of its runs."""
-    runs: dict[tuple[str, str], list[Timed]] = defaultdict(list)
-    for one in measured:
-        row, run = one.row, one.run
-        tuned = run.source.startswith("megatron-bridge") and row.get("current") and "hardware" in row
-        if tuned and only in str(row.get("model")) and not why_not(run.layout, run.recipe, run.rates):
-            runs[row["group"], str(run.layout)].append(one)
-    found = []
-    for its in runs.values():
-        newest = max(its, key=lambda one: str(one.row["framework"]))
-        row, run = newest.row, newest.run
-        try:
-            made = plan(machine(row["hardware"], row["gpus"]), run.recipe, Wishes(evidence=False), rates=run.rates)
-        except ParlaunchError:
-            continue
-        memory = estimate_memory(run.recipe, run.layout, run.rates)
-        seconds, took = made.chosen.estimate.iteration_time_s, median(one.measured_s for one in its)
-        found.append(
-            Held(
-                str(row["model"]), run.machine, run.recipe.precision, str(made.layout), str(run.layout),
-                tuple(sorted((seconds / one.measured_s for one in its), reverse=True)), seconds / took, newest.predicted_s / took,
-                memory.peak / memory.capacity,
-            )
-        )  # fmt: skip
-    return sorted(found, key=lambda held: -held.ours)
-
-
 def page(rows: Sequence[Choice], only: str) -> str:
     def line(words: str, charges: Mapping[str, Charges], turn: Turn = in_turn) -> str:
         return spoken(words, score(rows, charges, turn))
@@ -259,6 +199,10 @@ def page(rows: Sequence[Choice], only: str) -> str:
     def spoken(words: str, s: Score) -> str:
         return f"| {words} | {s.first / len(rows):.0%} | {s.five / len(rows):.0%} | {s.regret:.1%} |"
 
+    def its(s: Score, count: int) -> str:
+        return f"{s.first / count:.0%} | {s.five / count:.0%} | {s.regret:.1%}"
+
+    apart = left_out(rows)
     measured = list(timed(row for table in sorted(TABLES.glob("*.jsonl")) for row in rows_of(table)))
     lines = [
         "# Near ties", "",
@@ -273,7 +217,14 @@ def page(rows: Sequence[Choice], only: str) -> str:
         *(line(f"without `{name}`", without(name)) for name in NAMES),
         line("none: the fastest layout", {kind: NONE for kind in CHARGES}),
         line("as they are, and the alternatives in the order of time and charges alone", CHARGES, by_time),
-        spoken("settled anew on the other models, for each model left out", left_out(rows)), "",
+        spoken("settled anew on the other models, for each model left out", together(apart.values())), "",
+        "Each model left out, with the charges that the others settle, and with those that are shipped:", "",
+        "| model | layouts | first choice | among five | behind | shipped: first choice | among five | behind |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        *(
+            f"| {model} | {count} | {its(s, count)} | {its(score([r for r in rows if r.model == model], CHARGES), count)} |"
+            for model, (s, count) in sorted(apart.items())
+        ), "",
         "## How far apart layouts can be told", "",
         "Measured runs in groups of one model, machine, batch and release that differ in the layout alone: how far the errors of two of "
         f"them lie apart. Layouts whose times differ by less than {RESOLUTION['dense']:.0%} (dense) and {RESOLUTION['experts']:.0%} (experts) "
@@ -289,21 +240,6 @@ def page(rows: Sequence[Choice], only: str) -> str:
         fit = own_and_part(mine)
         said = f"{fit[0]:.1%} | {fit[1]:.0%}" if fit else "– | –"
         lines.append(f"| {kind} | {source} | {len(shares):,} | {at} | {said} |")
-    if held := chosen(measured, only):
-        ratios, singly = [h.ours for h in held], [ratio for h in held for ratio in h.runs]
-        above = [h.line() for h in held if h.ours > ABOVE]
-        lines += [
-            "", "## Our choice beside what was measured", "",
-            f"{len(held)} layouts that NVIDIA measured with a current Megatron Bridge, each planned blind on the same GPUs and batch: the "
-            f"predicted time of our choice over the measured time of theirs is {fmean(ratios):.3f} on average, {median(ratios):.3f} in the "
-            f"median and {ratios[0]:.3f} at most; above {ABOVE} in {len(above)}. One that several releases ran counts with the median of its "
-            f"runs, which are up to {max(max(h.runs) / min(h.runs) for h in held) - 1:.0%} apart; of all {len(singly)} runs by themselves "
-            f"{sum(ratio > ABOVE for ratio in singly)} are above, {max(singly):.3f} at most. The predicted time of their own layout over its "
-            f"measured one is {fmean(h.theirs for h in held):.3f} on average: the part of the first figure that is error of the estimate, not "
-            "choice of the layout.",
-            "", "| model | machine | precision | NVIDIA's | ours | ours over measured | by run | theirs over measured | why |",
-            "|---|---|---|---|---|---|---|---|---|", *above,
-        ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

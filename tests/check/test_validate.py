@@ -270,5 +270,30 @@ def test_a_benchmark_that_does_not_say_what_it_recomputes_does_so_as_its_recipe(
         "recompute": None, "framework": "megatron-bridge 26.06", "tokens_per_s_per_gpu": 1000,
     }  # fmt: skip
     assert run_of(row, Machines()).layout.recompute.modules == ("mla_up_proj",)
+    nano = {
+        "model": "nemotron_3_nano", "model_id": "explicit:nemotron_3_nano", "hardware": "dgx-h100", "gpus": 16, "precision": "fp8cs",
+        "seq": 8192, "gbs": 1024, "mbs": 1, "pp": 1,
+    }  # fmt: skip
+    then = run_of(row | nano, Machines())
+    assert then.layout.recompute.modules == ("moe", "layernorm", "core_attn", "moe_act")
+    assert then.recipe.features.cuda_graph_scope == ("mamba",)
+    assert run_of(row | nano | {"framework": "megatron-bridge 26.08"}, Machines()).recipe.features.cuda_graph_scope != (
+        "mamba",
+    )
     for said in ({"recompute": "none"}, {"features": {"dispatcher": "hybridep"}}):
         assert run_of(row | said, Machines()).layout.recompute.granularity is None
+
+
+def test_a_benchmark_whose_features_leave_out_formats_has_those_of_its_recipe() -> None:
+    row = {
+        "model": "nemotron_3_super", "model_id": "explicit:nemotron_3_super", "task": "pretrain", "hardware": "gb300-nvl72", "gpus": 64,
+        "precision": "nvfp4", "seq": 8192, "gbs": 512, "mbs": 1, "tp": 1, "pp": 1, "cp": 1, "ep": 64,
+        "framework": "megatron-bridge 26.04", "tokens_per_s_per_gpu": 1000,
+    }  # fmt: skip
+    made, said = (
+        run_of(row | {"features": {"dispatcher": "hybridep", **more}}, Machines()).recipe.features
+        for more in ({}, {"bf16_ends": [0, 2]})
+    )
+    assert made.bf16_ends == (0, 14)
+    assert dict(made.module_formats)["linear_qkv"] == "bf16"
+    assert said.bf16_ends == (0, 2)

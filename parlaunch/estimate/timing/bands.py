@@ -56,12 +56,15 @@ def _kind(recipe: Recipe) -> str:
 def settled(recipe: Recipe, rates: Rates) -> tuple[str, float]:
     """What rows say of a kind of run, whatever its layout: the kind, and ± the share of the iteration time."""
     framework = framework_of(recipe.features.framework)
-    if framework.band is not None:
-        return next(iter(framework.starts), "another framework"), framework.band
-    kinds = {_kind(recipe): BRIDGE[_kind(recipe)]}
+    own, kinds = framework.band, {_kind(recipe): BRIDGE[_kind(recipe)]}
+    if own is not None:
+        kinds = {next(iter(framework.starts), "another framework"): own}
     if rates.product.arch == "blackwell" and recipe.precision in ("bf16", "fp16"):
-        kinds |= {"experts in 16 bits": WARM_EXPERTS} if recipe.architecture.num_moe_experts else {"16 bits": WARM}
-    if recipe.precision == "nvfp4":
+        if recipe.architecture.num_moe_experts:
+            kinds["experts in 16 bits"] = WARM_EXPERTS
+        elif own is None:
+            kinds["16 bits"] = WARM
+    if own is None and recipe.precision == "nvfp4":
         kinds["nvfp4"] = FP4
     return max(kinds.items(), key=lambda kind: kind[1])
 

@@ -54,6 +54,8 @@ def band(
         (0.165, {"model": "deepseek-ai/DeepSeek-V4-Flash"}),
         (0.075, {"framework": "Megatron-Core"}),
         (0.075, {"framework": "Megatron-Core", "machine": "dgx-a100"}),
+        (0.14, {"framework": "Megatron-Core", "machine": "dgx-b200", "model": EXPERTS}),
+        (0.075, {"framework": "Megatron-Core", "machine": "dgx-b200"}),
         (0.05, {"framework": "Megatron-LM (SC21)", "machine": "dgx-a100"}),
         (0.05, {"framework": "Megatron-LM", "machine": "dgx-a100"}),
         (0.16, {"framework": "Megatron-DeepSpeed (blocking)", "machine": "dgx-a100"}),
