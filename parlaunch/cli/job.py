@@ -19,6 +19,7 @@ from parlaunch.cli.request import PLANNED, Request
 from parlaunch.errors import NoLayoutError, ParlaunchError, UsageError
 from parlaunch.frozen import dataclass
 from parlaunch.hardware.cluster import Cluster, Node, domains_of
+from parlaunch.hardware.gather import IDLE
 from parlaunch.model.recipe import Recipe
 from parlaunch.planning.plan import Plan, Wishes
 from parlaunch.show.formats import SCRIPTS
@@ -81,7 +82,8 @@ def job_of(request: Request, situation: Situation) -> Job:
     pins = inputs.merged_pins(request)
     recipe = inputs.as_said(inputs.named(request), request, pins)
     cluster = _cluster(request, situation)
-    remarks = (*inputs.assumed(recipe, pins), *_alike(request, situation))
+    uneven = (note for note in cluster.notes if IDLE in note)
+    remarks = (*inputs.assumed(recipe, pins), *_alike(request, situation), *uneven)
     if request.device == "cpu":
         from parlaunch.model.tiny import sentence, shrink
 

@@ -10,6 +10,9 @@ from parlaunch.errors import ParlaunchError
 from parlaunch.hardware.cluster import UNKNOWN, Cluster, Fabric, Node, domains_of
 from parlaunch.where.nodelist import short
 
+IDLE = "the rest stays idle"
+"""What notes say of GPUs that other nodes do not have."""
+
 
 def gather(probed: Sequence[Cluster]) -> Cluster:
     """One cluster of all nodes, in the order given. The plan uses what every node has.
@@ -27,7 +30,9 @@ def gather(probed: Sequence[Cluster]) -> Cluster:
     fewest = min(len(n.gpus) for n in nodes)
     notes: list[str] = []
     if more := [n.hostname for n in nodes if len(n.gpus) > fewest]:
-        notes.append(f"{short(tuple(more))} has more GPUs than the {fewest} that every node has: the rest stays idle")
+        notes.append(
+            f"{short(tuple(more))} has more GPUs than the {fewest} that every node has: {IDLE}{_without(nodes)}"
+        )
     notes += _odd_nodes(nodes)
     kept = tuple(replace(n, gpus=n.gpus[:fewest], gpus_left_out=(*n.gpus_left_out, *n.gpus[fewest:])) for n in nodes)
     return Cluster(
@@ -37,6 +42,19 @@ def gather(probed: Sequence[Cluster]) -> Cluster:
         fabric=_slowest([c.fabric for c in probed], notes),
         notes=tuple(notes),
     )
+
+
+def _without(nodes: Sequence[Node]) -> str:
+    """Which nodes to leave out for more GPUs in all, or for as many on fewer nodes; empty where that is none."""
+    counts = [len(n.gpus) for n in nodes]
+    least = max(set(counts), key=lambda k: (k * sum(c >= k for c in counts), k))
+    if least == min(counts):
+        return ""
+    few = short(tuple(n.hostname for n in nodes if len(n.gpus) < least))
+    kept, now = sum(c >= least for c in counts), min(counts) * len(counts)
+    if least * kept == now:
+        return f"; without {few} there are as many, on {kept} node{'s' if kept > 1 else ''}"
+    return f"; without {few} there are {least * kept} in place of {now}"
 
 
 def _odd_nodes(nodes: Sequence[Node]) -> list[str]:

@@ -211,7 +211,8 @@ def _racks(c: Cluster) -> str:
     sheet, name = product(c.gpu.name), preset_of(c.source.removeprefix("preset ").partition(":")[0])
     if sheet is None or not sheet.rack_gpus or c.nvlink_domain_size <= c.gpus_per_node:
         return ""
-    whole = trays(name) if name else sheet.rack_gpus // c.gpus_per_node
+    full = max(len(n.gpus) + len(n.gpus_left_out) for n in c.nodes)
+    whole = trays(name) if name else sheet.rack_gpus // full
     domain = c.nvlink_domain_size // c.gpus_per_node
     racks = -(-len(c.nodes) // domain)
     if racks == 1:

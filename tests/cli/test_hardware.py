@@ -98,3 +98,15 @@ def test_a_folder_that_has_a_machines_name_is_not_in_its_way(
     assert '"source": "preset dgx-h100:2"' in said.out
     (tmp_path / "dgx-h100" / "capture.json").write_text("{}")
     assert parlaunch("probe", "--hardware", "dgx-h100:2").code == 1
+
+
+def test_a_rack_with_a_tray_that_lost_a_gpu_is_a_rack_and_the_tray_is_named(parlaunch: Run, tmp_path: Path) -> None:
+    path = tmp_path / "rack.txt"
+    lines = [
+        f"t{t}: GPU {i}: NVIDIA GB200 (UUID: GPU-{t}{i})" for t in range(10, 28) for i in range(3 if t == 17 else 4)
+    ]
+    path.write_text("\n".join(lines))
+    said = parlaunch("plan", "--recipe", "llama32_1b_pretrain_config", "--hardware", str(path))
+    text = " ".join(said.out.split())
+    assert "18 nodes × 3 NVIDIA GB200 = 54 · one rack of 18 trays" in text
+    assert "without t17 there are 68 in place of 54" in text

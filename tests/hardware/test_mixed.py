@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from parlaunch.environment.network import node_rules
 from parlaunch.hardware.cluster import Cluster, Fabric, Gpu, Node, domains_of
-from parlaunch.hardware.gather import gather
+from parlaunch.hardware.gather import IDLE, gather
 from parlaunch.hardware.mixed import cost, even, faster_nodes
 from parlaunch.hardware.rates import rates_of
 
@@ -78,3 +80,18 @@ def test_nodes_of_the_faster_model_are_named_where_they_beat_all() -> None:
     assert faster_nodes(fast) is None
     assert faster_nodes([fast[0], node(*[A100] * 4)]) == H100, "eight of them stay eight"
     assert faster_nodes([*fast, node("NVIDIA Mystery")]) is None, "nothing is left out on a guess"
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ((4, 4, 4, 3), "; without h3 there are as many, on 3 nodes"),
+        ((4, 4, 4, 4, 3), "; without h4 there are 16 in place of 15"),
+        ((8, 4), "; without h1 there are as many, on 1 node"),
+        ((8, 7, 7, 7), ""),
+    ],
+)
+def test_where_counts_differ_the_nodes_to_leave_out_for_more_gpus_are_named(counts: tuple[int, ...], said: str) -> None:
+    whole = gather([of(node(*[H100] * count, host=f"h{n}")) for n, count in enumerate(counts)])
+    (note,) = [n for n in whole.notes if IDLE in n]
+    assert note.partition(IDLE)[2] == said
