@@ -165,13 +165,13 @@ def test_no_text_speaks_of_where_it_was_written() -> None:
     assert not found
 
 
-def public_functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Without `main`, whose module says it, and without rules, whose sentence stands in the decorator."""
+def public(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """Functions and classes: without `main`, whose module says it, and without rules, whose sentence stands in the decorator."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return [
         node
         for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
         and not node.name.startswith("_")
         and node.name != "main"
         and not (node.decorator_list and path.parent.name == "rules")
@@ -179,12 +179,12 @@ def public_functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]
 
 
 @pytest.mark.parametrize("folder", FORBIDDEN)
-def test_modules_and_public_functions_say_what_they_are_for(folder: str) -> None:
+def test_modules_public_functions_and_classes_say_what_they_are_for(folder: str) -> None:
     silent = []
     for path in sorted((ROOT / folder).rglob("*.py")):
         if ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) is None:
             silent.append(str(path.relative_to(ROOT)))
-        silent += [f"{path.name}: {f.name}" for f in public_functions(path) if ast.get_docstring(f) is None]
+        silent += [f"{path.name}: {f.name}" for f in public(path) if ast.get_docstring(f) is None]
     assert not silent
 
 

@@ -98,6 +98,8 @@ class Line:
 
 @dataclass(slots=True, eq=False)
 class Peer:
+    """Another node, as node 0 knows it."""
+
     channel: Channel
     name: str = ""  # empty: it has not said hello
     heard: float = 0.0

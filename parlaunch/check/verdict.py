@@ -172,6 +172,7 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
+        """Whether the run passed."""
         return self.status == "ok"
 
 

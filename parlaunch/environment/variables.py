@@ -125,6 +125,8 @@ Value = str | tuple[str, str] | None
 
 @dataclass(frozen=True, slots=True)
 class Entry:
+    """One variable, with its value where the facts ask for one."""
+
     name: str
     value: Callable[[Facts], Value]
     reason: str

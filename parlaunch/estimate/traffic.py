@@ -42,6 +42,8 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
+    """What an order of nodes sends over which links, beside what others would."""
+
     ours: Traffic
     best: Traffic  # the best of our own order, the given one and a search by exchanges from both
     random: Traffic

@@ -70,6 +70,7 @@ class Memory:
 
     @property
     def fits(self) -> bool:
+        """It leaves the headroom free."""
         return self.peak <= self.limit
 
     @property
@@ -98,6 +99,7 @@ class Breakdown:
 
     @property
     def total(self) -> float:
+        """Seconds of the iteration."""
         return sum(float(getattr(self, part.name)) for part in TIME_PARTS)
 
     def times(self, factor: float) -> Breakdown:

@@ -228,6 +228,7 @@ class Cluster:
 
     @property
     def world_size(self) -> int:
+        """GPUs that a plan may use: as many of each node as every node has."""
         return self.gpus_per_node * len(self.nodes)
 
     @property

@@ -81,14 +81,17 @@ class Layout(HashedOnce):
 
     @property
     def model_parallel(self) -> int:
+        """GPUs that hold one replica of the model."""
         return self.tp * self.pp * self.cp
 
     @property
     def dp(self) -> int:
+        """Replicas of the model, which share the batch out."""
         return self.world // self.model_parallel
 
     @property
     def edp(self) -> int:
+        """Replicas of each expert."""
         return self.world // (self.pp * self.ep * self.etp)
 
     @property

@@ -96,6 +96,8 @@ class Variable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
+    """A near miss: a layout, and the rule or the memory that stopped it."""
+
     layout: Layout
     reason: str
 
@@ -126,6 +128,7 @@ class Plan:
 
     @property
     def layout(self) -> Layout:
+        """The chosen one."""
         return self.chosen.layout
 
     @property

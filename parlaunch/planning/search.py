@@ -149,6 +149,7 @@ class Search:
         return self.recipe if self._at is None else self._at(layout, recompute or layout.recompute)
 
     def memory(self, layout: Layout) -> Memory:
+        """What the layout needs, with the switches that it has here."""
         return estimate_memory(self.at(layout), layout, self.rates, headroom=self.wishes.headroom)
 
     def peak(self, base: Layout, recompute: Recompute | None = None) -> int:
@@ -166,7 +167,7 @@ class Search:
         return known
 
     def fits(self, base: Layout, recompute: Recompute | None = None) -> bool:
-        """It fits, and runs at speed."""
+        """It fits, and runs at speed, unless `crowded` ones are looked for too."""
         peak, spare = self._peak_and_spare(base, recompute)
         if peak > self._limit:
             return False
@@ -176,6 +177,7 @@ class Search:
         return False
 
     def candidate(self, layout: Layout) -> Candidate:
+        """The layout with its memory and time, made once."""
         known = self._candidates.get(layout)
         if known is None:
             self.found.timed += 1
@@ -383,6 +385,7 @@ class Search:
         return prices.once + prices.more(recompute, chunk)
 
     def legal(self, layout: Layout) -> bool:
+        """Whether Megatron runs it, and the switches can be on in it."""
         recipe = self.at(layout)
         if why_not(layout, recipe, self.rates) is not None:
             return False

@@ -28,6 +28,8 @@ one after the other; uncompiled (`tensor_parallel/cross_entropy.py`) every step 
 
 @dataclass(frozen=True, slots=True)
 class LayerTime:
+    """What one layer costs for one micro batch."""
+
     forward: Cost
     backward: Cost  # gradients of inputs and weights, without recompute
     recompute: Cost  # forward work repeated in the backward pass
