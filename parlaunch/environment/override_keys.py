@@ -80,6 +80,10 @@ TWINS: Mapping[str, str] = {f"{PRECISION}.{kind}_param": f"{PRECISION}.{kind}_pa
 """Keys whose value is that of another one, which Bridge sets behind them (bridge/training/mixed_precision.py:82)."""
 
 
+PRESET = "--precision takes another format"
+"""What to try for a part of a preset of mixed precision."""
+
+
 def not_planned_for(keys: Iterable[str], recipe: Recipe) -> tuple[str, ...]:
     """Those of the keys that a plan neither takes into account nor can leave aside, in order, each once."""
     planned = planned_keys(recipe)
@@ -103,14 +107,12 @@ def _among(field: str, words: str) -> bool:
 
 def overruled(keys: Iterable[str], recipe: Recipe) -> tuple[str, ...]:
     """One sentence for each key that Bridge overwrites: it is heard under another name or not at all."""
-    option = {PRECISION: ", or --precision"}
     sentences = []
     for key in dict.fromkeys(keys):
         if key in TWINS:
             sentences.append(f"{key} does nothing: {TWINS[key]} is set behind it; say that")
         elif section := set_last_by(key, recipe):
-            last = f"{section}.{key.partition('.')[2]}{option.get(section, '')}"
-            sentences.append(f"{key} does nothing: {section} sets it last; say {last}")
+            sentences.append(f"{key} does nothing: {section} sets it last; {_heard_at(section, key, recipe)}")
         elif key == IMPLEMENTATION and recipe.features.transformer_impl == "local":
             sentences.append(
                 f"{key}=local builds no other layers: Megatron Bridge's are Transformer Engine's all the same"
@@ -119,6 +121,13 @@ def overruled(keys: Iterable[str], recipe: Recipe) -> tuple[str, ...]:
             say = " and ".join(places(key, recipe))
             sentences.append(f"{key} does nothing where {SHARDED_DDP} is off; say {say}, or {SHARDED_DDP}=True")
     return tuple(sentences)
+
+
+def _heard_at(section: str, key: str, recipe: Recipe) -> str:
+    """What to say in place of a key that a section sets last: a preset's name has no parts."""
+    if section in recipe.bare:
+        return PRESET
+    return f"say {section}.{key.partition('.')[2]}{', or --precision' if section == PRECISION else ''}"
 
 
 def left_on(given: Mapping[str, str], recipe: Recipe) -> tuple[str, ...]:
@@ -196,7 +205,11 @@ def _nothing_there(pair: str, key: str, recipe: Recipe) -> UsageError:
     there = [f"{place}={value}" for place in places(key, recipe)] if section == OVERLAP and field in HANDED else []
     return UsageError(
         f"{pair}: {section} has no parts here: this recipe leaves it empty, or it is a preset's name",
-        hint=f"say {' '.join(there)}" if there else "leave it out",
+        hint=f"say {' '.join(there)}"
+        if there
+        else f"leave it out; {PRESET}"
+        if section == PRECISION
+        else "leave it out",
     )
 
 

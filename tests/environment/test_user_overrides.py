@@ -21,7 +21,7 @@ from parlaunch.model import catalog
 from parlaunch.model.layout import Layout
 from parlaunch.model.parameters import total_params
 from parlaunch.model.recipe import Recipe
-from parlaunch.model.sections import places
+from parlaunch.model.sections import PRECISION, places
 
 DENSE = catalog.recipe("llama3_8b_pretrain_config")
 MOE = catalog.recipe("qwen3_30b_a3b_pretrain_config")
@@ -320,6 +320,17 @@ def test_a_preset_of_precision_has_no_parts() -> None:
             "qwen3_30b_a3b_pretrain_config", "dgx-h100:2", precision="fp8cs",
             overrides=("mixed_precision.fp8_param_gather=False",),
         )  # fmt: skip
+
+
+def test_what_is_said_of_a_key_that_precision_sets_last_works_when_followed() -> None:
+    """A preset has no parts to say it by."""
+    for recipe in (MOE, as_changed(MOE, "mixed_precision=bf16_mixed")):
+        (said,) = overruled(["ddp.grad_reduce_in_fp32"], recipe)
+        parts = "say mixed_precision.grad_reduce_in_fp32" in said
+        assert parts is not (PRECISION in recipe.bare)
+        if parts:
+            check_keys(["mixed_precision.grad_reduce_in_fp32=False"], recipe)
+        assert "--precision" in said
 
 
 def test_overlap_is_planned_with_where_the_recipe_s_configuration_hears_it() -> None:
