@@ -1,13 +1,16 @@
 """Predictions beside those that were last accepted: what a change of the estimate moves, and which sources it makes worse.
 
 A record is `{"tables": {name: {"sources": {source: {"time": share, "memory": share}}, "rows": {id: [seconds, GB or GiB]}}}, "rises": [{…}]}`:
-mean absolute errors of each source in a table, and every row's predicted iteration time and peak memory, in the row's own unit. A mean
-that rises needs a reason, which stays in it.
+mean absolute errors of each source in a table, and every row's predicted iteration time and peak memory, in the row's own unit. One that
+was accepted holds the best mean that a source ever had since it last rose; a mean above that, and a source or a row that is there no
+longer, needs a reason, and `rises` keeps them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from statistics import fmean
 from typing import Any
 
@@ -17,7 +20,8 @@ from parlaunch.frozen import dataclass
 SAME = 0.001
 """Share by which a prediction may differ from the accepted one and still be the same: rounding, other versions of Python."""
 SLACK = 0.0005
-"""Rise of a source's mean error, as a share, that needs no reason."""
+"""What a source's mean error may be above the best that was accepted, as a share, without a reason."""
+_RISE = re.compile(r"(?P<of>.+) rises from [\d.]+% to (?P<to>[\d.]+)%")
 QUANTITIES = ("time", "memory")
 
 
@@ -79,17 +83,74 @@ def _size(change: Moved) -> float:
     return abs(change.now / change.accepted - 1.0) if change.accepted and change.now else 0.0
 
 
-def risen(accepted: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A sentence for every source whose mean error rose."""
-    out = []
+@dataclass(frozen=True, slots=True)
+class Worse:
+    """One mean error that rose, or something that is held no longer."""
+
+    of: str
+    best: float = 0.0
+    now: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.of} is gone" if self.now is None else f"{self.of} rises from {self.best:.2%} to {self.now:.2%}"
+
+    def explained(self, rise: Mapping[str, str]) -> bool:
+        """Whether an entry of `rises` gives the reason for it."""
+        if self.now is None:
+            return rise["what"] == str(self)
+        said = _RISE.fullmatch(rise["what"])
+        return said is not None and said["of"] == self.of and self.now <= float(said["to"]) / 100 + 0.5e-4
+
+
+def worse(accepted: Mapping[str, Any], now: Mapping[str, Any], *, slack: float = SLACK) -> list[Worse]:
+    """Every mean error above the accepted best, and every one and every row that is there no longer."""
+    means, out = dict(_means(now)), []
+    for of, best in _means(accepted):
+        mean = means.get(of)
+        if mean is None or mean > best + slack:
+            out.append(Worse(of, best, mean))
     for table, before in accepted["tables"].items():
-        after = now["tables"].get(table, {"sources": {}})["sources"]
-        for source, errors in before["sources"].items():
-            for quantity, old in errors.items():
-                new = after.get(source, {}).get(quantity)
-                if new is not None and new > old + SLACK:
-                    out.append(f"{table}, {source}: the mean error of {quantity} rises from {old:.2%} to {new:.2%}")
+        rows = now["tables"].get(table, {"rows": {}})["rows"]
+        out += [Worse(f"{table}: {row}") for row in before["rows"] if row not in rows]
     return out
+
+
+def _means(held: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for table, found in held["tables"].items():
+        for source, errors in found["sources"].items():
+            for quantity, mean in errors.items():
+                yield _of(table, source, quantity), mean
+
+
+def _of(table: str, source: str, quantity: str) -> str:
+    return f"{table}, {source}: the mean error of {quantity}"
+
+
+def accept(accepted: Mapping[str, Any], now: Mapping[str, Any], because: str) -> dict[str, Any]:
+    """What is held from now on: today's rows, each source's best mean, and the reason for what is worse."""
+    risen = worse(accepted, now)
+    best, reset = dict(_means(accepted)), {w.of for w in risen}
+    tables = {}
+    for table, found in now["tables"].items():
+        sources: dict[str, dict[str, float]] = {}
+        for source, errors in found["sources"].items():
+            for quantity, mean in errors.items():
+                of = _of(table, source, quantity)
+                sources.setdefault(source, {})[quantity] = mean if of in reset else min(mean, best.get(of, mean))
+        tables[table] = {"sources": sources, "rows": found["rows"]}
+    return {"tables": tables, "rises": [*accepted["rises"], *({"what": str(w), "because": because} for w in risen)]}
+
+
+def unexplained(before: Mapping[str, Any], accepted: Mapping[str, Any]) -> list[str]:
+    """What an accepted record lost since an earlier one without a reason: reasons themselves, bests, sources, rows."""
+    kept = len(before["rises"])
+    lost = [
+        f"rises: {old['what']!r} is gone"
+        for old, new in zip_longest(before["rises"], accepted["rises"][:kept])
+        if old != new
+    ]
+    new = accepted["rises"][kept:]
+    return lost + [str(w) for w in worse(before, accepted, slack=0.0) if not any(w.explained(rise) for rise in new)]
 
 
 def summary(changes: Sequence[Moved], *, most: int = 20) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -16,14 +17,15 @@ import pytest
 
 import parlaunch.estimate
 import parlaunch.model
-from parlaunch.check.accepted import SAME, moved, record, risen, summary
+from parlaunch.check.accepted import SAME, accept, moved, record, summary, unexplained, worse
 from parlaunch.check.measured import Machines, Run, readable, run_of
 from parlaunch.cli.accuracy import rows_of
 from parlaunch.errors import UsageError
 from parlaunch.estimate.memory import estimate_memory
 from parlaunch.estimate.timing import estimate_time
 
-HERE = Path(__file__).parents[2] / "validation"
+ROOT = Path(__file__).parents[2]
+HERE = ROOT / "validation"
 ACCEPTED = json.loads((HERE / "accepted.json").read_text())
 TABLES = {path.stem: rows_of(path) for path in sorted(HERE.glob("*.jsonl"))}
 
@@ -33,8 +35,33 @@ def test_every_prediction_is_the_accepted_one() -> None:
     assert not changes, f"{summary(changes)}\naccept them with: python scripts/make/accepted.py"
 
 
+def test_no_source_is_worse_than_the_best_that_was_accepted() -> None:
+    found = [str(w) for w in worse(ACCEPTED, record(TABLES))]
+    assert not found, 'accept it with: python scripts/make/accepted.py --because "…"'
+
+
 def test_every_rise_of_an_error_has_a_reason() -> None:
     assert all(rise["what"] and rise["because"] for rise in ACCEPTED["rises"])
+
+
+BACK = 10
+"""Versions of the file that it is compared with: more than one, as a branch may change it several times."""
+
+
+@pytest.mark.checkout
+def test_nothing_that_was_accepted_before_is_lost_without_a_reason() -> None:
+    """Made anew from nothing the file would hold any estimate to itself: git remembers what it held."""
+
+    def git(*args: str) -> str:
+        found = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True)
+        return found.stdout if found.returncode == 0 else ""
+
+    commits = git("log", f"-{BACK + 1}", "--diff-filter=d", "--format=%H", "--", "validation/accepted.json").split()
+    earlier = [json.loads(git("show", f"{commit}:./validation/accepted.json")) for commit in commits]
+    if not [version for version in earlier if version != ACCEPTED]:
+        pytest.skip("no earlier version: not a checkout by git, or a shallow one")
+    for commit, version in zip(commits, earlier, strict=True):
+        assert not unexplained(version, ACCEPTED), f"since {commit}"
 
 
 def test_every_row_says_where_it_is_from_and_under_which_licence() -> None:
@@ -69,8 +96,43 @@ def test_what_moved_and_what_got_worse_is_told() -> None:
         *((r, q) for r in "bc" for q in ("time", "memory")),
     }
     assert "t a: time 1 -> 1.1 (+10.0%)" in summary(changes)
-    assert risen(before, after) == ["t, s: the mean error of time rises from 5.00% to 6.00%"]
+    assert [str(w) for w in worse(before, after)] == [
+        "t, s: the mean error of time rises from 5.00% to 6.00%",
+        "t: b is gone",
+    ]
     assert summary(moved(before, before)) == "no prediction moved"
+
+
+def held(mean: float, *rises: dict[str, str], source: str = "s") -> dict[str, Any]:
+    return {"tables": {"t": {"sources": {source: {"time": mean}}, "rows": {"a": [1.0, 100]}}}, "rises": list(rises)}
+
+
+def test_small_rises_do_not_add_up_and_a_reason_starts_anew() -> None:
+    accepted = held(0.05)
+    for mean in (0.0502, 0.0504):
+        assert not worse(accepted, held(mean))
+        accepted = accept(accepted, held(mean), "")
+    assert accepted == held(0.05)
+    assert [str(w) for w in worse(accepted, held(0.0506))] == ["t, s: the mean error of time rises from 5.00% to 5.06%"]
+    rise = {"what": "t, s: the mean error of time rises from 5.00% to 5.06%", "because": "why"}
+    assert accept(accepted, held(0.0506), "why") == held(0.0506, rise)
+    assert accept(held(0.0506, rise), held(0.04), "") == held(0.04, rise)
+
+
+def test_what_was_accepted_goes_only_with_a_reason() -> None:
+    old = {"what": "t, s: the mean error of time rises from 4.00% to 5.00%", "because": "old"}
+    new = {"what": "t, s: the mean error of time rises from 5.00% to 7.00%", "because": "new"}
+    before = held(0.05, old)
+    for fine in (before, held(0.04, old), held(0.07, old, new), held(0.06, old, new)):
+        assert not unexplained(before, fine)
+    risen = ["t, s: the mean error of time rises from 5.00% to 6.00%"]
+    assert unexplained(before, held(0.06, old)) == risen
+    assert unexplained(before, held(0.06, new)) == [f"rises: {old['what']!r} is gone", *risen]
+    assert unexplained(before, held(0.05)) == [f"rises: {old['what']!r} is gone"]
+    assert unexplained(before, held(0.0701, old, new))
+    gone = "t, s: the mean error of time is gone"
+    assert unexplained(before, held(0.01, old, source="other")) == [gone]
+    assert not unexplained(before, held(0.01, old, {"what": gone, "because": "renamed"}, source="other"))
 
 
 # --- no constant may drift ----------------------------------------------------------------------------------------
