@@ -370,7 +370,7 @@ its median.
 
 ## The operators
 
-Products, attention and collectives are measured ones: tables of what GPUs reach by shape, made from public measurements
+Products, attention (whole and in a window) and collectives are measured ones: tables of what GPUs reach by shape, made from public measurements
 (`scripts/make/operators.py`; source and licence in NOTICE). Points that the tables do not hold, against what they say of them; in 8 and 4
 bits those whose sizes are multiples of 16 and 32, which is what Transformer Engine takes and Megatron Core fills experts' tokens up to.
 Beside it how far the source's own readings of one point are apart, the longest over the shortest, where they ought to agree: products

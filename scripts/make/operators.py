@@ -7,7 +7,7 @@
 The package (Apache-2.0, NVIDIA) holds times of single operators measured on GPUs for planning inference. Taken over is what
 training also runs: matrix products (cuBLAS in 16 bits; of several FP8 and FP4 kernels the fastest, which is nearest to the
 product alone: every row of theirs holds the quantising of its first operand, which shows where columns are few), causal
-attention forward, and NCCL inside a node, of every framework its newest version. Attention in FP8, both ways, is that of
+attention forward, whole and in a window, and NCCL inside a node, of every framework its newest version. Attention in FP8, both ways, is that of
 cuDNN's own benchmarks of training (`cudnn-frontend`, MIT). Only shares of the data sheet on a coarse grid are kept. Every
 second size stays out of the grid: how well those are met is written beside it, and how far measurements that ought to agree
 are apart.
@@ -235,6 +235,36 @@ def attention_shares(rows: Iterable[Row], peak: float) -> Iterator[tuple[tuple[s
             yield (form, row["kernel_source"], (row["isl"], heads)), flops / (row["latency"] * 1e-3) / peak
 
 
+def windows(tables: Tables, gpu: str, sheet: Product, wide: Mapping[str, bytes]) -> tuple[dict[str, bytes], list[Row]]:
+    """Share of the 16-bit peak of windowed attention by "head size, window", for the keys that it sees; of several kernels the fastest.
+    Of the smallest window of a head size. Sequences are four windows long and more."""
+    fastest: dict[tuple[int, int], dict[tuple[int, int], float]] = defaultdict(dict)
+    for rows in tables.newest(gpu, "attention", "context_attention_perf"):
+        for row in rows:
+            size, window, kind, length = row["head_dim"], row.get("window_size"), row["attn_dtype"], row["isl"]
+            heads = row["batch_size"] * row["num_heads"]
+            usable = (
+                window and kind == row["kv_cache_dtype"] == "bfloat16" and not row.get("step") and str(size) in wide
+            )
+            if usable and length >= max(4 * window, SEQUENCES[0]) and HEADS[0] <= heads <= HEADS[-1]:
+                share = windowed_flops(length, heads, size, window) / (row["latency"] * 1e-3) / sheet.peak_flops("bf16")
+                known = fastest[size, window]
+                known[length, heads] = max(known.get((length, heads), 0.0), min(1.0, share))
+    cells, checks = {}, []
+    for size, window in sorted((size, min(w for s, w in fastest if s == size)) for size in {s for s, _ in fastest}):
+        form, points = f"{size},{window}", fastest[size, window]
+        cells[form] = encode(filled((SEQUENCES, HEADS), points))
+        grid = Grid((SEQUENCES, HEADS), cells[form])
+        out = [p for p in points if not (p[0] in SEQUENCES and p[1] in HEADS)]
+        checks.append(check("windowed attention", sheet, form, [points[p] / grid.at(*p) for p in out]))
+    return cells, checks
+
+
+def windowed_flops(length: int, heads: int, size: int, window: int) -> float:
+    """Forward, of the keys within the window; the first queries see fewer."""
+    return 4.0 * heads * length * size * (window - window**2 / (2.0 * length))
+
+
 def narrow(checkout: Path, gpu: str, sheet: Product, wide: Mapping[str, bytes]) -> dict[str, bytes]:
     """Attention in FP8 by "head sizes, format, pass, mask": its rate over that of the forward pass in 16 bits that `wide` has for the
     same shape, as a share of the twofold that the data sheet allows. Backward without a fixed order of sums, as trainings run."""
@@ -306,6 +336,7 @@ def main() -> None:
         "axes": {
             "gemm": (ROWS, SIDES, SIDES),
             "attention": (SEQUENCES, HEADS),
+            "window": (SEQUENCES, HEADS),
             "narrow": (NARROW_SEQUENCES,),
             "nccl": (SIZES, RANKS),
         },
@@ -321,7 +352,7 @@ def main() -> None:
             made["tails"][name] = tails
         attended = attention(tables, gpu, sheet)
         for kind, (cells, checks) in (
-            ("gemm", (products, left_out)), ("attention", attended),
+            ("gemm", (products, left_out)), ("attention", attended), ("window", windows(tables, gpu, sheet, attended[0])),
             ("narrow", (narrow(args.cudnn_frontend, name.split()[0], sheet, attended[0]), [])), ("nccl", nccl(tables, gpu, sheet)),
         ):  # fmt: skip
             if cells:

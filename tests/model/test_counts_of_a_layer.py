@@ -10,7 +10,6 @@ from parlaunch.data import load
 from parlaunch.estimate.timing.collectives import Links
 from parlaunch.estimate.timing.kernels import Kernels
 from parlaunch.estimate.timing.layers import Layers
-from parlaunch.estimate.timing.mixers import WINDOW_EDGE
 from parlaunch.estimate.timing.pieces import Split
 from parlaunch.estimate.timing.software import software_of
 from parlaunch.hardware.datasheet import preset
@@ -100,6 +99,7 @@ class Counting(Kernels):
         super().__init__(rates)
         self.asked: list[tuple[float, int]] = []  # multiply-adds of a product, and its smallest side
         self.scores: dict[bool, float] = {False: 0.0, True: 0.0}  # FLOPs of attention, forward and backward
+        self.edge = 0.0  # keys beside a window's own
 
     def gemm(self, m: int, n: int, k: int, fmt: str, **how: Any) -> float:
         self.asked.append((float(m) * n * k * how.get("groups", 1), min(n, k)))
@@ -108,6 +108,10 @@ class Counting(Kernels):
     def attention(self, *, flops: float, backward: bool, **shape: Any) -> float:
         self.scores[backward] += flops
         return super().attention(flops=flops, backward=backward, **shape)
+
+    def window_edge(self, *shape: int) -> float:
+        self.edge = super().window_edge(*shape)
+        return self.edge
 
 
 def _timed(a: Architecture, k: LayerKind) -> Counting:
@@ -140,10 +144,11 @@ def test_attention_takes_the_time_of_its_flops(name: str) -> None:
     besides."""
     a = architecture(name)
     for k in dict.fromkeys(a.layers()):
-        scores, counted = _timed(a, k).scores, 2 * SEQ * attention_macs(a, k, SEQ)
+        timed = _timed(a, k)
+        scores, counted = timed.scores, 2 * SEQ * attention_macs(a, k, SEQ)
         assert scores[True] == pytest.approx(2.5 * scores[False]), k
         if k.window is not None and k.window < SEQ and k.mixer != "csa":
             seen = k.window * (1 - k.window / (2 * SEQ))
-            counted *= min(seen + WINDOW_EDGE, SEQ / 2) / seen
+            counted *= min(seen + timed.edge, SEQ / 2) / seen
         if k.mixer != "csa" and not k.indexer and a.experimental_attention_variant != "dsa":
             assert scores[False] == pytest.approx(counted, rel=0.02), k

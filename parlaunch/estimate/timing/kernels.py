@@ -13,6 +13,7 @@ from parlaunch.estimate.timing.operators import (
     products,
     tail,
     waves,
+    window_edge,
 )
 from parlaunch.estimate.timing.silicon import CLOCK, SCALED_JOULES, Silicon, silicon_of
 from parlaunch.hardware.datasheet import product
@@ -199,6 +200,10 @@ class Kernels:
             gain = measured or gain
         share *= gain
         return flops / (self.attention_peak * share) + s.kernel * (3.0 if backward else 1.0)
+
+    def window_edge(self, head_dim: int, sequence: int, heads: int) -> float:
+        """Keys that a query of windowed attention costs beside those in its window; `heads` of all sequences."""
+        return window_edge(self._stands_for, head_dim, max(1, sequence), heads)
 
     def _attention_share(self, sequence: int, heads: int, head_dim: int, value_dim: int) -> float:
         """Share of the 16-bit peak of a forward pass, as it was measured; between head sizes in proportion."""

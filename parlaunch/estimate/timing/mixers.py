@@ -27,11 +27,6 @@ FIRST_FLASH = 2.0
 CAST_BACK = 3.0
 """Bytes an element that comes back from FP8 moves."""
 
-WINDOW_EDGE = 700
-"""Keys that a query of windowed attention costs beside those in its window, at the pace of long sequences: tiles that the window cuts,
-and what every tile of queries begins and ends with. Windows of 128 and 1024 keys in the tables that `operators` is made from: 330 to
-600 on Hopper, 600 to 900 on Blackwell, up to 1400 on Blackwell Ultra."""
-
 
 class _Inputs(NamedTuple):
     """What stands before core attention, on one rank: the projections of queries, keys and values, with what prepares them."""
@@ -234,7 +229,7 @@ class Mixers(Pieces):
         reach = 2 * seen
         windowed = kind.window is not None and kind.window < seq and kind.mixer != "csa"
         if windowed:
-            seen, reach = min(seen + WINDOW_EDGE, seq / 2.0), seq
+            seen, reach = min(seen + self.k.window_edge(qk, seq, self.s.mbs * heads), seq / 2.0), seq
         each = 2.0 * rows * heads * (qk + value)  # FLOPs forward for a key that every query sees
         # A rank of a ring attends to one block at a time; where heads are exchanged, to the whole with a part of the heads.
         ring, beside = self._ring()

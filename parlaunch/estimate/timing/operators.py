@@ -142,6 +142,21 @@ def attention(name: str, form: str) -> Grid | None:
     return _grid("attention", name, form)
 
 
+def window_edge(name: str, head_dim: int, sequence: int, heads: int) -> float:
+    """Keys that a query of windowed attention costs beside those in its window, at the pace of whole attention of that shape: tiles that
+    the window cuts, and what every tile of queries begins and ends with. Of the nearest head size that was measured in a window, and of
+    a GPU on which none was as on Ada, which runs the same FlashAttention-2."""
+    if "window" not in load("operators.json")["shares"].get(name, {}):
+        name = NEAREST["ada"]
+    known = [form.split(",") for form in load("operators.json")["shares"][name]["window"]]
+    size, window = min(known, key=lambda form: abs(int(form[0]) - head_dim))
+    within, whole = _grid("window", name, f"{size},{window}"), attention(name, size)
+    assert within is not None
+    assert whole is not None
+    seen = int(window) - int(window) ** 2 / (2.0 * sequence)
+    return max(0.0, seen * (whole.at(sequence, heads) / within.at(sequence, heads) - 1.0))
+
+
 def narrow_attention(
     product: Product, form: str, fmt: str, *, sequence: int, backward: bool, whole: bool
 ) -> float | None:
