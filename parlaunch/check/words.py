@@ -253,6 +253,13 @@ FEATURES: Mapping[str, tuple[str, bool]] = {
     "overlap_grad_reduce": ("no_reduce_overlap", False), "overlap_param_gather": ("no_gather_overlap", False),
     "tp_comm_overlap": ("tp_overlap", True), "use_megatron_fsdp": ("fsdp", True), "apply_rope_fusion": ("rope_fusion", True),
     "bias_activation_fusion": ("activation_fusion", True), "moe_router_fusion": ("router_fusion", True),
+    "overlap_moe_expert_parallel_comm": ("ep_overlap", True), "moe_router_force_load_balancing": ("force_balance", True),
+    "grad_reduce_in_fp32": ("grad_reduce_fp32", True), "accumulate_allreduce_grads_in_fp32": ("grad_reduce_fp32", True),
+    "fp8_param": ("fp8_param_gather", True), "fp8_dot_product_attention": ("fp8_attention", True),
+    "use_precision_aware_optimizer": ("precision_aware_optimizer", True), "exp_avg_dtype": ("moments", True),
+    "gradient_accumulation_fusion": ("fused_accumulation", True), "cross_entropy_fusion_impl": ("cross_entropy", True),
+    "num_distributed_optimizer_instances": ("optimizer_instances", True), "cpu_offloading_num_layers": ("cpu_offload_layers", True),
+    "lora_rank": ("adapter_rank", True),
 }  # fmt: skip
 """Other names of switches: ours, and whether both say the same."""
 NOTED: tuple[tuple[str, str, bool], ...] = (
@@ -262,14 +269,21 @@ NOTED: tuple[tuple[str, str, bool], ...] = (
 """Switches as notes beside a row name them: words, the switch, and what they say of it."""
 _SWITCHES = frozenset({*Features.__dataclass_fields__, *(name for name, _ in FEATURES.values())})
 _FALSE = ("false", "no", "off", "0", "none", "")
+_DISPATCHERS = {word: word for word in ("alltoall", "allgather", "deepep", "hybridep")} | {
+    "a2a": "alltoall",
+    "flex": "deepep",
+}
+"""What sends tokens to experts, without signs; Megatron's flexible one has DeepEP behind it unless told otherwise."""
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
 
 def features_of(given: Any, notes: list[str]) -> dict[str, Any]:
     """Switches of a row, by name; a list has those that were on."""
     if isinstance(given, list | tuple):
         given = dict.fromkeys(given, True)
-    out, unread = {}, []
-    for key, value in dict(given or {}).items():
+    given, unread = _joined(dict(given or {}))
+    out: dict[str, Any] = {}
+    for key, value in given.items():
         name, same = FEATURES.get(key, (key, True))
         if name not in _SWITCHES:
             unread.append(f"features.{key}")
@@ -279,14 +293,40 @@ def features_of(given: Any, notes: list[str]) -> dict[str, Any]:
             value = value.strip().lower() not in _FALSE
         if value is not None:
             out[name] = value if same else not value
-    graph = out.get("cuda_graph")
-    if isinstance(graph, str):
-        out["cuda_graph"] = [graph, []]
-    elif isinstance(graph, bool):
-        out["cuda_graph"] = ["transformer_engine", []] if graph else None
+    if (out.get("cuda_graph") or ["captured"])[0] == "none":
+        out["cuda_graph"] = None  # in place of the graphs of the recipe that the row names
     if unread:
         notes.append("not read: " + ", ".join(unread))
     return out
+
+
+def _joined(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Switches of a row with those that several names say, or words of their own, under our names and in our words; and what of them is
+    no word of anybody's."""
+    unread = []
+    sent = None
+    for key in ("moe_token_dispatcher_type", "moe_flex_dispatcher_backend", "dispatcher"):
+        if (word := given.pop(key, None)) is not None:
+            known = _DISPATCHERS.get(re.sub(r"[^a-z0-9]", "", str(word).lower()))
+            sent = known or sent
+            unread += [] if known else [f"features.{key}"]
+    if sent is not None:
+        given["dispatcher"] = sent
+    impl = next(
+        (given.pop(key) for key in ("cuda_graph", "cuda_graph_impl", "enable_cuda_graph") if key in given), None
+    )
+    scope: Any = given.pop("cuda_graph_scope", None) or []
+    if isinstance(impl, bool):
+        impl = "transformer_engine" if impl else "none"
+    if isinstance(impl, str):
+        impl = [impl, [scope] if isinstance(scope, str) else list(scope)]
+    if impl is not None:
+        given["cuda_graph"] = impl
+    for key in ("moments", "exp_avg_dtype", "master"):
+        if isinstance(dtype := given.get(key), str):
+            short = dtype.strip().lower().removeprefix("torch.")
+            given[key] = _DTYPES.get(short, short)
+    return given, unread
 
 
 SHORT_NAMES = {

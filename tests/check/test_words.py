@@ -92,7 +92,7 @@ def test_out_of_memory_in_the_place_of_a_number_is_how_the_run_ended() -> None:
 
 def test_a_name_that_nothing_reads_is_said() -> None:
     assert read(seqs=1, comment="x", _mine=2).notes == ("not read: seqs",)
-    assert read(features={"fp8_param": True}).notes == ("not read: features.fp8_param",)
+    assert read(features={"fp8_parameters": True}).notes == ("not read: features.fp8_parameters",)
 
 
 @pytest.mark.parametrize(
@@ -387,6 +387,37 @@ def test_a_gpu_that_no_known_machine_has_stands_in_that_of_the_nearest(given: st
 def test_the_machine_around_a_gpu_is_the_one_that_its_name_stands_for() -> None:
     assert read(hardware="DGX GB200").notes == ("DGX GB200: taken as gb200-nvl72, the usual machine around that GPU",)
     assert "unknown machine" in refused(hardware="MI300X")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"overlap_moe_expert_parallel_comm": True}, {"ep_overlap": True}), ({"grad_reduce_in_fp32": True}, {"grad_reduce_fp32": True}),
+        ({"fp8_param": True}, {"fp8_param_gather": True}), ({"gradient_accumulation_fusion": False}, {"fused_accumulation": False}),
+        ({"moe_flex_dispatcher_backend": "deepep", "moe_token_dispatcher_type": "flex"}, {"dispatcher": "deepep"}),
+        ({"moe_token_dispatcher_type": "flex", "moe_flex_dispatcher_backend": "hybridep"}, {"dispatcher": "hybridep"}),
+        ({"dispatcher": "All-to-All"}, {"dispatcher": "alltoall"}), ({"dispatcher": "HybridEP"}, {"dispatcher": "hybridep"}),
+        ({"use_precision_aware_optimizer": True, "exp_avg_dtype": "torch.bf16"}, {"precision_aware_optimizer": True, "moments": "bfloat16"}),
+        ({"cuda_graph_impl": "local", "cuda_graph_scope": ["attn"]}, {"cuda_graph": ["local", ["attn"]]}),
+        ({"cuda_graph_impl": "none"}, {"cuda_graph": None}), ({"enable_cuda_graph": True}, {"cuda_graph": ["transformer_engine", []]}),
+        ({"num_distributed_optimizer_instances": 2, "lora_rank": 8}, {"optimizer_instances": 2, "adapter_rank": 8}),
+    ],
+)  # fmt: skip
+def test_a_switch_is_read_by_megatrons_own_name(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    notes: list[str] = []
+    assert features_from_json(features_of(theirs, notes)) == features_from_json(ours)
+    assert notes == []
+
+
+@pytest.mark.parametrize("none", [{"cuda_graph": False}, {"cuda_graph_impl": "none"}, {"enable_cuda_graph": False}])
+def test_a_row_without_graphs_has_not_those_of_its_recipe(none: dict[str, Any]) -> None:
+    assert features_of(none, []) == {"cuda_graph": None}
+
+
+def test_a_dispatcher_that_nobody_knows_is_said() -> None:
+    notes: list[str] = []
+    assert features_of({"dispatcher": "pigeons"}, notes) == {}
+    assert notes == ["not read: features.dispatcher"]
 
 
 FLAGS = [f.name for f in fields(Features) if isinstance(f.default, bool)]
