@@ -64,6 +64,10 @@ def ways_out(recipe: Recipe, rates: Rates, wishes: Wishes) -> Iterator[str]:
         yield f"a smaller micro batch: {found.layout} fits"
     if any(getattr(wishes, p) is not None for p in PINS) and (found := _fits(recipe, rates, _free(wishes))):
         yield f"without your sizes {found.layout} fits"
+    if recipe.features.cuda_graph is not None:
+        bare = replace(recipe, features=replace(recipe.features, cuda_graph=None, cuda_graph_scope=()))
+        if found := _fits(bare, rates, wishes):
+            yield f"with --switches graphs=off {found.layout} fits with {gib(found.memory.peak)}"
     if wishes.headroom > 0.03 and (found := _fits(recipe, rates, replace(wishes, headroom=0.02))):
         yield (
             f"with --headroom 0.02 instead of {wishes.headroom:g}, {found.layout} fits "

@@ -71,6 +71,12 @@ def plan(
     _check(chooser.fullest, rates, wishes)
     objective = OBJECTIVES[wishes.objective]
     search, ranked = _walked(chooser, wishes, objective)
+    if not ranked and wishes.recompute is None:
+        # Graphs or an overlap may be all that is in the way of full recomputation.
+        freed = _chooser(cluster, recipe, rates, software, replace(wishes, recompute=FULL_RECOMPUTE), failed)
+        if freed.open != chooser.open:
+            chooser = freed
+            search, ranked = _walked(chooser, wishes, objective)
     ranked = ranked or [_as_pinned(chooser, wishes)]
     if objective.switches:
         ranked = chooser.together(search, ranked, wishes)

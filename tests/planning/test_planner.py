@@ -284,6 +284,17 @@ def test_recomputation_that_the_user_wants_takes_the_place_of_switches_that_excl
     assert isinstance(refused(H100, overlapped, recompute=FULL_RECOMPUTE, switches=Wanted(auto=True)), NoLayoutError)
 
 
+def test_graphs_go_where_only_full_recomputation_fits() -> None:
+    """The library's recipe with four times its length: nothing fits with what its graphs leave to recompute."""
+    long = replace(QWEN, seq_length=32768)
+    assert long.features.cuda_graph is not None
+    made = plan(H100, long, Wishes(switches=Wanted(auto=True), evidence=False))
+    assert made.layout.recompute.granularity == "full"
+    assert ("graphs", "off") in [(s.name, s.value) for s in made.switches]
+    assert made.chosen.memory.fits
+    assert "with --switches graphs=off" in refused(H100, long, evidence=False).hint
+
+
 def test_graphs_that_the_user_wants_beside_recomputation_are_named_as_the_trouble() -> None:
     error = refused(preset("gb200-nvl72", 18), GRAPHED, recompute=FULL_RECOMPUTE)
     assert "CUDA graphs of single modules exclude full recomputation" in error.problem
