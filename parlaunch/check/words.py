@@ -425,6 +425,10 @@ _SCALINGS = SCALINGS | {
 }  # fmt: skip
 
 
+_BESIDE = frozenset({"mixed", "amp", "precision", "pure", "true", "params", "weights", "o1", "o2"})
+_MASTERS = frozenset({"master", "masters", "optimizer", "states", "moments"})
+
+
 def precision_of(given: Any, software: str, notes: list[str]) -> tuple[str, bool]:
     """Our short name of a training format, and whether gradients are said to be summed in float32. FP8 without its scaling is what the
     `software` of its time (a key of `SOFTWARE`) did, and noted. Raises `UsageError` for an unknown one."""
@@ -447,7 +451,9 @@ def precision_of(given: Any, software: str, notes: list[str]) -> tuple[str, bool
             notes.append(f"{given} does not say its scaling: taken as {how}")
             return short, wide
     plain = {_SIXTEEN[w] for w in words if w in _SIXTEEN}
-    if len(plain) == 1 and all(w in _SIXTEEN or w in ("mixed", "amp", "precision") for w in words):
+    if len(plain) == 2 and _MASTERS.intersection(words):
+        plain.discard("fp32")  # of the optimizer, as everybody's
+    if len(plain) == 1 and all(w in _SIXTEEN or w in _BESIDE or w in _MASTERS for w in words):
         return plain.pop(), wide
     raise UsageError(f"precision {given!r} is unknown", hint="one of " + ", ".join(PRECISIONS))
 
@@ -461,26 +467,36 @@ _TASKS = {
 def task_of(given: Any) -> str:
     """pretrain, sft or peft. Raises `UsageError` for another."""
     text = str(given or "pretrain").lower()
-    found = _TASKS.get(re.sub(r"[^a-z]", "", text)) or _TASKS.get(text.split("_")[0])
+    letters = re.sub(r"[^a-z]", "", text)
+    found = _TASKS.get(letters) or _TASKS.get(text.split("_")[0])
+    if found is None and (words := re.search(r"lora|peft|finetun|pretrain", letters)):
+        found = _TASKS.get(words[0], "sft")
     if found is None:
         raise UsageError(f"task {given!r} is unknown", hint="one of " + ", ".join(TASKS))
     return found
+
+
+def _recompute_of_fields(given: Mapping[str, Any]) -> Recompute:
+    """Recomputation by Megatron's fields, with `recompute_` in front or without."""
+    fields = {str(key).removeprefix("recompute_"): value for key, value in given.items()}
+    if "granularity" not in fields and fields.get("method"):
+        fields["granularity"] = "full"
+    if isinstance(fields.get("granularity"), str):
+        fields["granularity"] = fields["granularity"].lower()
+    if fields.get("granularity") in ("none", "no", ""):
+        return NO_RECOMPUTE
+    if not fields.get("granularity") and fields.get("modules"):
+        fields["granularity"] = "selective"
+    if fields.get("granularity") == "full" and not fields.get("method"):
+        fields = {"num_layers": 1} | {k: v for k, v in fields.items() if v is not None} | {"method": "uniform"}
+    return recompute_from_json(fields)
 
 
 def recompute_of(given: Any) -> Recompute:
     """Recomputation: Megatron's fields, a list of modules, or words ("full", "full, block, 8 layers", "selective (moe_act)"). Raises
     `UsageError` for words that say neither what nor how much."""
     if isinstance(given, Mapping):
-        fields = dict(given)
-        if isinstance(fields.get("granularity"), str):
-            fields["granularity"] = fields["granularity"].lower()
-        if fields.get("granularity") in ("none", "no", ""):
-            return NO_RECOMPUTE
-        if not fields.get("granularity") and fields.get("modules"):
-            fields["granularity"] = "selective"
-        if fields.get("granularity") == "full" and not fields.get("method"):
-            fields = {"num_layers": 1} | {k: v for k, v in fields.items() if v is not None} | {"method": "uniform"}
-        return recompute_from_json(fields)
+        return _recompute_of_fields(given)
     if isinstance(given, list | tuple):
         return selective([str(m) for m in given])
     if given is None or given is False:
@@ -489,14 +505,14 @@ def recompute_of(given: Any) -> Recompute:
     words = re.findall(r"[a-z_]+|\d+", text)
     if not words or words[0] in ("none", "no", "off", "null", "false"):
         return NO_RECOMPUTE
-    if words[0] == "full":
+    if words[0] in ("full", "uniform", "block") or re.fullmatch(r"(all|every) layers?", text):
         number_of_layers = next((int(w) for w in words if w.isdigit()), 1)
         method = "block" if "block" in words else "uniform"
         return Recompute(granularity="full", method=method, num_layers=number_of_layers)
     named = [w for w in words if w in MODULES]
     if named:
         return selective(named)
-    if words[0] == "selective":
+    if words[0] == "selective" or re.fullmatch(r"(core )?attention( only)?", text):
         return selective(None)
     raise UsageError(
         f"recompute {given!r}: neither how much nor what",

@@ -420,6 +420,31 @@ def test_a_dispatcher_that_nobody_knows_is_said() -> None:
     assert notes == ["not read: features.dispatcher"]
 
 
+@pytest.mark.parametrize(
+    ("given", "like"),
+    [
+        ({"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 4}, "full, block, 4 layers"),
+        ({"method": "block", "num_layers": 4}, "block 4"), ("uniform", "full"),
+        ("all layers", "full"), ("core attention", "selective"), ("attention only", "selective"),
+        ({"granularity": None, "method": "uniform", "num_layers": 1}, "none"),
+    ],
+)  # fmt: skip
+def test_recomputation_is_read_under_megatrons_names_and_in_few_words(given: Any, like: str) -> None:
+    assert read(recompute=given).layout.recompute == read(recompute=like).layout.recompute
+
+
+@pytest.mark.parametrize("given", ["pure bf16", "bf16-true", "bf16 params + fp32 master weights", "BF16 (AMP O2)"])
+def test_a_format_is_that_of_the_products_whatever_the_optimizer_keeps(given: str) -> None:
+    assert read(precision=given).recipe.precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("given", "task"), [("LoRA fine-tuning", "peft"), ("supervised finetuning", "sft"), ("GPT pretraining", "pretrain")]
+)
+def test_a_task_is_read_out_of_several_words(given: str, task: str) -> None:
+    assert read(task=given).recipe.task == task
+
+
 FLAGS = [f.name for f in fields(Features) if isinstance(f.default, bool)]
 
 
