@@ -2,8 +2,9 @@
 
 Under torchrun every rank calls `measure` and the collectives run over all of them: those of one node for NVLink, those of
 one local rank for the fabric. Alone, one process a GPU is started for the NVLink part and there is no fabric to time.
-Nothing here is kept on: about a minute on one node. With a plan's shapes it is these that are timed, the largest first, each product
-forward and in both its backward passes as the plan has them.
+Nothing here is kept on: about a minute on one node. With a plan's shapes it is these that are timed, the largest first: each product
+forward and in both its backward passes, in its own format, and collectives in groups as the plan has them, as far as these GPUs make such.
+What cannot be timed is named in `unmeasured`.
 """
 
 from __future__ import annotations
@@ -11,27 +12,31 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from parlaunch.errors import ParlaunchError
-from parlaunch.estimate.timing.shapes import Shapes
+from parlaunch.estimate.timing.shapes import Collective, Product, Shapes
+from parlaunch_launch.products import product
 
 PRODUCTS = ((8192, 8192, 8192), (8192, 14336, 4096), (4096, 4096, 16384), (16384, 8192, 4096))
 """(m, n, k) of the products to time: layers of dense models of 8 to 70 billion parameters."""
 SMALL_PRODUCTS = ((256, 256, 256), (512, 256, 128))
 COLLECTIVES = (16 * 2**20, 128 * 2**20, 512 * 2**20)
 """Bytes of the gathered tensor."""
+GATHERS = ("all_gather", "reduce_scatter")
 SMALL_COLLECTIVES = (2**16, 2**18)
+LARGEST = 2**30
+"""Bytes from which on a collective only takes longer: a plan's larger ones are timed with as many."""
 SECONDS = 1.5
 """How long each product repeats, so that clocks settle under the power limit."""
 HEADS = ((8192, 32, 128, 128), (4096, 64, 128, 128))
 """(tokens, heads, size of a head, of its values) of the attention to time: dense models of 8 and 70 billion parameters."""
 SMALL_HEADS = ((128, 2, 64, 64),)
-MOST = {"products": 24, "attention": 4, "collectives": 12}
-"""Shapes of a plan that are timed, the largest of each: half a minute of products."""
+MOST = {"products": 24, "attention": 4, "collectives": 4}
+"""Shapes of a plan that are timed, the largest of each (of collectives, in each group and by each operation): half a minute of products."""
 SMALLER = {"products": 16, "attention": 4, "collectives": 8}
 """By how much a dimension shrinks on the CPU, where the steps are tried and nothing is learnt."""
 
@@ -47,7 +52,8 @@ def measure(
 ) -> dict[str, Any]:
     """What this machine reaches. `shapes`: those of a plan, in place of what models have in common. `device` "cpu" runs the same
     steps in small, over gloo: to try, not to calibrate by. `failed`: takes a sentence of each part that cannot be timed, whose rows are
-    then missing; without it the first failure is raised.
+    then missing; without it the first failure is raised. `unmeasured` of the result has a sentence of each single shape of the plan that
+    could not be timed here.
 
     Raises `ParlaunchError` without torch or, for "cuda", without a GPU.
     """
@@ -63,13 +69,14 @@ def measure(
     if device == "cuda":
         torch.cuda.set_device(local)
     results: dict[str, Any] = {"gpu": torch.cuda.get_device_name(local) if device == "cuda" else "cpu"}
+    missing: list[str] = []
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "products": lambda: {"gemm": _products(torch, device, shapes)},
+        "products": lambda: {"gemm": _products(torch, device, shapes, missing)},
         "attention": lambda: {"attention": _attention(torch, device, shapes)},
         "copies": lambda: {"stream": [_copy(torch, device)]},
         "launches": lambda: {"launch": [{"seconds": _launch(torch, device)}]},
         "collectives": lambda: (
-            _collectives(torch, device, local, shapes) if distributed else _alone(torch, device, shapes)
+            _collectives(torch, device, shapes, missing) if distributed else _alone(torch, device, shapes, missing)
         ),
     }
     for name, part in parts.items():
@@ -79,14 +86,19 @@ def measure(
         except Exception as error:  # an operator that this torch or this GPU has not
             if failed is None:
                 raise
-            failed.append(f"{name}: {next(iter(str(error).splitlines()), type(error).__name__)}")
-    return results
+            failed.append(f"{name}: {_said(error)}")
+    return results | {"unmeasured": list(dict.fromkeys(missing))}
 
 
-def _alone(torch: Any, device: str, asked: Shapes | None) -> dict[str, Any]:
+def _said(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _alone(torch: Any, device: str, asked: Shapes | None, missing: list[str]) -> dict[str, Any]:
     """Collectives of the GPUs that this process sees, and no fabric."""
     count = torch.cuda.device_count() if device == "cuda" else 2
-    return {"nvlink": _spawned(torch, device, count, asked) if count > 1 else [], "fabric": []}
+    groups = _groups(asked, device, count, 1, missing)
+    return _spawned(torch, device, count, groups) if groups else {"nvlink": [], "fabric": []}
 
 
 def _torch() -> Any:
@@ -120,56 +132,44 @@ def _timed(torch: Any, device: str, work: Callable[[], object], *, seconds: floa
     return (time.perf_counter() - start) / repeats
 
 
-def _products(torch: Any, device: str, asked: Shapes | None) -> list[dict[str, Any]]:
-    """Products in bf16 and, where torch multiplies it on this GPU, in FP8. Operands are random: zeros draw no power."""
-    fp8 = device == "cuda" and torch.cuda.get_device_capability() >= (8, 9)
-    if asked is None:
-        shapes, seconds = (PRODUCTS, SECONDS) if device == "cuda" else (SMALL_PRODUCTS, 0.02)
-        wanted = [(*shape, fmt) for shape in shapes for fmt in (("bf16", "fp8") if fp8 else ("bf16",))]
-    else:
-        seconds = 0.5 if device == "cuda" else 0.005
-        wanted = _plans_products(asked, fp8=fp8, smaller=1 if device == "cuda" else SMALLER["products"])
-    rows = []
-    for m, n, k, fmt in wanted:
-        work = product(torch, device, m, n, k, fmt)
-        row = {"m": m, "n": n, "k": k, "format": fmt, "seconds": _timed(torch, device, work, seconds=seconds)}
-        rows.append(row)
+def _products(torch: Any, device: str, asked: Shapes | None, missing: list[str]) -> list[dict[str, Any]]:
+    """Products in 16 bits and in FP8, or in the formats of a plan; `missing` takes why there are none in one of them."""
+    seconds = 0.02 if device == "cpu" else SECONDS if asked is None else 0.5
+    rows: list[dict[str, Any]] = []
+    error: Exception | None = None
+    for one in _wanted_products(asked, device):
+        try:
+            work = product(torch, device, one.m, one.n, one.k, one.format, accumulate=one.accumulate)
+            rows.append(one._asdict() | {"seconds": _timed(torch, device, work, seconds=seconds)})
+        except (
+            Exception
+        ) as caught:  # a format that this torch, Transformer Engine or GPU has not, or a size that does not fit it
+            error = caught
+            missing.append(f"products in {one.format}{' that are added to fp32' * one.accumulate}: {_said(caught)}")
+        if len(rows) == MOST["products"]:
+            break
+    if error is not None and not rows:
+        raise error
     return rows
 
 
-def _plans_products(asked: Shapes, *, fp8: bool, smaller: int) -> list[tuple[int, int, int, str]]:
-    """The largest products of a plan, in 16 bits where torch does not multiply their own format."""
-    formats = {
-        "bf16": "bf16",
-        "fp16": "bf16",
-        "fp8": "fp8" if fp8 else "bf16",
-        "mx": "bf16",
-        "fp4": "bf16",
-        "fp32": "bf16",
-    }
-    known = [p for p in asked.products if p.format in formats]
-    shrunken = ((max(16, p.m // smaller), max(16, p.n // smaller), max(16, p.k // smaller)) for p in known)
-    wanted = [(*shape, formats[p.format]) for p, shape in zip(known, shrunken, strict=True)]
-    # FP8 needs rows and columns that are whole 16 bytes.
-    whole = [w for w in wanted if w[3] != "fp8" or not any(size % 16 for size in w[:3])]
-    return list(dict.fromkeys(whole))[: MOST["products"]]
-
-
-def product(torch: Any, device: str, m: int, n: int, k: int, fmt: str) -> Callable[[], object]:
-    """One product of [m, k] by [k, n], to be timed; `fmt` "fp8" with one scale a tensor."""
-    a = torch.randn(m, k, device=device, dtype=torch.bfloat16)
-    b = torch.randn(n, k, device=device, dtype=torch.bfloat16)
-    if fmt != "fp8":
-        return partial(torch.matmul, a, b.t())
-    one = torch.ones((), device=device)
-    narrow_a, narrow_b = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()
-    return partial(torch._scaled_mm, narrow_a, narrow_b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+def _wanted_products(asked: Shapes | None, device: str) -> list[Product]:
+    """The products of a plan, the largest first, or those that models have in common."""
+    if asked is None or not asked.products:
+        shapes = PRODUCTS if device == "cuda" else SMALL_PRODUCTS
+        return [Product(*shape, fmt) for shape in shapes for fmt in ("bf16", "fp8")]
+    smaller = 1 if device == "cuda" else SMALLER["products"]
+    shrunken = (
+        p._replace(m=max(16, p.m // smaller), n=max(16, p.n // smaller), k=max(16, p.k // smaller))
+        for p in asked.products
+    )
+    return list(dict.fromkeys(shrunken))
 
 
 def _attention(torch: Any, device: str, asked: Shapes | None) -> list[dict[str, Any]]:
     """Causal attention forward and backward, in whichever fused kernel torch takes."""
     seconds = 0.5 if device == "cuda" else 0.01
-    if asked is None:
+    if asked is None or not asked.attention:
         wanted = list(HEADS if device == "cuda" else SMALL_HEADS)
     else:
         smaller = 1 if device == "cuda" else SMALLER["attention"]
@@ -229,21 +229,82 @@ def _launch(torch: Any, device: str) -> float:
     return seconds
 
 
-def _carried(torch: Any, device: str, group: Any, ranks: int, asked: Shapes | None) -> list[dict[str, Any]]:
-    """Collectives among all ranks of a group: those that the plan has among so many, else gathers of three sizes."""
+class _Group(NamedTuple):
+    """Ranks, so many of them in each node, and what they send: (operation, bytes)."""
+
+    link: str  # nvlink | fabric
+    ranks: int
+    inside: int
+    sent: tuple[tuple[str, int], ...]
+
+
+def _groups(asked: Shapes | None, device: str, local: int, nodes: int, missing: list[str]) -> list[_Group]:
+    """The groups of a plan that `nodes` nodes with `local` ranks each make; `missing` takes a sentence of each that they do not.
+
+    Over a link on which none of them gathers, all ranks gather what they do without a plan: those of a node, or one of each.
+    """
+    found: dict[tuple[str, int, int], list[Collective]] = {}
+    for c in asked.collectives if asked else ():
+        if c.inside <= local and c.ranks % c.inside == 0 and c.ranks // c.inside <= nodes:
+            found.setdefault(("nvlink" if c.inside == c.ranks else "fabric", c.ranks, c.inside), []).append(c)
+        else:
+            where = (
+                "in one NVLink domain or node" if c.inside == c.ranks else f"{c.inside} in each NVLink domain or node"
+            )
+            missing.append(
+                f"{c.operation} among {c.ranks} GPUs, {where}: here {'are' if nodes > 1 else 'is'} {nodes} node{'s' * (nodes > 1)} with {local}"
+            )
+    sizes = COLLECTIVES if device == "cuda" else SMALL_COLLECTIVES
+    for link, ranks, inside in (("nvlink", local, local), ("fabric", nodes, 1)):
+        gathers = [c for at, many in found.items() for c in many if at[0] == link and c.operation in GATHERS]
+        if ranks > 1 and not gathers:
+            more = [Collective("all_gather", size, ranks, inside) for size in sizes]
+            found[link, ranks, inside] = found.get((link, ranks, inside), []) + more
+    smaller = 2 ** SMALLER["collectives"] if asked and device == "cpu" else 1
+    return [_Group(*at, _largest(many, smaller)) for at, many in found.items()]
+
+
+def _largest(many: Sequence[Collective], smaller: int) -> tuple[tuple[str, int], ...]:
+    """The largest of each operation, none larger than teaches anything."""
+    sizes: dict[str, list[int]] = {}
+    for c in many:
+        sizes.setdefault(c.operation, []).append(min(c.bytes, LARGEST) // smaller)
+    kept = {operation: list(dict.fromkeys(found))[: MOST["collectives"]] for operation, found in sizes.items()}
+    return tuple((operation, size) for operation, found in kept.items() for size in found)
+
+
+def _members(group: _Group, local: int, nodes: int) -> Iterator[list[int]]:
+    """The ranks of each group like this one: together they have every node, and as much of it as they can."""
+    span = group.ranks // group.inside
+    for first in range(0, nodes - span + 1, span):
+        for start in range(0, local - group.inside + 1, group.inside):
+            yield [(first + node) * local + start + i for node in range(span) for i in range(group.inside)]
+
+
+def _sent(torch: Any, device: str, groups: Sequence[_Group], local: int) -> dict[str, Any]:
+    """What each group takes, of those that this rank is in, by link; groups of a kind work at the same time."""
     import torch.distributed as dist
 
-    if asked is None:
-        wanted = [("all_gather", size) for size in (COLLECTIVES if device == "cuda" else SMALL_COLLECTIVES)]
-    else:
-        smaller = 1 if device == "cuda" else 2 ** SMALLER["collectives"]
-        wanted = [(c.operation, c.bytes // smaller) for c in asked.collectives if c.ranks == ranks][
-            : MOST["collectives"]
-        ]
+    rows: dict[str, list[dict[str, Any]]] = {"nvlink": [], "fabric": []}
+    for group in groups:
+        own = None
+        for members in _members(group, local, dist.get_world_size() // local):
+            made = dist.new_group(members)  # every rank must make every group, in the same order
+            own = made if dist.get_rank() in members else own
+        if own is not None:
+            rows[group.link] += _carried(torch, device, own, group)
+        dist.barrier()
+    return rows
+
+
+def _carried(torch: Any, device: str, made: Any, group: _Group) -> list[dict[str, Any]]:
+    """Collectives among all ranks of a group."""
+    import torch.distributed as dist
+
     rows = []
-    for operation, size in wanted:
-        work, moved = _collective(torch, device, group, ranks, operation, size)
-        dist.barrier(group=group)
+    for operation, size in group.sent:
+        work, moved = _collective(torch, device, made, group.ranks, operation, size)
+        dist.barrier(group=made)
         # A fixed number of repeats: a number chosen by the clock could differ between ranks, and they would hang.
         for _ in range(3):
             work()
@@ -254,57 +315,58 @@ def _carried(torch: Any, device: str, group: Any, ranks: int, asked: Shapes | No
             work()
         _wait(torch, device)
         seconds = (time.perf_counter() - start) / repeats
-        rows.append({"operation": operation, "bytes": moved, "ranks": ranks, "seconds": seconds})
+        shape = {"operation": operation, "bytes": moved, "ranks": group.ranks, "inside": group.inside}
+        rows.append(shape | {"seconds": seconds})
     return rows
 
 
 def _collective(
     torch: Any, device: str, group: Any, ranks: int, operation: str, size: int
 ) -> tuple[Callable[[], object], int]:
-    """One collective, to be timed, and the bytes of its whole tensor."""
+    """One collective, to be timed, and the bytes of its whole tensor, or of the one message."""
     import torch.distributed as dist
 
     part = torch.ones(max(1, size // ranks // 2), dtype=torch.bfloat16, device=device)
     whole = torch.ones(part.numel() * ranks, dtype=torch.bfloat16, device=device)
-    moved = whole.numel() * 2
-    if operation == "all_reduce":
-        return partial(dist.all_reduce, whole, group=group), moved
-    if operation == "alltoall":
-        return partial(dist.all_to_all_single, torch.empty_like(whole), whole, group=group), moved
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
-    return partial(gather, whole, part, group=group), moved
+    received = torch.empty_like(whole)
+    # Both renamed in torch 2.13.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    work = {
+        "all_gather": lambda: gather(whole, part, group=group),
+        "reduce_scatter": lambda: scatter(part, whole, group=group),
+        "all_reduce": lambda: dist.all_reduce(whole, group=group),
+        "alltoall": lambda: dist.all_to_all_single(received, whole, group=group),
+        "send": lambda: _passed_on(whole, received, group),
+    }[operation]
+    return work, whole.numel() * 2
 
 
-def _collectives(torch: Any, device: str, local: int, asked: Shapes | None) -> dict[str, Any]:
-    """Collectives inside this node, and among the ranks of this local rank, one a node.
+def _passed_on(message: Any, received: Any, group: Any) -> None:
+    """Every rank sends to the next and has from the one before."""
+    import torch.distributed as dist
 
-    Inside, a plan's groups have their own sizes: of each the first ranks of the node work and the others wait.
-    """
+    members, own = dist.get_process_group_ranks(group), dist.get_rank(group)
+    ahead = dist.P2POp(dist.isend, message, members[(own + 1) % len(members)], group)
+    behind = dist.P2POp(dist.irecv, received, members[own - 1], group)
+    for request in dist.batch_isend_irecv([ahead, behind]):
+        request.wait()
+
+
+def _collectives(torch: Any, device: str, asked: Shapes | None, missing: list[str]) -> dict[str, Any]:
+    """Collectives among the ranks of torchrun; those of the first, which is in a group of every kind, are all ranks' answer."""
     import torch.distributed as dist
 
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    world, rank = dist.get_world_size(), dist.get_rank()
-    inside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    nodes = world // inside
-    # Every rank must make every group, in the same order.
-    within = [dist.new_group(list(range(n * inside, (n + 1) * inside))) for n in range(nodes)]
-    across = [dist.new_group(list(range(i, world, inside))) for i in range(inside)]
-    near = _carried(torch, device, within[rank // inside], inside, asked) if inside > 1 else []
-    for size in _sizes(asked, inside):
-        parts = [dist.new_group(list(range(n * inside, n * inside + size))) for n in range(nodes)]
-        if rank % inside < size:
-            near += _carried(torch, device, parts[rank // inside], size, asked)
-        dist.barrier()
-    return {"nvlink": near, "fabric": _carried(torch, device, across[local], nodes, asked) if nodes > 1 else []}
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    groups = _groups(asked, device, local, dist.get_world_size() // local, missing)
+    shared = [_sent(torch, device, groups, local)]
+    dist.broadcast_object_list(shared, src=0)
+    return shared[0]
 
 
-def _sizes(asked: Shapes | None, count: int) -> list[int]:
-    """Sizes of a plan's groups that are smaller than this one."""
-    return sorted({c.ranks for c in asked.collectives if c.ranks < count}) if asked else []
-
-
-def _worker(rank: int, count: int, store: str, device: str, asked: Shapes | None, queue: Any) -> None:
+def _worker(rank: int, count: int, store: str, device: str, groups: Sequence[_Group], queue: Any) -> None:
     import torch
     import torch.distributed as dist
 
@@ -313,19 +375,14 @@ def _worker(rank: int, count: int, store: str, device: str, asked: Shapes | None
     dist.init_process_group(
         "nccl" if device == "cuda" else "gloo", store=dist.FileStore(store, count), rank=rank, world_size=count
     )
-    rows = _carried(torch, device, dist.group.WORLD, count, asked)
-    for size in _sizes(asked, count):
-        part = dist.new_group(list(range(size)))
-        if rank < size:
-            rows += _carried(torch, device, part, size, asked)
-        dist.barrier()
+    rows = _sent(torch, device, groups, count)
     if rank == 0:
         queue.put(rows)
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _spawned(torch: Any, device: str, count: int, asked: Shapes | None) -> Sequence[dict[str, Any]]:
+def _spawned(torch: Any, device: str, count: int, groups: Sequence[_Group]) -> dict[str, Any]:
     """Collectives among this node's GPUs, one new process each."""
     import torch.multiprocessing as mp
 
@@ -333,6 +390,6 @@ def _spawned(torch: Any, device: str, count: int, asked: Shapes | None) -> Seque
     queue = context.SimpleQueue()
     # They meet at a file: a port that is free now may be taken when all of them have imported torch.
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_worker, args=(count, str(Path(folder, "store")), device, asked, queue), nprocs=count, join=True)
-    rows: Sequence[dict[str, Any]] = queue.get()
+        mp.spawn(_worker, args=(count, str(Path(folder, "store")), device, groups, queue), nprocs=count, join=True)
+    rows: dict[str, Any] = queue.get()
     return rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import exp
 from statistics import fmean, median
@@ -13,6 +13,7 @@ from parlaunch.check.machine_file import PEAK_SHARES, SHARES, machine_file
 from parlaunch.check.measured import INVENTED, Machines, measured_seconds, run_of
 from parlaunch.errors import ParlaunchError, UsageError
 from parlaunch.estimate.timing import estimate_time
+from parlaunch.estimate.timing.collectives import Group, Links
 from parlaunch.estimate.timing.kernels import Kernels
 from parlaunch.estimate.timing.silicon import silicon_of
 from parlaunch.hardware.cluster import Gpu
@@ -21,16 +22,26 @@ from parlaunch.hardware.derived import sheet_of
 from parlaunch.hardware.rates import Rates
 
 LARGE = 0.2
-"""Products of at least this share of the largest one's FLOPs say what sustained products reach; the rest is shape."""
+"""Products of at least this share of the largest one's FLOPs say what sustained products reach, and collectives of the largest one's bytes
+what a link does; the rest is shape."""
+BUSES = (1e6, 1e13)
+"""Bytes a second between which a link's are looked for."""
+SENDERS = {
+    "all_gather": Links.gather, "reduce_scatter": Links.scatter, "all_reduce": Links.reduce, "alltoall": Links.all_to_all,
+    "send": Links.send,
+}  # fmt: skip
+"""What has the time of an operation, as it is called in rows of `nvlink` and `fabric`."""
 
 
-def from_microbenchmarks(results: Mapping[str, Any], sheet: Product | None = None) -> dict[str, Any]:
+def from_microbenchmarks(
+    results: Mapping[str, Any], sheet: Product | None = None, *, fabric_kind: str = "none"
+) -> dict[str, Any]:
     """A machine file from what `parlaunch_launch.microbench.measure` timed. `sheet` is the data sheet that this machine's
-    plans are made with (None: that of the GPU's name). Raises `UsageError` when nothing is usable.
+    plans are made with (None: that of the GPU's name), `fabric_kind` its network. Raises `UsageError` when nothing is usable.
 
-    `results`: `gpu` (as NVML names it), `gemm` [{m, n, k, format, seconds}], `attention` [{sequence, heads, head_dim, value_dim,
+    `results`: `gpu` (as NVML names it), `gemm` [{m, n, k, format, accumulate, seconds}], `attention` [{sequence, heads, head_dim, value_dim,
     backward, seconds}] (causal), `stream` [{bytes, seconds}],
-    `launch` [{seconds}] a kernel, `nvlink` and `fabric` [{operation, bytes, ranks, seconds}].
+    `launch` [{seconds}] a kernel, `nvlink` and `fabric` [{operation, bytes, ranks, inside, seconds}], `unmeasured` sentences.
     """
     sheet = sheet or sheet_of(Gpu(index=0, name=str(results.get("gpu"))))
     if sheet is None:
@@ -41,7 +52,7 @@ def from_microbenchmarks(results: Mapping[str, Any], sheet: Product | None = Non
     rates = Rates(
         product=sheet, memory_bytes=sheet.memory_bytes, gpus_per_node=8, world_size=8, nvlink_domain=8,
         nvlink_bytes_per_s=sheet.nvlink_bytes_per_s or sheet.pcie_bytes_per_s, node_bytes_per_s=sheet.pcie_bytes_per_s,
-        fabric_bytes_per_s=12.5e9, fabric_kind="none",
+        fabric_bytes_per_s=12.5e9, fabric_kind=fabric_kind,
     )  # fmt: skip
     measured: dict[str, float] = {}
     for share, rows in _by_share(results.get("gemm") or ()).items():
@@ -54,8 +65,10 @@ def from_microbenchmarks(results: Mapping[str, Any], sheet: Product | None = Non
     if launches := [row["seconds"] for row in results.get("launch") or () if row["seconds"] > 0]:
         measured["host"] = median(launches)
     for name in ("nvlink", "fabric"):
-        if found := [_bus(row) for row in results.get(name) or () if row["seconds"] > 0 and row["ranks"] > 1]:
-            measured[f"{name}_bus_bytes_per_s"] = max(found)
+        # What passes NVLink on its way to the network is as fast as was measured first.
+        found = _carried(results.get(name) or (), name, replace(rates, measured=dict(measured)))
+        if found is not None:
+            measured[f"{name}_bus_bytes_per_s"] = found
     if not measured:
         raise UsageError(
             "no measurement to fit", hint="`parlaunch calibrate` times products, copies and collectives on a GPU"
@@ -68,7 +81,8 @@ def from_microbenchmarks(results: Mapping[str, Any], sheet: Product | None = Non
             )
         if name in measured:
             measured[name] = min(1.0, measured[name])  # what a clock is off by
-    return machine_file(sheet.name, measured, {"method": "micro-benchmarks", "notes": []})
+    notes = [f"not measured: {sentence}" for sentence in results.get("unmeasured") or ()]
+    return machine_file(sheet.name, measured, {"method": "micro-benchmarks", "notes": notes})
 
 
 def _by_share(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -85,12 +99,17 @@ def _share_of(row: Mapping[str, Any], share: str, rates: Rates) -> float:
 
     def seconds(value: float) -> float:
         kernels = Kernels(replace(rates, measured={share: value}))
-        return kernels.gemm(int(row["m"]), int(row["n"]), int(row["k"]), str(row["format"]))
+        added = bool(row.get("accumulate"))
+        return kernels.gemm(int(row["m"]), int(row["n"]), int(row["k"]), str(row["format"]), accumulate=added)
 
-    low, high = 0.01, 1.5
+    return _found(seconds, row["seconds"], 0.01, 1.5)
+
+
+def _found(seconds: Callable[[float], float], measured: float, low: float, high: float) -> float:
+    """The rate between two at which something takes the seconds that were measured."""
     for _ in range(40):
         middle = (low * high) ** 0.5
-        low, high = (middle, high) if seconds(middle) > row["seconds"] else (low, middle)
+        low, high = (middle, high) if seconds(middle) > measured else (low, middle)
     return float((low * high) ** 0.5)
 
 
@@ -116,11 +135,29 @@ def _attention_shares(rows: Sequence[Mapping[str, Any]], rates: Rates) -> dict[s
     return found
 
 
-def _bus(row: Mapping[str, Any]) -> float:
-    """Bus bandwidth in bytes/s, as nccl-tests define it: what each rank's links carried."""
-    n, moved = int(row["ranks"]), float(row["bytes"])
-    factor = {"all_reduce": 2.0 * (n - 1) / n, "send": 1.0}.get(str(row["operation"]), (n - 1) / n)
-    return factor * moved / float(row["seconds"])
+def _carried(rows: Sequence[Mapping[str, Any]], link: str, rates: Rates) -> float | None:
+    """Bus bandwidth of a link in bytes/s at which our model of the larger collectives takes the time that was measured; None: nothing tells."""
+    timed = [row for row in rows if row["seconds"] > 0 and row["ranks"] > 1]
+    largest: dict[str, float] = {}
+    for row in timed:
+        largest[row["operation"]] = max(row["bytes"], largest.get(row["operation"], 0))
+    large = [row for row in timed if row["bytes"] >= LARGE * largest[row["operation"]]]
+    found = [bus for row in large if (bus := _bus(row, link, rates)) is not None]
+    return median(found) if found else None
+
+
+def _bus(row: Mapping[str, Any], link: str, rates: Rates) -> float | None:
+    """The same of one collective; None where not this link, but another or the latency makes it take as long."""
+    ranks = int(row["ranks"])
+    group = Group(ranks, int(row.get("inside", ranks if link == "nvlink" else 1)))
+    name = f"{link}_bus_bytes_per_s"
+
+    def seconds(value: float) -> float:
+        links = Links(replace(rates, measured={**rates.measured, name: value}))
+        return SENDERS[str(row["operation"])](links, float(row["bytes"]), group)
+
+    bus = _found(seconds, row["seconds"], *BUSES)
+    return bus if 1.001 * BUSES[0] < bus < BUSES[1] / 1.001 else None
 
 
 FEWEST = 3

@@ -177,17 +177,19 @@ def calibrate(
         from parlaunch_launch.microbench import measure
         from parlaunch_probes import probe
 
-        shapes = None
+        shapes, fabric_kind = None, "none"
         if plan is not None:
             from parlaunch.cli.saved import saved
             from parlaunch.estimate.timing.shapes import shapes_of
 
             asked = saved(plan)
             shapes = shapes_of(asked.recipe, asked.chosen.layout, asked.rates)
+            fabric_kind = asked.rates.fabric_kind
         results = measure(progress=note, shapes=shapes)
         # The sheet that plans on this machine are made with: what NVML says counts, where the product has none.
         found = next((g for n in probe(environ=dict(os.environ)).nodes for g in n.gpus), None)
-        machine = from_microbenchmarks(results, None if found is None else sheet_of(found))
+        sheet_here = None if found is None else sheet_of(found)
+        machine = from_microbenchmarks(results, sheet_here, fabric_kind=fabric_kind)
     text = json.dumps(machine, indent=2)
     write(out, text + "\n", "--out")
     print(text if format == "json" else machine_to_text(machine))

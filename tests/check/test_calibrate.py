@@ -27,7 +27,6 @@ from parlaunch.errors import ParlaunchError, ProbeError, UsageError
 from parlaunch.estimate.timing import estimate_time
 from parlaunch.estimate.timing.collectives import Group, Links
 from parlaunch.estimate.timing.kernels import Kernels
-from parlaunch.estimate.timing.shapes import Attention, Product, shapes_of
 from parlaunch.hardware.cluster import Cluster, Gpu, Node
 from parlaunch.hardware.datasheet import preset
 from parlaunch.hardware.derived import sheet_of
@@ -475,20 +474,6 @@ def test_the_micro_benchmarks_run_and_can_be_read() -> None:
     assert from_microbenchmarks(results | {"gpu": H100})["measured"]["gemm_bf16"] > 0
 
 
-def test_a_plans_own_shapes_are_those_of_its_layers() -> None:
-    """Llama 3 8B on two tensor ranks: every projection forward, by its inputs and by its weights, in the format of the recipe."""
-    run = run_of(ROW | {"id": "x", "tp": 2, "precision": "fp8cs"}, Machines())
-    shapes = shapes_of(run.recipe, run.layout, run.rates)
-    forward = (4096, 6144 // 2, 4096)  # queries, keys and values
-    for m, n, k in (forward, (forward[0], forward[2], forward[1]), (forward[1], forward[2], forward[0])):
-        assert Product(m, n, k, "fp8") in shapes.products
-    assert Product(4096, 128256 // 2, 4096, "bf16") in shapes.products
-    assert shapes.attention == (Attention(4096, 16, 128, 128),)
-    assert {(c.operation, c.ranks, c.inside) for c in shapes.collectives} == {("all_gather", 2, 2)}
-    sizes = [p.m * p.n * p.k for p in shapes.products]
-    assert sizes == sorted(sizes, reverse=True)
-
-
 def test_attention_that_was_measured_gives_its_rates_back() -> None:
     slowed = Kernels(here(flash=0.6, flash_backward=0.7))
     shape: dict[str, Any] = {"sequence": 8192, "heads": 32, "head_dim": 128, "value_dim": 128}
@@ -501,20 +486,6 @@ def test_attention_that_was_measured_gives_its_rates_back() -> None:
     measured = from_microbenchmarks({"gpu": H100, "attention": rows})["measured"]
     assert measured["flash"] == pytest.approx(0.6, rel=0.01)
     assert measured["flash_backward"] == pytest.approx(0.7, rel=0.01)
-
-
-def test_a_plans_shapes_are_timed_by_the_same_steps() -> None:
-    """In small, on the CPU: its products, its attention both ways, the collectives of its groups."""
-    need(find_spec("torch"), "torch")
-    from parlaunch_launch.microbench import measure
-
-    run = run_of(ROW | {"id": "x", "model_id": "Qwen/Qwen3-30B-A3B", "tp": 2, "ep": 2}, Machines())
-    shapes = shapes_of(run.recipe, run.layout, run.rates)
-    results = measure(device="cpu", shapes=shapes)
-    assert 1 < len(results["gemm"]) <= 24
-    assert {row["backward"] for row in results["attention"]} == {False, True}
-    assert {row["operation"] for row in results["nvlink"]} == {c.operation for c in shapes.collectives}
-    assert {"gemm_bf16", "flash", "flash_backward"} < {*from_microbenchmarks(results | {"gpu": H100})["measured"]}
 
 
 def test_measuring_without_a_gpu_is_refused_with_a_way_out() -> None:

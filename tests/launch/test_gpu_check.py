@@ -175,11 +175,11 @@ def test_a_product_that_this_torch_lacks_takes_no_other_operator_with_it(monkeyp
     need(importlib.util.find_spec("torch"), "torch")
     from parlaunch_launch import microbench
 
-    def refused(*_: Any) -> None:
+    def refused(*_: Any, **__: Any) -> None:
         raise RuntimeError("mat2 must be col_major\nException raised from Blas.cpp")
 
     monkeypatch.setattr(microbench, "product", refused)
-    monkeypatch.setattr(microbench, "_spawned", lambda *_: [])
+    monkeypatch.setattr(microbench, "_spawned", lambda *_: {})
     failed: list[str] = []
     found = microbench.measure(device="cpu", failed=failed)
     assert failed == ["products: mat2 must be col_major"]

@@ -42,6 +42,10 @@ BROADCAST_HOP = 8e-6
 of 8 to 1,024 ranks: what broadcasts to all cost beyond those inside a node is their bytes, and this for each rank of each (NCCL's own
 src/graph/tuning.cc: a hop over the network for every rank, 4 (LL128) or 28 us (a chunk of Simple))."""
 
+PROXY_S = 1.7e-3
+"""Seconds more of a trip where no GPU drives the adapter: a thread of the CPU posts the sends of DeepEP. From Kimi-K2 on 128 and 256
+B300 over EFA, two proxies: slower than alltoall at micro batch 1, faster at 4."""
+
 _PASSES = {"all_gather": 1, "all_reduce": 2, "alltoall": 1}
 """Times that a byte passes a rank's links (nccl-tests' bus bandwidth), by operation of the measured tables."""
 LEAST_MEASURED, MOST_MEASURED = 1 << 17, 8
@@ -112,7 +116,11 @@ class Links:
         return min(self._bus(group, self.bus), group.inside * self.fabric)
 
     def gather(self, moved: float, group: Group) -> float:
-        """All-gather or reduce-scatter of `moved` bytes in all."""
+        """All-gather of `moved` bytes in all."""
+        return self._collective("all_gather", moved, group)
+
+    def scatter(self, moved: float, group: Group) -> float:
+        """Reduce-scatter of `moved` bytes in all: as long as an all-gather."""
         return self._collective("all_gather", moved, group)
 
     def reduce(self, moved: float, group: Group) -> float:
@@ -129,6 +137,18 @@ class Links:
     def all_to_all(self, moved: float, group: Group) -> float:
         """Every rank sends `moved` bytes, spread evenly over the group (its own share stays)."""
         return self._collective("alltoall", moved, group)
+
+    def dispatch(self, near: float, far: float, group: Group, most: float | None) -> float:
+        """One trip of tokens to their experts that needs no NCCL: every rank sends `near` bytes, a token once to each rank that wants it,
+        and of these `far` over the network, once to each domain. `most`: bytes a second that a rank takes in over NVLink, if anything but
+        the links limits it."""
+        n = group.size
+        seconds = near * max((n - 1) / n / (self.between(group) * 0.85), 0.0 if most is None else 1.0 / most)
+        if not group.crosses:
+            return seconds + 15e-6
+        domains = n / group.inside
+        beyond = far * (domains - 1) / domains / (self.fabric * 0.97)
+        return max(seconds, beyond) + (40e-6 if self.gpu_driven else PROXY_S)
 
     def _collective(self, operation: str, moved: float, group: Group) -> float:
         n = group.size

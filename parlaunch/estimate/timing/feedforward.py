@@ -78,9 +78,6 @@ DEEPEP_SMS, DEEPEP_SMS_FAR = 470e9, 310e9
 """Bytes a second of tokens that a rank takes in over NVLink with DeepEP's 20 multiprocessors (Megatron Core's own number), from up to
 16 ranks and from more: less than the links of Blackwell allow. 16 bits, dispatch and combine, what 16, 24 and 32 of them took less
 what does not depend on their number, B200 and GB200 (DeepEP, docs/README_Hybrid-EP.md). HybridEP's copies fill the links there."""
-PROXY_S = 1.7e-3
-"""Seconds more of a trip where no GPU drives the adapter: a thread of the CPU posts the sends of DeepEP. From Kimi-K2 on 128 and 256
-B300 over EFA, two proxies: slower than alltoall at micro batch 1, faster at 4."""
 
 
 class FeedForward(Pieces):
@@ -268,18 +265,15 @@ class FeedForward(Pieces):
             return links.all_to_all(own * topk * token, group)
         # A token goes once to each rank that wants it, and once over the network to each domain that wants it.
         ranks = self._wanted(topk)
-        moved = DEEPEP_SMS if group.inside <= 16 else DEEPEP_SMS_FAR
-        slowest = 1.0 / moved if dispatcher == "deepep" else 0.0
-        near = own * token * ranks * max((n - 1) / n / (links.between(group) * 0.85), slowest)
-        if not group.crosses:
-            return near + 15e-6
+        most = DEEPEP_SMS if group.inside <= 16 else DEEPEP_SMS_FAR
         domains = n / group.inside
         wanted = min(
             domains * (1.0 - (1.0 - 1.0 / domains) ** topk),
             group_limited(domains, self.arch.moe_router_num_groups or 1, self.arch.moe_router_group_topk or 0),
         )
-        far = own * token * wanted * (domains - 1) / domains / (links.fabric * 0.97)
-        return max(near, far) + (40e-6 if links.gpu_driven else PROXY_S)
+        return links.dispatch(
+            own * token * ranks, own * token * wanted, group, most if dispatcher == "deepep" else None
+        )
 
 
 def awaiting(features: Features) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from math import log, pi, sqrt
@@ -9,7 +10,7 @@ from math import log, pi, sqrt
 from parlaunch.estimate.states import MOMENT
 from parlaunch.estimate.timing.bands import error_band
 from parlaunch.estimate.timing.casts import cast_time
-from parlaunch.estimate.timing.collectives import Links
+from parlaunch.estimate.timing.collectives import Group, Links
 from parlaunch.estimate.timing.feedforward import ep_overlap
 from parlaunch.estimate.timing.kernels import Kernels
 from parlaunch.estimate.timing.layers import Layers
@@ -87,10 +88,9 @@ class _Parts:
 class _Model:
     """Everything about one recipe on one machine that layouts share."""
 
-    def __init__(self, recipe: Recipe, rates: Rates) -> None:
-        self.recipe, self.rates = recipe, rates
+    def __init__(self, recipe: Recipe, rates: Rates, kernels: Kernels, links: Links) -> None:
+        self.recipe, self.rates, self.kernels, self.links = recipe, rates, kernels, links
         self.software = software_of(recipe.features.framework)
-        self.kernels, self.links = _machine(rates)
         self.layers = Layers(recipe, self.software, self.kernels, self.links)
         # Layers of multi-token prediction, which may be in another format.
         last = predicted_in(recipe.architecture, recipe.features, recipe.precision)
@@ -241,7 +241,7 @@ def _machine(rates: Rates) -> tuple[Kernels, Links]:
 
 @lru_cache(maxsize=32)
 def _model(recipe: Recipe, rates: Rates) -> _Model:
-    return _Model(recipe, rates)
+    return _Model(recipe, rates, *_machine(rates))
 
 
 def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
@@ -249,8 +249,16 @@ def estimate_time(recipe: Recipe, layout: Layout, rates: Rates) -> Estimate:
 
     The breakdown follows the slowest pipeline stage and adds up to the iteration.
     """
-    model = _model(recipe, rates)
-    links, software = model.links, model.software
+    return _estimate(_model(recipe, rates), layout)
+
+
+def ask_of(kernels: Kernels, links: Links, recipe: Recipe, layout: Layout, rates: Rates) -> None:
+    """Ask these for all that an estimate of this layout rests on."""
+    _estimate(_Model(recipe, rates, kernels, links), layout)
+
+
+def _estimate(model: _Model, layout: Layout) -> Estimate:
+    recipe, rates, links, software = model.recipe, model.rates, model.links, model.software
     split = split_of(layout)
     stages = model.stage_times(layout, split)
     m, pp, vp = max(1, layout.num_microbatches), layout.pp, layout.vp or 1
@@ -359,12 +367,12 @@ def _data_parallel(model: _Model, layout: Layout, stage: _Stage, m: int) -> floa
     weight += in_16_bits * (2.0 - weight)
     buckets, of_experts = (max(1.0, held / BUCKET) for held in (dense, routed))
 
-    def gathered(each: float) -> float:
+    def in_buckets(send: Callable[[float, Group], float], each: float) -> float:
         """Every bucket pays the latency once."""
-        whole = buckets * links.gather(each * dense / buckets, inner)
-        return whole + of_experts * links.gather(each * routed / of_experts, inner_experts)
+        whole = buckets * send(each * dense / buckets, inner)
+        return whole + of_experts * send(each * routed / of_experts, inner_experts)
 
-    scatter, gather = gathered(gradient), gathered(weight)
+    scatter, gather = in_buckets(links.scatter, gradient), in_buckets(links.gather, weight)
     # Shards are summed over the optimizers that have the same (Megatron-Core, distributed/param_and_grad_buffer.py:
     # `inter_distributed_optimizer_instance_group`).
     across = links.group(replicas // shards, layout.tp * shards)
@@ -437,7 +445,7 @@ def _sharded(model: _Model, layout: Layout, stage: _Stage, m: int) -> float:
     group = links.group(layout.dp * layout.cp, layout.tp)
     inner = links.group(max(1, layout.edp), layout.ep * layout.etp)
     gather = links.gather(2.0 * dense, group) + links.gather(2.0 * routed, inner)
-    scatter = links.gather(2.0 * learnt, group) + links.gather(2.0 * learnt_routed, inner)
+    scatter = links.scatter(2.0 * learnt, group) + links.scatter(2.0 * learnt_routed, inner)
     f, b = stage.passes
     exposed = max(0.08 * gather, gather - f) + max(0.08 * (gather + scatter), gather + scatter - b)
     slowed = DP_SLOWDOWN * min(2 * gather + scatter, stage.gpu)

@@ -300,7 +300,7 @@ class Pieces:
         # scattered are sums in 16 bits.
         fmt = fmt or self.o.formats.get(pair[0], self.o.narrow)
         operand = moved * OPERAND_BYTES[fmt] / 2.0
-        scatter = links.gather(moved, group) + wait
+        scatter = links.scatter(moved, group) + wait
         gather = links.gather(operand, group) + wait
         if not self.o.frozen:
             # Forward: gather in front, scatter behind. Backward: the gather of the output gradient stands free, the
