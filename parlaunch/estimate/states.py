@@ -56,8 +56,8 @@ BUCKET = 500_000_000
 
 FRAGMENTS = 2.6
 """Empty blocks of the size of the largest tensor that comes and goes, where segments do not grow: such a tensor (a gradient of the
-vocabulary's matrix, the logits) fits in no hole that smaller ones left, so each of its kinds gets a segment. Settled on eight
-runs of Llama 3 70B and DeepSeek-V2 on B200 with their reserved memory: 1.9 to 3.8, within 2.1 % of what was reserved."""
+vocabulary's matrix, the logits) fits in no hole that smaller ones left, so each of its kinds gets a segment. Settled on
+runs of Llama 3 70B and DeepSeek-V2 on B200 with their reserved memory: docs/memory.md has how many each left, and how far off that is."""
 
 KEEPING: Mapping[str, Keeping] = {
     # Expandable segments are on in every Megatron Bridge recipe, and in our environment.

@@ -58,6 +58,11 @@ def test_no_prediction_of_a_source_of_today_is_far_below_what_was_measured(today
                 assert fmean(map(abs, offs)) < 0.04, (source, kind)
 
 
+def test_the_page_has_the_figures_of_today(script: dict[str, Any], today: Peaks) -> None:
+    text = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    assert script["page"](text, script["section"](today)) == text, "run scripts/make/memory_accuracy.py"
+
+
 def test_empty_blocks_are_what_runs_without_growing_segments_had(today: Peaks) -> None:
     wanted = [blocks for peaks in today.values() for peak in peaks if (blocks := peak.wanted()) is not None]
     assert len(wanted) >= 8
