@@ -44,21 +44,30 @@ def _mla(a: Architecture, k: LayerKind, s: float) -> float:
 
 
 def _csa(a: Architecture, k: LayerKind, s: float) -> float:
-    """Compressed sparse attention: a window of raw keys, and compressed ones (chosen by an indexer at ratio 4)."""
+    """Compressed sparse attention: low-rank queries, one key, and what compresses it (twice as wide, and once more for an indexer, at
+    ratio 4)."""
     h, q_rank, dim, heads = a.hidden_size, a.q_lora_rank or 0, k.head_dim, k.heads
-    o_rank, window = a.o_lora_rank or 0, k.window or 128
+    o_rank = a.o_lora_rank or 0
     flops: float = q_rank * (h + heads * dim + 1) + h * dim + dim
     flops += heads * dim * o_rank + (a.o_groups or 1) * o_rank * h
-    compressed = 0.0
     if k.compress == 4:
         n, d = a.dsa_indexer_n_heads or 0, a.dsa_indexer_head_dim or 0
-        chosen = min(a.dsa_indexer_topk or 0, s // 4)
-        compressed = chosen * (1 - chosen * 4 / (2 * s))
-        flops += 2 * h * 2 * dim + 2 * h * 2 * d + q_rank * n * d + h * n + n * d * (s // 4)
+        flops += 2 * h * 2 * dim + 2 * h * 2 * d + q_rank * n * d + h * n
     elif k.compress:
-        compressed = (s // k.compress) / 2
         flops += 2 * h * dim
-    return flops + 2 * heads * (window + compressed) * dim
+    return flops + _csa_scores(a, k, s)
+
+
+def _csa_scores(a: Architecture, k: LayerKind, s: float) -> float:
+    """Over a window of raw keys, and compressed ones, which an indexer chooses at ratio 4."""
+    seen, indexed = float(k.window or 0), 0.0
+    if k.compress == 4:
+        chosen = min(a.dsa_indexer_topk or 0, s // 4)
+        seen += chosen * (1 - chosen * 4 / (2 * s))
+        indexed = (a.dsa_indexer_n_heads or 0) * (a.dsa_indexer_head_dim or 0) * (s // 4)
+    elif k.compress:
+        seen += (s // k.compress) / 2
+    return 2 * k.heads * seen * k.head_dim + indexed
 
 
 def _mamba(a: Architecture) -> float:
@@ -120,7 +129,7 @@ def attention_macs(a: Architecture, k: LayerKind, seq_length: float) -> float:
         width = (a.qk_head_dim or 0) + (a.qk_pos_emb_head_dim or 0) + (a.v_head_dim or 0)
         return _context(a, k, seq_length) * a.num_attention_heads * width
     if k.mixer == "csa":
-        return _csa(a, k, seq_length) - _csa(a, k._replace(window=0, compress=0), seq_length)
+        return _csa_scores(a, k, seq_length)
     return 0.0
 
 
