@@ -168,15 +168,9 @@ def architecture_from_hf(config: Mapping[str, Any]) -> Architecture:
     for ours in found:
         name = next(n for n in NAMES[ours] if text.get(n) is not None)
         found[ours] = _size(name, found[ours], least=1 if ours in ESSENTIAL else 0)
-    missing = [n for n in _needed(text, found, family) if n not in found]
-    if missing:
-        raise UsageError(
-            f"the {kind} configuration says nothing of " + ", ".join(NAMES[n][0] for n in missing),
-            hint="give the config.json that stands beside the model's weights",
-        )
-    for ours in _needed(text, found, family):
-        _size(next(n for n in NAMES[ours] if text.get(n) is not None), found[ours], least=1)
+    _there(tuple(_needed(text, found, family)), text, found, kind)
     found.update(_layers(text, found, kind))
+    _there(tuple(_scanned(found)), text, found, kind)
     heads, groups = found["num_attention_heads"], found.get("num_query_groups") or found["num_attention_heads"]
     if heads % groups:
         raise UsageError(
@@ -205,6 +199,17 @@ def architecture_from_hf(config: Mapping[str, Any]) -> Architecture:
     return made
 
 
+def _there(names: Sequence[str], text: Mapping[str, Any], found: Mapping[str, Any], kind: str) -> None:
+    """Raise `UsageError` where one of the sizes is missing, or is none."""
+    if missing := [n for n in names if n not in found]:
+        raise UsageError(
+            f"the {kind} configuration says nothing of " + ", ".join(NAMES[n][0] for n in missing),
+            hint="give the config.json that stands beside the model's weights",
+        )
+    for ours in names:
+        _size(next(n for n in NAMES[ours] if text.get(n) is not None), found[ours], least=1)
+
+
 def _needed(text: Mapping[str, Any], found: Mapping[str, Any], family: Family) -> Iterator[str]:
     """Sizes without which such a model is another one: what its class would fall back on is no model's."""
     yield from ("hidden_size", "num_attention_heads", "vocab_size")
@@ -217,6 +222,17 @@ def _needed(text: Mapping[str, Any], found: Mapping[str, Any], family: Family) -
         yield "ffn_hidden_size"
     if found.get("kv_lora_rank") or (family is DEEPSEEK and text.get("model_type") != "deepseek_v4"):
         yield from ("kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
+    if found.get("dsa_indexer_n_heads"):
+        yield from ("dsa_indexer_head_dim", "dsa_indexer_topk")
+
+
+def _scanned(found: Mapping[str, Any]) -> Iterator[str]:
+    """The same of layers that scan."""
+    pattern = str(found.get("hybrid_layer_pattern"))
+    if "M" in pattern:
+        yield from ("mamba_num_heads", "mamba_head_dim", "mamba_state_dim", "mamba_num_groups")
+    if "G" in pattern or found.get("linear_attention_pattern"):
+        yield from ("linear_num_key_heads", "linear_key_head_dim", "linear_num_value_heads", "linear_value_head_dim")
 
 
 ESSENTIAL = (

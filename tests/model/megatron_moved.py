@@ -27,6 +27,7 @@ import megatron_shards as shards  # type: ignore[import-not-found]
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
+from megatron.core.fusions.fused_bias_geglu import weighted_bias_quick_geglu_impl
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.tensor_parallel import random
 from megatron.core.transformer.attention import SelfAttention
@@ -41,20 +42,25 @@ COPIES, PRODUCTS, SUMS = ("clone", "cat", "_to_copy", "copy_"), ("mm",), ("add",
 
 
 class Moved(TorchDispatchMode):  # type: ignore[misc]
-    """Bytes by operator, of tensors of at least `least` elements; views move none."""
+    """Bytes by operator, and operators, of tensors of at least `least` elements; views move none."""
 
     def __init__(self, least: int = 0) -> None:
         super().__init__()
         self.bytes: Counter[str] = Counter()
+        self.kernels: Counter[str] = Counter()
         self.least = least
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if not func.is_view:
-            for t in tree_leaves((args, kwargs, out)):
-                if isinstance(t, torch.Tensor) and t.numel() >= self.least:
-                    self.bytes[func.overloadpacket.__name__] += t.numel() * t.element_size()
+            name = func.overloadpacket.__name__
+            for t in (tensors := [t for t in tree_leaves((args, kwargs, out)) if self.counts(t)]):
+                self.bytes[name] += t.numel() * t.element_size()
+            self.kernels[name] += bool(tensors)
         return out
+
+    def counts(self, t: Any) -> bool:
+        return isinstance(t, torch.Tensor) and t.numel() >= self.least
 
     def of(self, names: tuple[str, ...]) -> int:
         return sum(self.bytes[name] for name in names)
@@ -128,6 +134,17 @@ def unjoined(*, weighed: bool) -> tuple[int, int]:
     return sum(forward.bytes.values()), sum(backward.bytes.values())
 
 
+def clamped() -> list[tuple[int, int]]:
+    """What clamping both halves of a gated quick-GELU's input moves, and its kernels, forward and backward."""
+    x = torch.randn(TOKENS, 2 * HIDDEN, dtype=torch.bfloat16, requires_grad=True)
+    shares = torch.ones(TOKENS, 1, requires_grad=True)
+    run = partial(weighted_bias_quick_geglu_impl, x, None, shares, fp8_input_store=False, linear_offset=1.0)
+    passes = zip(
+        both(lambda: [run(clamp_value=7.0)], TOKENS * HIDDEN), both(lambda: [run()], TOKENS * HIDDEN), strict=True
+    )
+    return [((on.bytes - off.bytes).total(), (on.kernels - off.kernels).total()) for on, off in passes]
+
+
 def gated(dtype: Any) -> int:
     """What the router's product moves backward of its tokens."""
     x = torch.randn(TOKENS, HIDDEN, dtype=torch.bfloat16, requires_grad=True)
@@ -175,6 +192,7 @@ def main() -> None:
                 "alone": taken_apart(8, 8, 32),
                 "unjoined": unjoined(weighed=False),
                 "weighed": unjoined(weighed=True),
+                "clamped": clamped(),
                 "router": gated(torch.float32) - gated(torch.bfloat16),
                 "experts": summed(),
                 "shared": summed(moe_shared_expert_intermediate_size=64),

@@ -182,6 +182,19 @@ MOE = {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "m
             {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": [128]},
             "(128,)",
         ),
+        (
+            {"model_type": "nemotron_h", "hybrid_override_pattern": "M*-"},
+            "says nothing of mamba_num_heads, mamba_head_dim, ssm_state_size, n_groups",
+        ),
+        (
+            {
+                "layer_types": ["linear_attention", "full_attention"],
+                "linear_num_key_heads": 2,
+                "linear_num_value_heads": 2,
+            },
+            "says nothing of linear_key_head_dim, linear_value_head_dim",
+        ),
+        ({"index_n_heads": 4}, "says nothing of index_head_dim, index_topk"),
         ({"model_type": "deepseek_v3"}, "says nothing of kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim"),
     ],
 )

@@ -77,7 +77,7 @@ class Kernels:
         self.hbm = rates.product.hbm_bytes_per_s * self.silicon.hbm
         self._gemm: dict[tuple[int, int, int, str, int, bool, bool], float] = {}
         self.rate = {f: rates.product.peak_flops(p) for f, p in PRECISION_OF.items()}
-        self.rate["vector"] = rates.product.flops.get("fp32", self.rate["bf16"] / 16)
+        self.rate["vector"] = rates.product.flops["fp32"]
         self._stands_for = measured_as(rates.product) or NEAREST["ampere"]
         self._units = {f: self._slower(p) for f, p in PRECISION_OF.items()} | {"vector": 1.0}
         self._tails = {f: tail(self._stands_for, self._measured(f)) for f in self.rate}

@@ -142,8 +142,8 @@ class Mixers(Pieces):
     def _latent(self, heads: int) -> _Inputs:
         """MLA: down to low-rank queries and keys, still split over the sequence, and up to every head's."""
         a, t = self.arch, self.tokens
-        rope, value, kv_rank = a.qk_pos_emb_head_dim or 0, a.v_head_dim or 128, a.kv_lora_rank or 512
-        qk = (a.qk_head_dim or 128) + rope
+        rope, value, kv_rank = a.qk_pos_emb_head_dim or 0, a.v_head_dim or 0, a.kv_lora_rank or 0
+        qk = (a.qk_head_dim or 0) + rope
         # Each of the two that read the hidden state quantises it, and autograd adds their gradients of it.
         f0, b0, n0 = self._linear(self.region, kv_rank + rope, self.h)
         b0 += self.k.stream(6.0 * self.region * self.h)
@@ -153,7 +153,7 @@ class Mixers(Pieces):
             down = self._linear(self.region, source, self.h)
             f0, b0, n0 = f0 + down[0], b0 + down[1], n0 + down[2]
         f1, b1, n1 = self._linear(t, heads * qk, source, side="norm" if a.q_lora_rank else "column")
-        f2, b2, n2 = self._linear(t, heads * ((a.qk_head_dim or 128) + value), kv_rank, side="norm")
+        f2, b2, n2 = self._linear(t, heads * ((a.qk_head_dim or 0) + value), kv_rank, side="norm")
         # The norms in front of the projections up, over what a rank holds of the sequence; what cuts keys from the compressed vectors
         # is a view, and its gradient a copy.
         normed = self.region * (kv_rank + (a.q_lora_rank or 0))
@@ -275,7 +275,7 @@ class Mixers(Pieces):
             seen = kind.window * (1 - kind.window / (2.0 * seq))
         if kind.mixer == "csa" and kind.compress:
             there = seq // (2 * kind.compress)
-            seen += min(a.dsa_indexer_topk or seq, there) if kind.compress < 64 else there
+            seen += min(a.dsa_indexer_topk or seq, there) if kind.compress == 4 else there
         if kind.mixer == "mla" and a.experimental_attention_variant == "dsa" and a.dsa_indexer_topk:
             seen = min(seen, float(a.dsa_indexer_topk))
         return seen
@@ -285,7 +285,7 @@ class Mixers(Pieces):
         a, rows = self.arch, self.s.mbs * self.seq
         if not (kind.indexer or (kind.mixer == "csa" and kind.compress == 4)) or not a.dsa_indexer_n_heads:
             return 0.0
-        n, d = a.dsa_indexer_n_heads, a.dsa_indexer_head_dim or 128
+        n, d = a.dsa_indexer_n_heads, a.dsa_indexer_head_dim or 0
         keys = self.o.recipe.seq_length / 2.0 / max(1, kind.compress)
         products = 2.0 * rows * keys * n * d / (self.k.attention_peak * 0.3)
         return products + self.k.stream(rows * keys * 8.0, kernels=4)
@@ -352,9 +352,9 @@ class Mixers(Pieces):
         """Mamba-2 and gated delta net: projections, a short convolution, a chunked scan."""
         a, t, tp = self.arch, self.tokens, self.s.tp
         if kind.mixer == "mamba":
-            heads = max(1, (a.mamba_num_heads or 1) // tp)
-            dim, state = a.mamba_head_dim or 64, a.mamba_state_dim or 128
-            groups = max(1, (a.mamba_num_groups or 8) // tp)
+            heads = max(1, (a.mamba_num_heads or 0) // tp)
+            dim, state = a.mamba_head_dim or 0, a.mamba_state_dim or 0
+            groups = max(1, (a.mamba_num_groups or 0) // tp)
             inner, mixed = heads * dim, heads * dim + 2 * groups * state
             f0, b0, n0 = self._linear(t, inner + mixed + heads, self.h, module="in_proj", side="norm")
             chunk, passes = 256, 14.0
@@ -363,9 +363,9 @@ class Mixers(Pieces):
             back = COPIED * t * inner if self.s.mbs > 1 else 0.0
             f0, b0 = f0 + self.k.stream(turned + back, kernels=0), b0 + self.k.stream(turned, kernels=0)
         else:
-            heads = max(1, (a.linear_num_value_heads or 1) // tp)
-            dim, state = a.linear_value_head_dim or 128, a.linear_key_head_dim or 128
-            keys = max(1, (a.linear_num_key_heads or 1) // tp)
+            heads = max(1, (a.linear_num_value_heads or 0) // tp)
+            dim, state = a.linear_value_head_dim or 0, a.linear_key_head_dim or 0
+            keys = max(1, (a.linear_num_key_heads or 0) // tp)
             inner, mixed = heads * dim, heads * dim + 2 * keys * state
             f0, b0, n0 = self._linear(t, inner + mixed + 2 * heads, self.h, module="in_proj", side="norm")
             chunk, passes = 64, 18.0

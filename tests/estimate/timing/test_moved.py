@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import pytest
 
 import tests.model
 from parlaunch.estimate.timing.collectives import Links
-from parlaunch.estimate.timing.feedforward import GATED, PLAIN_GATE, PLAIN_SHARES, SUMMED
+from parlaunch.estimate.timing.feedforward import DEEPEP_SMS, DEEPEP_SMS_FAR, GATED, PLAIN_GATE, PLAIN_SHARES, SUMMED
 from parlaunch.estimate.timing.kernels import Kernels
 from parlaunch.estimate.timing.layers import Layers, _Builder
 from parlaunch.estimate.timing.pieces import COPIED, split_of
 from parlaunch.estimate.timing.software import software_of
+from parlaunch.hardware.rates import Rates
+from parlaunch.model.architecture import Architecture
+from parlaunch.model.catalog import architecture
 from tests.conftest import HANGS_S, bridge_python
 from tests.estimate.timing.make import features, layout, rates, recipe
 
@@ -31,9 +35,9 @@ def core() -> dict[str, Any]:
     return read
 
 
-def _built(name: str, **sizes: Any) -> _Builder:
+def _built(name: str | Architecture, machine: Rates | None = None, **sizes: Any) -> _Builder:
     made = recipe(name, precision=sizes.pop("precision", "bf16"), features=sizes.pop("features", features()))
-    machine = rates()
+    machine = machine or rates()
     layers = Layers(made, software_of(None), Kernels(machine), Links(machine))
     return _Builder(layers, split_of(layout(**sizes)))
 
@@ -92,6 +96,16 @@ def test_tokens_are_laid_out_by_what_dispatches_them() -> None:
     assert moved(2, 128, "hybridep") == pytest.approx(1 + topk)
 
 
+def test_deepep_takes_in_less_from_more_than_16_ranks() -> None:
+    def taken_in(ranks: int) -> float:
+        builder = _built("Qwen/Qwen3-30B-A3B", rates("gb200-nvl72", 18), ep=ranks)
+        assert not builder.ep_group.crosses
+        seconds = builder._dispatch(1e5, 8, 2048, "deepep") - 15e-6
+        return 1e5 * 2 * 2048 * builder._wanted(8) / seconds
+
+    assert [taken_in(ranks) for ranks in (8, 16, 17, 32)] == pytest.approx([DEEPEP_SMS] * 2 + [DEEPEP_SMS_FAR] * 2)
+
+
 def test_a_router_moves_its_scores_maps_and_the_gradient_of_what_it_reads() -> None:
     def moved(dispatcher: str, **on: Any) -> tuple[float, ...]:
         builder = _built("Qwen/Qwen3-30B-A3B", features=features(**on))
@@ -110,6 +124,15 @@ def test_a_gated_activation_that_nothing_joins_moves_what_core_does_with_shares_
     assert core["unjoined"] == [elements * moved for moved in PLAIN_GATE]
     more = [many - few for few, many in zip(core["unjoined"], core["weighed"], strict=True)]
     assert more == [elements * moved for moved in PLAIN_SHARES]
+
+
+@pytest.mark.bridge
+def test_clamping_moves_what_core_does_in_as_many_kernels(core: dict[str, Any]) -> None:
+    experts, elements = architecture("openai/gpt-oss-120b"), TOKENS * HIDDEN
+    clamped, plain = _built(experts), _built(replace(experts, activation_func="silu"))
+    passes = zip(clamped._activation(elements), plain._activation(elements), core["clamped"], strict=True)
+    for seconds, without, (moved, kernels) in passes:
+        assert _moved(clamped, seconds - without, kernels) == pytest.approx(moved)
 
 
 def test_a_second_norm_behind_a_block_reads_and_writes_once_more() -> None:

@@ -117,6 +117,19 @@ def test_latent_queries_and_keys_are_projected_down_one_by_one() -> None:
     assert {(512 + 64, 7168), (128 * 192, 7168)} <= set(asked)
 
 
+def test_norms_of_what_latent_attention_compresses_move_4_bytes_an_element_and_8_going_back() -> None:
+    """Of keys 4 more: what cuts them from the rotated part is a view, and its gradient a copy."""
+
+    def layer(**ranks: Any) -> tuple[float, float]:
+        layers = Layers(recipe(replace(LATENT, **ranks)), software_of(None), Bytes(rates()), Links(rates()))
+        time = layers.of(split_of(layout(world=1)))[-1]
+        return time.forward.compute, time.backward.compute
+
+    for name, more in (("q_lora_rank", 0.0), ("kv_lora_rank", 4.0)):
+        few, many = layer(**{name: 512}), layer(**{name: 1024})
+        assert [(b - a) / (512 * 4096) for a, b in zip(few, many, strict=True)] == pytest.approx([4.0, 8.0 + more])
+
+
 @pytest.mark.bridge
 @pytest.mark.parametrize(
     ("kind", "traits"),
