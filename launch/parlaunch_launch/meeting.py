@@ -211,6 +211,11 @@ def _not_found(
 
 def loopback_error(situation: Situation) -> UsageError:
     """The same words on every node, so without this node's name."""
+    if situation.master is None:
+        return UsageError(
+            f"{situation.nnodes} nodes are to meet, and nothing says where",
+            hint="give every node --master-addr with the first one's name, and --node-rank with its own number",
+        )
     return UsageError(
         f"{situation.master} resolves to a loopback address, so each of the {situation.nnodes} nodes would meet only itself",
         hint="give an address that every node can reach: --master-addr 10.0.0.1, or mend /etc/hosts",

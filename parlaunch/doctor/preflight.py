@@ -54,6 +54,12 @@ def _differs(
     return look
 
 
+def _count(node: Node) -> Hashable | None:
+    """Its GPUs, with those that a plan gives up because other nodes have fewer."""
+    more = [g for g in node.gpus_left_out if node.gpus and g.name == node.gpus[0].name and not g.mig]
+    return len(node.gpus) + len(more)
+
+
 def _models(node: Node) -> Hashable | None:
     return ", ".join(sorted({g.name for g in node.gpus})) or None
 
@@ -141,7 +147,7 @@ def _same_name(cluster: Cluster, use: Use) -> Iterator[tuple[str, str, str]]:
 
 
 COMPARISONS: tuple[Comparison, ...] = (
-    Comparison("nodes-gpu-count", _differs(FAIL, lambda n: len(n.gpus), lambda v: f"{v} GPUs"), "torchrun starts the same number of ranks everywhere", "leave the node out, or start as many ranks as every node has GPUs", "Azure NHC"),
+    Comparison("nodes-gpu-count", _differs(FAIL, _count, lambda v: f"{v} GPUs"), "torchrun starts the same number of ranks everywhere", "leave the node out, or start as many ranks as every node has GPUs", "Azure NHC"),
     Comparison("nodes-gpu-model", _differs(WARN, _models, str), "the plan is made for the weakest GPU", "ask the scheduler for one kind of node (--constraint)", "Azure NHC"),
     Comparison("nodes-gpu-memory", _differs(WARN, _memory, lambda v: f"{v / 4:g} GiB a GPU"), "the plan must fit the smallest memory", "ask for one kind of node; check for ECC that is off on some", "Azure NHC"),
     Comparison("nodes-driver", _differs(WARN, lambda n: n.driver, lambda v: f"driver {v}"), "NCCL features differ with the driver, and so does speed", "bring the nodes to one driver", "Azure NHC"),

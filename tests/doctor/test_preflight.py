@@ -17,6 +17,7 @@ from parlaunch.doctor.unread import unread
 from parlaunch.doctor.xid import xids
 from parlaunch.hardware.cluster import Cluster, Gpu, Nic, Node
 from parlaunch_probes import Host, capture
+from parlaunch_probes.files import read_hardware
 from parlaunch_probes.node import cluster_of
 from parlaunch_probes.nvml import NvmlReading
 from tests.fake_nvml import MACHINES as FAKES
@@ -268,6 +269,11 @@ def gpus(**fields: object) -> Callable[[Node], Node]:
 
 NODES: list[tuple[str, Callable[[Node], Node], str]] = [
     ("nodes-gpu-count", lambda n: replace(n, gpus=n.gpus[:7]), "FAIL n3: 7 GPUs; most nodes: 8 GPUs"),
+    (
+        "nodes-gpu-count",  # a file of several hosts: the other nodes have given up what this one lacks
+        lambda n: replace(n, gpus=n.gpus[:7], gpus_left_out=(replace(n.gpus[7], name="NVIDIA T400"),)),
+        "FAIL n3: 7 GPUs; most nodes: 8 GPUs",
+    ),
     ("nodes-gpu-model", gpus(name="NVIDIA H200"), "WARN n3: NVIDIA H200; most nodes: NVIDIA H100 80GB HBM3"),
     ("nodes-gpu-memory", gpus(memory_bytes=40 << 30), "WARN n3: 40 GiB a GPU; most nodes: 79.5 GiB a GPU"),
     (
@@ -613,3 +619,11 @@ def test_without_a_gpu_what_to_do_depends_on_where_they_are(changes: dict[str, A
     node = replace(Node(hostname="n1"), **changes)
     (found,) = [f for f in examine(Cluster(source="probe", nodes=(node,))) if f.check == "gpu-count"]
     assert found.do.startswith(do)
+
+
+def test_a_file_of_hosts_with_different_counts_names_the_odd_one(tmp_path: Path) -> None:
+    path = tmp_path / "hosts.txt"
+    lines = [f"n{n}: GPU {i}: NVIDIA GB200 (UUID: GPU-{n}{i})" for n in range(4) for i in range(3 if n == 2 else 4)]
+    path.write_text("\n".join(lines))
+    (found,) = [f for f in examine(read_hardware(path)) if f.check == "nodes-gpu-count"]
+    assert (found.severity, found.node, found.saw) == ("FAIL", "n2", "3 GPUs; most nodes: 4 GPUs")

@@ -422,3 +422,9 @@ def test_hundreds_of_nodes_agree() -> None:
     command = [sys.executable, script, "--limit", str(HANGS_S), "256"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=2 * HANGS_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_nodes_of_which_none_is_named_are_told_what_to_give() -> None:
+    error = meeting.loopback_error(Situation(kind="count", why="--nnodes", hostname="n0", nnodes=2))
+    assert "None" not in error.problem
+    assert "--master-addr" in error.hint
