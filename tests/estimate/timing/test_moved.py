@@ -144,3 +144,12 @@ def test_a_second_norm_behind_a_block_reads_and_writes_once_more() -> None:
         moved = [_moved(builder, s, norms + 1) / (builder.region * builder.h) for s in builder._norm()]
         assert moved == pytest.approx([4 * norms + 6, 6 * norms + 6])
     assert with_two._norm(block=False)[0] < with_two._norm()[0]
+
+
+def test_compressed_attention_sees_its_window_and_of_compressed_keys_all_or_those_that_are_chosen() -> None:
+    arch, seq, window = architecture("deepseek-ai/DeepSeek-V4-Flash"), 16384, 128
+    layers = Layers(recipe(arch, seq_length=seq), software_of(None), Kernels(rates()), Links(rates()))
+    builder = _Builder(layers, split_of(layout()))
+    seen = {k.compress: builder._seen(k) - window * (1 - window / (2 * seq)) for k in arch.layers()}
+    assert arch.dsa_indexer_topk == 512
+    assert seen == pytest.approx({0: 0, 4: 512, 128: seq / 2 / 128})
