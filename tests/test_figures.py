@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from parlaunch.cli.request import Request, Trial
-from parlaunch.estimate.micro_batches import IMBALANCE
 from parlaunch.estimate.timing.iteration import DP_SHARE_HIDDEN
 from parlaunch.estimate.training import RESTART_S, STATE, WEIGHT
 from parlaunch.hardware.rates import HEADROOM
@@ -29,7 +28,6 @@ REQUEST, TRIAL = Request(command="plan"), Trial()
         ("docs/how-it-works.md", f"slower by more ({YIELDS['dense'] * 100:g} % for dense models, {YIELDS['experts'] * 100:g} % with experts)"),
         ("docs/how-it-works.md", f"`--headroom` ({HEADROOM * 100:g} %)"),
         ("docs/how-it-works.md", f"parallelism {DP_SHARE_HIDDEN * 100:g} % hides where"),
-        ("docs/how-it-works.md", f"taken as {IMBALANCE:g} times the mean for memory"),
         ("docs/reading-a-plan.md", f"{WORDS[round(HEADROOM * 100)].capitalize()} per cent of the GPU are left free"),
         ("docs/reading-a-plan.md", f"below {LOW_MFU * 100:g} % the first sentence under *Why*"),
         ("docs/when-it-does-not-fit.md", f"{WORDS[round(HEADROOM * 100)]} per cent of GPU memory are left free by default"),

@@ -26,7 +26,7 @@ from parlaunch.estimate.allocator import (
     written,
 )
 from parlaunch.estimate.cross_entropy import loss_of
-from parlaunch.estimate.micro_batches import Left, left_on, squares, surroundings
+from parlaunch.estimate.micro_batches import Left, imbalances, left_on, squares, surroundings
 from parlaunch.estimate.stages import (
     Given,
     Place,
@@ -210,20 +210,29 @@ class _Bare:
         weights, gradients, optimizer, working = states_of(st, p, each, held_back, spread, expert_spread)
         return _Stage(place, st, weights, gradients, optimizer, working, stepping)
 
-    def kept(self, x: _Frame, recompute: Recompute, microbatches: int) -> tuple[Left, ...]:
+    def kept(self, x: _Frame, layout: Layout, recompute: Recompute) -> tuple[Left, ...]:
         """What micro batches leave on each of the frame's stages."""
-        key = (x.around, recompute, microbatches, x.features.ep_overlap)
+        microbatches = min(layout.num_microbatches, x.in_flight) or 1
+        uneven = imbalances(x.p, self.recipe.seq_length, layout.micro_batch_size)
+        key = (x.around, uneven, recompute, microbatches, x.features.ep_overlap)
         known = self._kept.get(key)
         if known is None:
-            known = self._kept[key] = self.left(x, recompute, microbatches)
+            known = self._kept[key] = self.left(x, uneven, recompute, microbatches)
         return known
 
-    def left(self, x: _Frame, recompute: Recompute, microbatches: int) -> tuple[Left, ...]:
-        key = (x.around.sharing, recompute.granularity, recompute.modules)
-        around, overlap = self._surroundings.get(key), x.features.ep_overlap
+    def left(self, x: _Frame, uneven: tuple[float, float], recompute: Recompute, microbatches: int) -> tuple[Left, ...]:
+        together, alone = (self._surrounded(x, recompute, imbalance) for imbalance in uneven)
+        overlap = x.features.ep_overlap
+        return tuple(
+            left_on(stage.place, x.p, recompute, together, alone, microbatches, overlap=overlap) for stage in x.stages
+        )
+
+    def _surrounded(self, x: _Frame, recompute: Recompute, imbalance: float) -> Surroundings:
+        key = (x.around.sharing, imbalance, recompute.granularity, recompute.modules)
+        around = self._surroundings.get(key)
         if around is None:  # one object for all: what is remembered by it is found at once
-            around = self._surroundings[key] = surroundings(x.p, recompute, self.recipe.seq_length)
-        return tuple(left_on(stage.place, x.p, recompute, around, microbatches, overlap=overlap) for stage in x.stages)
+            around = self._surroundings[key] = surroundings(x.p, recompute, self.recipe.seq_length, imbalance)
+        return around
 
 
 class _Model:
@@ -329,7 +338,7 @@ def _figures(parts: tuple[float, ...], x: _Frame) -> tuple[int, ...]:
 def _fullest(model: _Model, layout: Layout, recompute: Recompute) -> tuple[_Stage, tuple[float, ...], _Frame]:
     """The stage that holds most, with its parts."""
     x, tokens, most = model.frame(layout), model.tokens(layout), -1.0
-    kept = model.bare.kept(x, recompute, min(layout.num_microbatches, x.in_flight) or 1)
+    kept = model.bare.kept(x, layout, recompute)
     share, fragments = x.reserved
     for stage, left in zip(x.stages, kept, strict=True):
         parts = _parts(stage, left, x, tokens)
@@ -362,7 +371,8 @@ def stage_memories(recipe: Recipe, layout: Layout, rates: Rates, *, headroom: fl
     x = x._replace(
         stages=tuple(bare.stage(place_of(i, chunks, p.pp), p, x.spread, x.expert_spread) for i in range(p.pp))
     )
-    kept = bare.left(x, layout.recompute, min(layout.num_microbatches, x.in_flight) or 1)
+    uneven = imbalances(p, recipe.seq_length, layout.micro_batch_size)
+    kept = bare.left(x, uneven, layout.recompute, min(layout.num_microbatches, x.in_flight) or 1)
     return tuple(
         model.memory(stage, _parts(stage, left, x, tokens), x, headroom)
         for stage, left in zip(x.stages, kept, strict=True)

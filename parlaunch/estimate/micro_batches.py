@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
+from parlaunch.estimate.routing import fullest
 from parlaunch.estimate.stages import Chunk, Given, Place, residual_share
 from parlaunch.estimate.states import keeping_of
 from parlaunch.estimate.timing.software import software_of
@@ -14,10 +15,6 @@ from parlaunch.model.activations import WIDE, Surroundings, keeps_scores, layer_
 from parlaunch.model.architecture import Architecture
 from parlaunch.model.layout import NO_RECOMPUTE, Recompute
 from parlaunch.model.recipe import predicted_in, rotated_in_one
-
-IMBALANCE = 1.2
-"""Tokens on the fullest expert-parallel rank over the mean, for a trained router with a balancing loss; 1 where the recipe
-forces balance, as benchmarks do. Routers just initialised are worse for some iterations. An assumption: nobody publishes it."""
 
 
 class Left(NamedTuple):
@@ -52,7 +49,26 @@ def squares(p: Given) -> bool:
     return sparse or not software_of(p.features.framework).fused_attention or _scores_are_kept(p.architecture)
 
 
-def surroundings(p: Given, recompute: Recompute, seq_length: int) -> Surroundings:
+def imbalances(p: Given, seq_length: int, micro_batch_size: int) -> tuple[float, float]:
+    """Tokens of the fullest expert-parallel rank over the mean: of all layers on a stage, whose favourites differ, and of one layer alone."""
+    a, f = p.architecture, p.features
+    if f.expert_capacity or p.balanced or p.ep == 1 or not a.num_moe_experts:
+        even = f.expert_capacity or 1.0
+        return even, even
+    tokens = micro_batch_size * seq_length * p.ep * p.etp / (p.cp * p.tp)
+    one, together = (
+        fullest(a.num_moe_experts, a.moe_router_topk, tokens, p.ep, seq_length, layers)
+        for layers in (1, max(1, _with_experts(a) // p.pp))
+    )
+    return together, one
+
+
+@lru_cache(maxsize=512)
+def _with_experts(a: Architecture) -> int:
+    return sum(kind.mlp == "moe" for kind in a.layers())
+
+
+def surroundings(p: Given, recompute: Recompute, seq_length: int, imbalance: float) -> Surroundings:
     """What the activations of a layer depend on beside the layer."""
     f = p.features
     software = software_of(f.framework)
@@ -63,7 +79,7 @@ def surroundings(p: Given, recompute: Recompute, seq_length: int) -> Surrounding
         precision=p.precision,
         recompute=recompute if recompute.granularity == "selective" else NO_RECOMPUTE,
         offload=f.offload_modules,
-        imbalance=f.expert_capacity or (1.0 if p.balanced or p.ep == 1 else IMBALANCE),
+        imbalance=imbalance,
         frozen=p.frozen,
         adapters=f.adapter_targets if p.adapters else (),
         adapter_rank=f.adapter_rank if p.adapters else 0,
@@ -81,13 +97,13 @@ def surroundings(p: Given, recompute: Recompute, seq_length: int) -> Surrounding
     )
 
 
-def _chunk(chunk: Chunk, a: Architecture, r: Recompute, s: Surroundings) -> tuple[float, float]:
-    """Bytes a token that one chunk of layers keeps, and the most that one of them needs for its backward."""
+def _chunk(chunk: Chunk, a: Architecture, r: Recompute, s: Surroundings, one: Surroundings) -> tuple[float, float]:
+    """Bytes a token that one chunk of layers keeps, and the most that one of them needs for its backward. `one`: around a layer alone."""
     saved = transient = 0.0
     if r.granularity != "full":
         for kind, count in chunk.counts:
-            k = layer_activations(a, kind, s)
-            saved += count * k.saved
+            saved += count * layer_activations(a, kind, s).saved
+            k = layer_activations(a, kind, one)
             transient = max(transient, k.rerun + k.grads)
         return saved, transient
     unit = max(r.num_layers or 1, 1)
@@ -96,29 +112,39 @@ def _chunk(chunk: Chunk, a: Architecture, r: Recompute, s: Surroundings) -> tupl
             for kind in dict.fromkeys(part):
                 k = layer_activations(a, kind, s)
                 saved += part.count(kind) * (k.x if again else k.saved)
+                k = layer_activations(a, kind, one)
                 transient = max(transient, k.grads + (k.saved if again else 0.0))
         return saved, transient
     for kind, _ in chunk.counts:
-        k = layer_activations(a, kind, s)
+        k = layer_activations(a, kind, one)
         saved = max(saved, k.x)
         transient = max(transient, k.saved * min(unit, len(chunk.order)) + k.grads)
     return saved * -(-len(chunk.order) // unit), transient
 
 
-def kept_by_predictions(a: Architecture, r: Recompute, s: Surroundings) -> tuple[float, float]:
+def kept_by_predictions(a: Architecture, r: Recompute, s: Surroundings, one: Surroundings) -> tuple[float, float]:
     """The same of all depths of multi-token prediction with their layers, each computed again as a whole, or by the method "block" not at all (Core,
     `_checkpointed_forward` of `MultiTokenPredictionLayer`)."""
     again = r.granularity == "full" and r.method != "block"
     depth, around = a.mtp_num_layers or 0, prediction_activations(a, s)
     layers = Chunk(tuple(Counter(a.mtp_layers()).items()), a.mtp_layers())
-    saved, transient = _chunk(layers, a, r if again or r.granularity != "full" else NO_RECOMPUTE, s)
+    saved, transient = _chunk(layers, a, r if again or r.granularity != "full" else NO_RECOMPUTE, s, one)
     if again:
         return depth * around.x, around.rerun + transient
     return saved + depth * around.saved, transient
 
 
-def left_on(place: Place, p: Given, recompute: Recompute, s: Surroundings, microbatches: int, *, overlap: bool) -> Left:
-    """What so many micro batches leave on a stage. `overlap`: the expert all-to-all of one runs under the compute of another."""
+def left_on(
+    place: Place,
+    p: Given,
+    recompute: Recompute,
+    s: Surroundings,
+    alone: Surroundings,
+    microbatches: int,
+    *,
+    overlap: bool,
+) -> Left:
+    """What so many micro batches leave on a stage. `alone`: around one of its layers. `overlap`: the expert all-to-all of one runs under the compute of another."""
     a, f, h = p.architecture, p.features, p.architecture.hidden_size
     i, residual, layers = place.at, residual_share(p), 0
     saved = transient = first = one = most = 0.0
@@ -127,7 +153,7 @@ def left_on(place: Place, p: Given, recompute: Recompute, s: Surroundings, micro
     in_flight = held(i, p.pp, p.vp, microbatches, overlap=overlap)
     for count, chunk in zip(in_flight, place.chunks, strict=True):
         if chunk is not last:  # all but the first and the last mostly are the same
-            (one, most), last = _chunk(chunk, a, recompute, s), chunk
+            (one, most), last = _chunk(chunk, a, recompute, s, alone), chunk
         saved += count * (one + output)
         transient = max(transient, most)
         first = first or one
@@ -141,8 +167,8 @@ def left_on(place: Place, p: Given, recompute: Recompute, s: Surroundings, micro
         saved += 2 * WIDE * h * residual
         if a.mtp_num_layers:
             last_in = predicted_in(a, f, s.precision)
-            around = s if last_in == s.precision else replace(s, precision=last_in)
-            kept, most = kept_by_predictions(a, recompute, around)
+            around, around_one = (x if last_in == x.precision else replace(x, precision=last_in) for x in (s, alone))
+            kept, most = kept_by_predictions(a, recompute, around, around_one)
             saved += kept
             transient = max(transient, most)
     return Left(saved, transient, first)

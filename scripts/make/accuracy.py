@@ -439,8 +439,8 @@ Known reasons, most harm first:
   looks like no recomputation; predicted so, with a slower host, the rows as a whole fit no better.
 - 16-bit training on Blackwell: SimuMax's B200 keep two thirds of their burst, Bridge's GB200 and GB300 more on experts. One number of
   joules cannot hold both; the band does.
-- Routers are taken as balanced in benchmarks (`force_balance`); elsewhere the fullest rank is taken to have up to 40 % more than the mean,
-  by experts and top-k. Pairs of runs disagree: Qwen3-235B on H100 asks for 75 %, Qwen3-30B and Llama 4 on the same GPU for less.
+- Routers are taken as balanced in benchmarks (`force_balance`); elsewhere the fullest rank is taken to have 10 to 80 % more than the
+  mean, by experts, top-k and sequences in a group. Pairs of runs say so for Qwen3-235B and Mixtral 8x22B on H100; Qwen3-30B asks for less.
 - The first software on Blackwell (NeMo's containers up to 25.04) has one factor for all its kernels, 8 %: single runs ask for none (GPT-3)
   to 15 % (LoRA on 512 GB200). LoRA of MLPerf's round 5.1 takes up to a tenth less than we say: the same 512 GB200 became a fifth faster from
   one round to the next. The later code can fuse adapters and MLPs (Transformer Engine's operation fuser), and no row says whether it did.

@@ -547,7 +547,7 @@ def test_what_recipes_share_on_a_stage_is_the_same_with_their_switches(
     ours, theirs = shared.frame((), layout), own.frame((), layout)
     theirs = theirs._replace(p=theirs.p._replace(features=off.features), features=off.features)
     assert theirs == ours
-    assert own.left(theirs, SELECTIVE, 4) == shared.left(ours, SELECTIVE, 4)
+    assert own.left(theirs, (1.1, 1.4), SELECTIVE, 4) == shared.left(ours, (1.1, 1.4), SELECTIVE, 4)
 
 
 def test_each_switch_that_recipes_share_frames_over_is_tried() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from parlaunch.estimate import allocator, cross_entropy, memory, micro_batches, stages, states
+from parlaunch.estimate import allocator, cross_entropy, memory, micro_batches, routing, stages, states
 from parlaunch.hardware.datasheet import preset
 from parlaunch.hardware.rates import rates_of
 from parlaunch.model import activations, matrices
@@ -84,6 +84,7 @@ PLANS: Mapping[str, tuple[Recipe, Layout, str]] = {
     "adapters": _plan(LLAMA, ONE, "dgx-h100", task="peft", features=Features(adapter_dropout=True)),
     "context swapped": _plan(LLAMA, replace(ONE, cp=4, cp_comm_type="a2a"), "dgx-h100"),
     "experts, free": _plan(QWEN, replace(ONE, ep=8), "dgx-h100", features=Features(dispatcher="deepep")),
+    "experts, few to choose from": _plan(architecture("openai/gpt-oss-20b"), replace(ONE, ep=8), "dgx-h100"),
     "experts, narrow moments": _plan(
         NEMOTRON,
         replace(ONE, world=64, pp=2, ep=32, recompute=SOME),
@@ -114,7 +115,7 @@ PLANS: Mapping[str, tuple[Recipe, Layout, str]] = {
 }
 
 
-MODULES = (memory, stages, micro_batches, allocator, cross_entropy, states, activations, matrices)
+MODULES = (memory, stages, micro_batches, routing, allocator, cross_entropy, states, activations, matrices)
 
 
 @contextmanager
@@ -193,7 +194,7 @@ def _with(value: Any, path: tuple[Any, ...], by: float) -> Any:
 CONSTANTS: Mapping[ModuleType, tuple[str, ...]] = {
     memory: ("PEAK_BAND", "RISK", "WIDER"),
     stages: ("IMAGES", "MERGE"),
-    micro_batches: ("IMBALANCE",),
+    routing: ("OVERALL", "IN_A_SEQUENCE", "SPECIALISED"),
     allocator: (
         "CONTEXT", "COMMUNICATOR", "WORKSPACE", "GRAPH", "GRAPH_POOL", "DEEPEP_BUFFER", "CROWDED", "HOLES", "OVERLAP_POOLS",
     ),

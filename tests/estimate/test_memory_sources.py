@@ -15,10 +15,8 @@ import pytest
 from parlaunch.estimate.allocator import DEEPEP_BUFFER, MIB, WORKSPACE
 from parlaunch.estimate.cross_entropy import LOGIT
 from parlaunch.estimate.memory import PEAK_BAND, RISK
-from parlaunch.estimate.micro_batches import IMBALANCE
 from parlaunch.estimate.stages import MERGE
 from parlaunch.estimate.states import BUCKET, FRAGMENTS, KEEPING, MOMENT
-from parlaunch.estimate.timing.feedforward import fullest
 from parlaunch.hardware.datasheet import product, product_names
 from parlaunch.model.catalog import architecture
 
@@ -149,15 +147,3 @@ def test_buffers_of_deepep_are_between_its_hints_for_64_and_for_128_ranks() -> N
         hints.append(near + far)
     assert hints[0] < DEEPEP_BUFFER < hints[1]
     assert fmean(hints) == pytest.approx(DEEPEP_BUFFER, rel=0.1)
-
-
-@pytest.mark.parametrize(
-    "name", ["openai/gpt-oss-20b", "Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-235B-A22B", "deepseek-ai/DeepSeek-V3"]
-)
-def test_the_fullest_rank_is_not_the_fullest_of_every_layer_nor_of_none(name: str) -> None:
-    """A rank keeps what it is sent in all its layers: at least the excess of layers that know nothing of each other, at most that of one."""
-    a = architecture(name)
-    ranks, layers = 8, sum(kind.mlp == "moe" for kind in a.layers())
-    one = fullest(a.num_moe_experts or 0, a.moe_router_topk, 4096.0 * a.moe_router_topk, ranks)
-    assert 1 + (one - 1) / layers**0.5 <= IMBALANCE
-    assert max(1.25, one) >= IMBALANCE

@@ -364,7 +364,7 @@ def predicted(case: Case) -> float:
     again = Recompute(granularity="full", method=case.method, num_layers=1) if case.method else NO_RECOMPUTE
     around = Surroundings(tp=case.tp, sequence_parallel=case.sequence_parallel, plain_rotation=True)
     depths = case.predicting or 0
-    saved, _ = kept_by_predictions(a, again, around)
+    saved, _ = kept_by_predictions(a, again, around, around)
     return saved - (depths * _of_three_samples(case) if case.method != "uniform" else 0.0)
 
 

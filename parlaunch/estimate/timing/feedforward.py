@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from math import comb, log, sqrt
+from math import comb
 
+from parlaunch.estimate.routing import fullest
 from parlaunch.estimate.timing.pieces import Cost, Pieces
 from parlaunch.model.recipe import Features, activated_in_one
 
@@ -63,10 +64,6 @@ DROPPED = 24
 """Kernels more, or passes as long as one, where tokens over the experts' capacity are dropped: each expert's most probable ones are chosen
 among all, two bits of their scores after two (torch.topk's radix select), and the others' scores made 0 (transformer/moe/moe_utils.py,
 `apply_router_token_dropping`). What they read is small, and stays in the cache."""
-UNEVEN, MOST_UNEVEN = 0.026, 0.40
-"""Growth of the fullest rank's load with the experts over those that a token uses, and where it ends: dropless runs over the same
-with forced balance took 1.045 times as long for Mixtral 8x22B (4), 1.245 and 1.15 for Qwen3-235B (16) at 16k and 64k tokens
-(Megatron MoE model zoo)."""
 MOE_KERNELS = 370
 """Kernels of router, permutation, dispatch, combine and glue of one eager MoE layer, forward."""
 SYNC = 100e-6
@@ -126,7 +123,7 @@ class FeedForward(Pieces):
         inner = a.moe_latent_size or self.h
         routed = own * topk * s.etp  # tokens that reach this rank's experts when the router is balanced
         even = self.o.features.expert_capacity or float(self.o.features.force_balance)
-        imbalance = even or fullest(experts, topk, routed, s.ep)
+        imbalance = even or fullest(experts, topk, own * s.ep * s.etp, s.ep, self.o.recipe.seq_length)
         each = routed * imbalance / local
         one = self.o.features.paged_stash and self.o.narrow == "mx" and a.gated_linear_unit
         sides = ("first", "second") if one else ("", "")
@@ -294,17 +291,6 @@ def ep_overlap(features: Features) -> float:
     if not features.ep_overlap:
         return 0.0
     return EP_OVERLAP_EAGER if awaiting(features) else EP_OVERLAP
-
-
-def fullest(experts: int, topk: int, routed: float, ranks: int) -> float:
-    """Tokens of the fullest of `ranks` expert-parallel ranks over their mean, for a router that nothing forces to be even.
-
-    Popular experts: the smaller the share of all experts that a token may use, the further out on the tail of its scores they
-    are chosen and the more a common preference among tokens counts. Chance: the largest of several counts of `routed`."""
-    if ranks <= 1:
-        return 1.0
-    chance = sqrt(2.0 * log(ranks) / max(routed, 1.0))
-    return 1.0 + min(MOST_UNEVEN, UNEVEN * experts / topk) + chance
 
 
 def group_limited(domains: float, groups: int, chosen: int) -> float:
