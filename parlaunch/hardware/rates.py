@@ -145,7 +145,7 @@ def _is_slice(gpu: Gpu) -> bool:
 def _sheets(cluster: Cluster) -> list[Product]:
     """The data sheets of the cluster's GPUs, each once."""
     found: dict[str, Product] = {}
-    for gpu in dict.fromkeys(_kind(g) for n in cluster.nodes for g in n.gpus):
+    for gpu in dict.fromkeys(map(_kind, dict.fromkeys(g for n in cluster.nodes for g in n.gpus))):
         sheet = CPU_RANK if gpu.name == CPU_RANK.name else sheet_of(gpu)
         if sheet is None and gpu.name == UNKNOWN:
             raise ProbeError(
