@@ -6,6 +6,7 @@ v0.2.0 for 25.11, v0.3.1 for 26.02, v0.4.2 for 26.04 and v0.5.1 for 26.06).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -57,11 +58,20 @@ _THEN = (
 """The first that fits."""
 
 
-def _release(framework: str) -> tuple[int, ...] | None:
-    """Year and month of a benchmark's container ("megatron-bridge 26.04.01"); None for other software."""
-    if not framework.startswith("megatron-bridge "):
+CONTAINERS = {
+    (0, 1): (25, 9), (0, 2): (25, 11), (0, 3): (26, 2), (0, 4): (26, 4), (0, 5): (26, 6), (0, 6): (26, 8),
+}  # fmt: skip
+"""Year and month of the container that a version of Megatron Bridge came with."""
+
+
+def _release(framework: str) -> tuple[int, int] | None:
+    """Year and month of a benchmark's container ("megatron-bridge 26.04.01", "megatron-bridge v0.4.2"); None for today's and for other
+    software."""
+    found = re.match(r"megatron-bridge v?(\d+)\.(\d+)", framework)
+    if found is None:
         return None
-    return tuple(int(part) for part in framework.split(" ")[1].split(".")[:2])
+    said = int(found[1]), int(found[2])
+    return CONTAINERS.get(said) if said[0] == 0 else said
 
 
 def as_then(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -236,6 +237,7 @@ def test_a_row_without_features_and_interleaving_has_neither_overlap_nor_graphs_
         ("25.11", "gb200-nvl72", "qwen3_235b_a22b", ("hybridep", "transformer_engine", False, 0.0)),
         ("26.02.01", "dgx-b300", "qwen3_235b_a22b", ("alltoall", None, False, 0.0)),
         ("26.04", "dgx-b300", "qwen3_235b_a22b", ("hybridep", None, False, 0.0)),
+        ("v0.4.2", "dgx-b300", "qwen3_235b_a22b", ("hybridep", None, False, 0.0)),
         ("26.06", "gb200-nvl72", "qwen3_235b_a22b", ("hybridep", "full_iteration", True, 0.0)),
     ],
 )
@@ -257,6 +259,10 @@ def test_a_benchmark_without_features_sends_tokens_as_its_release_did(
     assert (f.dispatcher, f.cuda_graph, f.ep_overlap, f.expert_capacity) == then
     assert any("as its release had it" in note or "its release had none" in note for note in run.notes) == (
         release != "26.06"
+    )
+    today = run_of(row | {"framework": "megatron-bridge main"}, Machines()).recipe.features
+    assert today == replace(
+        run_of(row | {"framework": "megatron-bridge 0.7"}, Machines()).recipe.features, framework=today.framework
     )
     # What a row says itself is not changed.
     said = run_of(row | {"features": {"dispatcher": "hybridep"}}, Machines()).recipe.features
