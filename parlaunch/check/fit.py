@@ -273,7 +273,7 @@ def _cost(astray: float, variance: float) -> float:
 def _start(rates: Rates) -> dict[str, float]:
     silicon, kernels, links = silicon_of(rates), Kernels(rates), Links(rates)
     start = {name: float(getattr(silicon, name)) for name in PRIOR if hasattr(silicon, name)}
-    start |= {name: kernels.reached(fmt) for fmt, name in SHARES.items() if fmt != "fp16"}
+    start |= {name: kernels.reached(fmt) for fmt, name in reversed(SHARES.items())}
     return start | {"nvlink_bus_bytes_per_s": links.bus, "fabric_bus_bytes_per_s": links.fabric}
 
 

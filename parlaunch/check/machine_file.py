@@ -18,7 +18,7 @@ SCHEMA = "parlaunch.machine/1"
 SHARES = {
     "bf16": "gemm_bf16", "fp16": "gemm_bf16", "fp8": "gemm_fp8", "block": "gemm_fp8", "mx": "gemm_fp8", "fp4": "gemm_fp4",
 }  # fmt: skip
-"""Format of a matrix product, and the share it calibrates."""
+"""Format of a matrix product, and the share it calibrates; the first with a share is the one that the share is of."""
 PEAK_SHARES = ("hbm", *dict.fromkeys(SHARES.values()))
 """Values that are a share of the data sheet's: none is above 1."""
 

@@ -404,8 +404,11 @@ def test_a_machine_is_believed_as_far_as_the_runs_are_sure_of_it(factor: float) 
 
 @pytest.mark.parametrize("hardware", ["dgx-a100-80g", "dgx-h100", "dgx-b200", "gb200-nvl72"])
 @pytest.mark.parametrize("sizes", [{"tp": 8}, {"tp": 2, "pp": 2}, {"tp": 1, "gpus": 64, "gbs": 64}])
-def test_a_file_that_says_what_the_tables_have_changes_no_time(hardware: str, sizes: dict[str, int]) -> None:
-    run = run_of(ROW | {"id": "x", "hardware": hardware} | sizes, Machines())
+@pytest.mark.parametrize("precision", ["bf16", "fp8cs", "fp8sc", "fp8mx", "nvfp4"])
+def test_a_file_that_says_what_the_tables_have_changes_no_time(
+    hardware: str, sizes: dict[str, int], precision: str
+) -> None:
+    run = run_of(ROW | {"id": "x", "hardware": hardware, "precision": precision} | sizes, Machines())
     fit = Fit([Observed(run, 1.0)])
     for name in fit.start:
         assert fit.residuals({name: 1e-9}) == pytest.approx(fit.tables, abs=1e-6), name
