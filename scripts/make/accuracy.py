@@ -403,9 +403,9 @@ whose source nobody had seen, and higher where the constants were settled with t
 
 ## Error bands
 
-The band that a plan prints is meant to hold two of three runs, of models and machines that its constants were not settled on. It is
-near the 75th percentile of what was left out in turn, by source and by model, with the others' fit: runs that nobody has seen lie
-further off than those. None is under 5 %, where sources disagree it is wider, and by layout (experts over several NVLink domains, FSDP,
+The band that a plan prints is meant to hold two of three runs, of models and machines that its constants were not settled on. It
+holds two of three to three of four of what was left out in turn, by source and by model, with the others' fit; of experts half, as their rows are
+few and far apart. None is under 5 %, where sources disagree it is wider, and by layout (experts over several NVLink domains, FSDP,
 many ranks) it is wider still than here:
 
 {apart}

@@ -1,8 +1,8 @@
 """How wrong an estimate may be: ± the share of the iteration time within which two of three measured runs lie.
 
 Every source of rows, and every model, was left out in turn and predicted with the constants that fit the others best: the numbers hold
-three of four of those residuals (`docs/accuracy.md`, Error bands), as runs of people whom no row is of lie further off than those,
-and none is under 5 %. Where sources disagree the band holds both. What no open row covers is wider by judgement, and says so here.
+two of three to three of four of those residuals (`docs/accuracy.md`, Error bands; half of those with experts, whose rows are few and
+far apart), and none is under 5 %. What no open row covers is wider by judgement, and says so here.
 """
 
 from __future__ import annotations
