@@ -225,9 +225,10 @@ def converted(row: dict[str, Any], gpus: int, seq: int) -> dict[str, Any]:
 def noted(text: Any, said: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Switches that a row's notes name and its features do not."""
     found = {}
-    for words, name, value in NOTED:
-        if name not in said and re.search(words, str(text or ""), re.IGNORECASE):
-            found[name] = value
+    for words, (name, same) in NOTED.items():
+        seen = re.search(rf"\b(no |without )?{words}\b", str(text or ""), re.IGNORECASE)
+        if seen and name not in said:
+            found[name] = (seen[1] is None) == same
     if found:
         notes.append("from the row's notes: " + ", ".join(found))
     return found
@@ -262,11 +263,10 @@ FEATURES: Mapping[str, tuple[str, bool]] = {
     "lora_rank": ("adapter_rank", True),
 }  # fmt: skip
 """Other names of switches: ours, and whether both say the same."""
-NOTED: tuple[tuple[str, str, bool], ...] = (
-    (r"\bno ddp overlap", "no_dp_overlap", True), (r"\bno tp overlap", "tp_overlap", False), (r"(?<!no )\btp overlap", "tp_overlap", True),
-    (r"(?<!no )\bfp8 attention", "fp8_attention", True),
-)  # fmt: skip
-"""Switches as notes beside a row name them: words, the switch, and what they say of it."""
+NOTED: Mapping[str, tuple[str, bool]] = {
+    "ddp overlap": ("no_dp_overlap", False), "tp overlap": ("tp_overlap", True), "fp8 attention": ("fp8_attention", True),
+}  # fmt: skip
+"""Words by which notes beside a row name switches, with "no" or "without" in front where they were off; as `FEATURES`."""
 _SWITCHES = frozenset({*Features.__dataclass_fields__, *(name for name, _ in FEATURES.values())})
 _FALSE = ("false", "no", "off", "0", "none", "")
 _DISPATCHERS = {word: word for word in ("alltoall", "allgather", "deepep", "hybridep")} | {

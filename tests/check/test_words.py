@@ -562,6 +562,7 @@ def test_each_view_of_memory_is_that_of_the_stage_which_shows_most_of_it() -> No
     [
         ("single node; FP8 attention; config MINIBS 2", {}, {"fp8_attention": True}),
         ("no FP8 attention", {}, {"fp8_attention": False}),
+        ("trained without FP8 attention and with DDP overlap", {}, {"fp8_attention": False, "dp_overlap": True}),
         ("TE 2.11, no TP overlap, no DDP overlap", {}, {"tp_overlap": False, "dp_overlap": False}),
         ("TP overlap (Userbuffers)", {}, {"tp_overlap": True, "dp_overlap": True}),
         ("TP overlap", {"tp_overlap": False}, {"tp_overlap": False}),
@@ -573,4 +574,4 @@ def test_switches_that_only_a_rows_notes_name_are_read(
     run = read(notes=notes, features=features)
     assert {name: getattr(run.recipe.features, name) for name in found} == found
     told = [note for note in run.notes if note.startswith("from the row's notes: ")]
-    assert bool(told) == (not features and not notes.startswith("no FP8"))
+    assert bool(told) == (not features)
