@@ -18,7 +18,7 @@ from functools import lru_cache
 from math import inf
 from typing import Any
 
-from parlaunch.check.released import as_then, take_back
+from parlaunch.check.released import as_then, sequential, take_back, unstash
 from parlaunch.check.words import (
     Machine,
     converted,
@@ -488,12 +488,10 @@ def _as_benchmarked(
 ) -> tuple[dict[str, Any], Recompute]:
     """Features and recomputation of a benchmark recipe as they were in the row's release."""
     features = dict(benchmark.get("features") or {})
-    if (row.get("pp") or 1) > 1 and (row.get("vp") or 1) == 1 and features.pop("ep_overlap", None):
-        # The overlap needs an interleaved pipeline, and Bridge switches graphs of whole iterations and attention in FP8 on together
-        # with it.
-        features.pop("paged_stash", None)
+    if sequential(row) and features.pop("ep_overlap", None):
+        # Bridge switches graphs of whole iterations and attention in FP8 on together with the overlap.
+        unstash(features)
         features.pop("fp8_attention", None)
-        features["cuda_graph"] = ["transformer_engine", ["attn", "moe_router", "moe_preprocess"]]
     modules = as_then(features, row, framework, gpu, notes)
     notes.append("features and recomputation of the catalog's benchmark recipe: the row has none")
     return features, selective(modules) if modules else _published_recompute(benchmark["name"])

@@ -18,6 +18,7 @@ PACKED = (26, 4)
 _EAGER = {"ep_overlap": None, "cuda_graph": None, "paged_stash": None}
 _PLAIN = _EAGER | {"dispatcher": "alltoall"}
 _OVERLAPPED = _PLAIN | {"ep_overlap": True}
+_MODULES_GRAPHED = {"cuda_graph": ["transformer_engine", ["attn", "moe_router", "moe_preprocess"]]}
 _ROUTER_GRAPHED = _PLAIN | {"cuda_graph": ["transformer_engine", ["moe_router", "moe_preprocess"]]}
 _DEEPEP = _OVERLAPPED | {"dispatcher": "deepep"}
 _FILLED = _PLAIN | {"expert_capacity": 1.0, "force_balance": None}
@@ -74,6 +75,17 @@ def _release(framework: str) -> tuple[int, int] | None:
     return CONTAINERS.get(said) if said[0] == 0 else said
 
 
+def sequential(row: Mapping[str, Any]) -> bool:
+    """Whether a row's pipeline is not interleaved: the overlap of experts' traffic needs one that is."""
+    return (row.get("pp") or 1) > 1 and (row.get("vp") or 1) == 1
+
+
+def unstash(features: dict[str, Any]) -> None:
+    """Take out the stash, and with it the graphs of whole iterations; single modules have graphs in their place."""
+    features.pop("paged_stash", None)
+    features.update(_MODULES_GRAPHED)
+
+
 def as_then(
     features: dict[str, Any], row: Mapping[str, Any], framework: str, gpu: str | None, notes: list[str]
 ) -> tuple[str, ...]:
@@ -86,8 +98,8 @@ def as_then(
         named = ((then.models, model), (then.gpus, gpu), (then.precisions, precision))
         if release < then.before and all(not some or its in some for some, its in named):
             features.update(then.features)
-            if (row.get("pp") or 1) > 1 and (row.get("vp") or 1) == 1:
-                features["ep_overlap"] = None  # it needs an interleaved pipeline
+            if sequential(row):
+                features["ep_overlap"] = None
             notes.append(f"{then.said}, as its release had it")
             return then.recomputed
     return ()
@@ -99,9 +111,8 @@ def take_back(features: dict[str, Any], framework: str, notes: list[str]) -> Non
     if release is None:
         return
     if features.get("paged_stash") and release < STASHED:
-        del features["paged_stash"]
+        unstash(features)
         features["ep_overlap"] = None
-        features["cuda_graph"] = ["transformer_engine", ["attn", "moe_router", "moe_preprocess"]]
         notes.append("graphs of router and preprocessing: its release had none of whole iterations with experts")
     narrow = [name for name in ("fp8_attention", "fp8_output") if features.get(name)]
     if narrow and release < STASHED:
